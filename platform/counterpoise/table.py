@@ -1,0 +1,121 @@
+"""The image table: real or synthetic, an image is a row.
+
+Real rows have the columns of :data:`REAL`; synthetic rows also tell how they came to be (:data:`SYNTHETIC`). The
+names of classes and groups live in the table's metadata, so a table can be read on its own. A *cell* is a class ×
+group pair. A dataset without groups has one nameless group, and its rows have ``group = -1``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+from jaxtyping import Int, UInt8
+from PIL import Image
+
+REAL = pa.schema(
+    [
+        ("id", pa.string()),
+        ("image", pa.binary()),  # an encoded image file: PNG, JPEG, WebP
+        ("label", pa.int32()),
+        ("group", pa.int32()),  # -1: unknown
+        ("split", pa.string()),  # train, validation or test
+        ("source", pa.string()),  # real or synthetic
+    ]
+)
+SYNTHETIC = pa.schema(
+    [
+        *REAL,
+        ("index", pa.int64()),  # its number within its cell of the pool
+        ("prompt", pa.string()),
+        ("seed", pa.uint64()),
+        ("attempt", pa.int32()),  # 0 for the first sample, n after n rejected ones
+        ("defect", pa.string()),  # null, or why every attempt was rejected: the row is quarantined
+        ("clip_similarity", pa.float32()),  # cosine between the image and its own prompt
+        ("clip_margin", pa.float32()),  # that cosine minus the largest among the rival cells' prompts
+    ]
+)
+SPLITS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class Names:
+    """Names of the classes and groups, in the order of their integer codes. ``groups`` may be empty."""
+
+    classes: tuple[str, ...]
+    groups: tuple[str, ...] = ()
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(classes, groups) of the table of cells; without groups there is one column."""
+        return len(self.classes), max(len(self.groups), 1)
+
+    def cell(self, label: int, group: int) -> str:
+        """A readable name of a cell: ``star × red``, or ``star`` without groups."""
+        return f"{self.classes[label]} × {self.groups[group]}" if self.groups and group >= 0 else self.classes[label]
+
+    def to_metadata(self) -> dict[bytes, bytes]:
+        return {b"counterpoise": json.dumps({"classes": self.classes, "groups": self.groups}).encode()}
+
+    @classmethod
+    def from_metadata(cls, metadata: dict[bytes, bytes]) -> Names:
+        names = json.loads(metadata[b"counterpoise"])
+        return cls(tuple(names["classes"]), tuple(names["groups"]))
+
+
+def make_table(columns: dict[str, Sequence], schema: pa.Schema, names: Names) -> pa.Table:
+    """A table with the given schema and names; every column of the schema must be given."""
+    return pa.table(columns, schema=schema.with_metadata(names.to_metadata()))
+
+
+def cell_counts(
+    labels: Int[np.ndarray, " n"], groups: Int[np.ndarray, " n"], names: Names
+) -> Int[np.ndarray, "classes groups"]:
+    """How many images each cell has. Rows of unknown group count only where the dataset has no groups at all."""
+    counts = np.zeros(names.shape, dtype=np.int64)
+    known = groups >= 0 if names.groups else np.ones(len(groups), dtype=bool)
+    np.add.at(counts, (labels[known], np.maximum(groups[known], 0)), 1)
+    return counts
+
+
+def encode_image(pixels: UInt8[np.ndarray, "height width 3"]) -> bytes:
+    """The pixels as a PNG file. Lossless, and the same bytes for the same pixels."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="PNG", compress_level=3)
+    return buffer.getvalue()
+
+
+def decode_image(data: bytes, size: int | None = None) -> UInt8[np.ndarray, "height width 3"]:
+    """The RGB pixels of an encoded image; transparency is laid on white.
+
+    Args:
+        data: The bytes of an image file.
+        size: If given, the image is resized to ``size`` × ``size`` pixels (bilinear, aspect ratio not kept).
+
+    Raises:
+        OSError: The bytes are not a readable image.
+    """
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+                rgba = image.convert("RGBA")
+                picture = Image.new("RGB", rgba.size, "white")
+                picture.paste(rgba, mask=rgba.getchannel("A"))
+            else:
+                picture = image.convert("RGB")
+    except (SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:  # Pillow's other ways to say so
+        raise OSError(str(error)) from error
+    if size is not None and picture.size != (size, size):
+        picture = picture.resize((size, size), Image.Resampling.BILINEAR)
+    return np.asarray(picture)
+
+
+def digest(value: object) -> str:
+    """The address of a JSON-able value: 16 hex digits of the SHA-256 of its canonical form."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,133 @@
+"""A view: an ordered choice of rows from the image tables in a store, without their pixels.
+
+The real dataset, a plan's share of the pool and any subset or concatenation of these are views. A view holds labels,
+groups and where each image lies; images are streamed from the store when somebody needs them, so that a dataset
+never has to fit in memory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from jaxtyping import Bool, Int
+
+from counterpoise.store import Store
+from counterpoise.table import REAL, Names, cell_counts
+
+
+@dataclass(frozen=True)
+class View:
+    """Rows of image tables.
+
+    Attributes:
+        store: Where the tables are.
+        names: Names of classes and groups.
+        index: Every column of the rows but ``image``, and ``key`` and ``row``: the Parquet file in the store and the
+            row in it.
+    """
+
+    store: Store
+    names: Names
+    index: pa.Table
+
+    @classmethod
+    def open(cls, store: Store, keys: Sequence[str]) -> View:
+        """All rows of the Parquet files at ``keys``, in that order. At least one key is needed for the names."""
+        parts = []
+        for key in keys:
+            with store.open(key) as file:
+                table = pq.ParquetFile(file)
+                columns = [name for name in table.schema_arrow.names if name != "image"]
+                part = table.read(columns=columns)
+            part = part.append_column("key", pa.array([key] * len(part), pa.string()))
+            parts.append(part.append_column("row", pa.array(np.arange(len(part)))))
+        names = Names.from_metadata(parts[0].schema.metadata)
+        return cls(store, names, pa.concat_tables(parts))
+
+    @classmethod
+    def empty(cls, store: Store, names: Names) -> View:
+        schema = pa.schema(
+            [*(field for field in REAL if field.name != "image"), ("key", pa.string()), ("row", pa.int64())]
+        )
+        return cls(store, names, schema.empty_table())
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def column(self, name: str) -> np.ndarray:
+        """One column of the index as an array."""
+        return self.index[name].to_numpy()
+
+    @cached_property
+    def labels(self) -> Int[np.ndarray, " n"]:
+        return self.column("label")
+
+    @cached_property
+    def groups(self) -> Int[np.ndarray, " n"]:
+        return self.column("group")
+
+    @property
+    def synthetic(self) -> Bool[np.ndarray, " n"]:
+        """Which rows are synthetic images."""
+        return np.asarray(pc.equal(self.index["source"], "synthetic"))
+
+    @property
+    def counts(self) -> Int[np.ndarray, "classes groups"]:
+        """Images per cell."""
+        return cell_counts(self.labels, self.groups, self.names)
+
+    @cached_property
+    def digest(self) -> str:
+        """The address of what this view shows: its rows, in order. Tables never change, so keys stand for content."""
+        sha = hashlib.sha256(repr((self.names.classes, self.names.groups)).encode())
+        for name in ("key", "row", "label", "group"):
+            sha.update("\n".join(map(str, self.index[name].to_pylist())).encode() + b"\0")
+        return sha.hexdigest()[:16]
+
+    def where(self, **equal: Any) -> View:
+        """The rows whose columns equal the given values: ``view.where(split="train", label=3)``."""
+        mask = np.ones(len(self), dtype=bool)
+        for name, value in equal.items():
+            mask &= np.asarray(pc.equal(self.index[name], value))
+        return self.take(np.flatnonzero(mask))
+
+    def take(self, positions: Int[np.ndarray, " m"]) -> View:
+        """The rows at these positions, in this order."""
+        return View(self.store, self.names, self.index.take(pa.array(positions, pa.int64())))
+
+    def __add__(self, other: View) -> View:
+        """This view's rows, then the other's. Columns that one side lacks are null there."""
+        if self.names != other.names:
+            raise ValueError(f"views of different classes or groups: {self.names} and {other.names}")
+        return View(self.store, self.names, pa.concat_tables([self.index, other.index], promote_options="default"))
+
+    def images(self) -> Iterator[tuple[int, bytes]]:
+        """(position, encoded image) of every row, file by file; row groups without a wanted row are not read."""
+        keys, rows = self.index["key"].to_numpy(zero_copy_only=False), self.column("row")
+        for key in dict.fromkeys(keys):
+            here = np.flatnonzero(keys == key)
+            here = here[np.argsort(rows[here], kind="stable")]
+            with self.store.open(key) as file:
+                yield from _images_of_file(pq.ParquetFile(file), here, rows[here])
+
+
+def _images_of_file(
+    file: pq.ParquetFile, positions: Int[np.ndarray, " n"], rows: Int[np.ndarray, " n"]
+) -> Iterator[tuple[int, bytes]]:
+    first = 0
+    for number in range(file.num_row_groups):
+        size = file.metadata.row_group(number).num_rows
+        wanted = slice(*np.searchsorted(rows, [first, first + size]))
+        if wanted.start < wanted.stop:
+            column = file.read_row_group(number, columns=["image"])["image"]
+            for position, row in zip(positions[wanted], rows[wanted], strict=True):
+                yield int(position), column[int(row) - first].as_py()
+        first += size

@@ -1,0 +1,67 @@
+"""What all tests share: a home of their own, one thread per process, no telemetry, real images when they are there."""
+
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+# Ray, MLflow and matplotlib write into HOME, and read these variables when they are imported: so set them first.
+_HOME = Path(tempfile.mkdtemp(prefix="counterpoise-tests-"))
+os.environ.update(
+    HOME=str(_HOME),
+    MPLCONFIGDIR=str(_HOME / "matplotlib"),
+    COUNTERPOISE_CACHE=str(_HOME / "cache"),
+    OMP_NUM_THREADS="1",
+    MLFLOW_DISABLE_TELEMETRY="true",
+    DO_NOT_TRACK="true",
+    RAY_USAGE_STATS_ENABLED="0",
+    HF_HUB_OFFLINE="1",
+    AWS_ACCESS_KEY_ID="testing",
+    AWS_SECRET_ACCESS_KEY="testing",
+    AWS_DEFAULT_REGION="us-east-1",
+)
+for name in ("MLFLOW_TRACKING_URI", "RAY_ADDRESS", "AWS_ENDPOINT_URL"):
+    os.environ.pop(name, None)
+
+_ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The root of the checkout."""
+    return _ROOT
+
+
+@pytest.fixture(scope="session")
+def real_images() -> Path:
+    """The folder with real datasets; tests that need it are skipped where it is not."""
+    folder = Path(os.environ.get("COUNTERPOISE_TEST_DATA", _ROOT.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"no real images at {folder}: set COUNTERPOISE_TEST_DATA")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_models(tmp_path_factory) -> Path:
+    """A folder with ``diffusion`` (a diffusers pipeline) and ``clip`` (of open_clip), with random weights."""
+    sys.path.append(str(_ROOT / "tests"))
+    import tiny
+
+    folder = tmp_path_factory.mktemp("models")
+    tiny.make_diffusion(folder / "diffusion")
+    tiny.make_clip(folder / "clip")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def s3_server():
+    """The address of an S3 server over HTTP; buckets and objects live as long as the session."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
