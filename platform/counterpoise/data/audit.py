@@ -1,0 +1,176 @@
+"""What is wrong with a dataset: which cells are rare or empty, and how well the group predicts the class."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Int
+from scipy.stats.contingency import association
+
+from counterpoise import config
+from counterpoise.errors import one_of
+from counterpoise.table import SPLITS, Names
+from counterpoise.view import View
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+_STRONG = 0.3  # Cramér's V from which the group is worth acting on
+_LONG = 10.0  # likewise the imbalance factor
+_RARE_TEST = 10  # below this many test images, an accuracy moves in steps of more than ten points
+
+
+@dataclass(frozen=True)
+class Audit:
+    """Numbers of the training split, if nothing else is said.
+
+    Attributes:
+        labels: Class names.
+        groups: Group names; empty for a dataset without groups.
+        counts: Images of each class × group; one column without groups. Unknown groups are not in it.
+        split_counts: The same for each split.
+        class_counts: Images of each class, those of unknown group too.
+        imbalance_factor: Largest over smallest class, of the classes that have images; None if there is none.
+        cramers_v: Association of class and group in [0, 1], without correction for bias, over the classes and groups
+            that have images; None if there are not two of each.
+        majority_group: Class -> its most frequent group (the first of equals); None for a class without images.
+        majority_rate: Class -> that group's share of the class's images of known group.
+        shots: Class -> many, medium or few, by ``evaluation.many`` and ``evaluation.few``.
+        unknown_group: Images whose group is not known, in a dataset with groups.
+        empty_cells: Cells without an image, as [class, group].
+        suggestions: What to know and what to try, in words.
+    """
+
+    labels: list[str]
+    groups: list[str]
+    counts: list[list[int]]
+    split_counts: dict[str, list[list[int]]]
+    class_counts: list[int]
+    imbalance_factor: float | None
+    cramers_v: float | None
+    majority_group: dict[str, str | None]
+    majority_rate: dict[str, float | None]
+    shots: dict[str, str]
+    unknown_group: int
+    empty_cells: list[list[str]]
+    suggestions: list[str]
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-able dictionary of all attributes."""
+        return asdict(self)
+
+
+def audit(view: View, evaluation: config.Evaluation) -> Audit:
+    """Audits a dataset with all its splits."""
+    names = view.names
+    splits = {split: view.where(split=split) for split in SPLITS}
+    counts = {split: part.counts for split, part in splits.items()}
+    train = splits["train"]
+    of_class = np.bincount(train.labels, minlength=len(names.classes))
+    groups, rates = _majorities(counts["train"], names)
+    facts: dict[str, Any] = {
+        "labels": list(names.classes),
+        "groups": list(names.groups),
+        "counts": counts["train"].tolist(),
+        "split_counts": {split: table.tolist() for split, table in counts.items()},
+        "class_counts": of_class.tolist(),
+        "imbalance_factor": imbalance_factor(of_class),
+        "cramers_v": cramers_v(counts["train"]),
+        "majority_group": groups,
+        "majority_rate": rates,
+        "shots": dict(zip(names.classes, shots(of_class, evaluation), strict=True)),
+        "unknown_group": int(np.sum(train.groups < 0)) if names.groups else 0,
+        "empty_cells": [
+            [names.classes[label], *names.groups[group : group + 1]]
+            for label, group in np.argwhere(counts["train"] == 0)
+        ],
+    }
+    return Audit(**facts, suggestions=_suggestions(facts, counts, names))
+
+
+def imbalance_factor(counts: Int[np.ndarray, " classes"]) -> float | None:
+    """Largest over smallest count (Cui et al. 2019), empty classes left out; None if all are empty."""
+    there = counts[counts > 0]
+    return float(there.max() / there.min()) if len(there) else None
+
+
+def cramers_v(counts: Int[np.ndarray, "classes groups"]) -> float | None:
+    """Cramér's V = √(χ² / (n · (min(rows, columns) - 1))), without correction for bias.
+
+    Empty rows and columns are left out; None if less than 2 × 2 remains.
+    """
+    there = counts[counts.sum(1) > 0][:, counts.sum(0) > 0]
+    return float(association(there, method="cramer")) if min(there.shape) >= 2 else None
+
+
+def shots(counts: Int[np.ndarray, " classes"], evaluation: config.Evaluation) -> list[str]:
+    """many above ``evaluation.many`` training images, few below ``evaluation.few``, else medium (SYNAuG, section 4)."""
+    return ["many" if n > evaluation.many else "few" if n < evaluation.few else "medium" for n in counts]
+
+
+def _majorities(
+    counts: Int[np.ndarray, "classes groups"], names: Names
+) -> tuple[dict[str, str | None], dict[str, float | None]]:
+    groups: dict[str, str | None] = {}
+    rates: dict[str, float | None] = {}
+    for label, row in zip(names.classes, counts, strict=True):
+        known = bool(names.groups) and row.sum() > 0
+        groups[label] = names.groups[int(row.argmax())] if known else None
+        rates[label] = float(row.max() / row.sum()) if known else None
+    return groups, rates
+
+
+def _suggestions(
+    facts: dict[str, Any], counts: dict[str, Int[np.ndarray, "classes groups"]], names: Names
+) -> list[str]:
+    said = []
+    if empty := [" × ".join(cell) for cell in facts["empty_cells"]]:
+        said.append(f"no training image in {_cells(empty)}: synthetic ones are all there can be")
+    v, factor = facts["cramers_v"], facts["imbalance_factor"]
+    if v is not None and v >= _STRONG:
+        rates = [rate for rate in facts["majority_rate"].values() if rate is not None]
+        said.append(
+            f"the group predicts the class: Cramér's V = {v:.2f}, and on average {np.mean(rates):.1%} of a class are "
+            "in one group; try the method ffr (plan asb), or usb"
+        )
+    if factor is not None and factor >= _LONG:
+        said.append(
+            f"long tail: the largest class has {factor:.0f} times the images of the smallest; "
+            "try the plan uniformize by class"
+        )
+    if few := [label for label, shot in facts["shots"].items() if shot == "few"]:
+        said.append(f"few-shot classes: {', '.join(few)}")
+    if facts["unknown_group"]:
+        said.append(f"{facts['unknown_group']} training images have no known group: no cell counts them")
+    for split, why in (("validation", "models are selected without"), ("test", "accuracy cannot be measured in")):
+        if lacking := [names.cell(*map(int, cell)) for cell in np.argwhere(counts[split] == 0)]:
+            said.append(f"the {split} split lacks {_cells(lacking)}: {why} {'it' if len(lacking) == 1 else 'them'}")
+    rare = np.argwhere((counts["test"] > 0) & (counts["test"] < _RARE_TEST))
+    if coarse := [names.cell(*map(int, cell)) for cell in rare]:
+        said.append(f"fewer than {_RARE_TEST} test images in {_cells(coarse)}: accuracy there is coarse")
+    return said
+
+
+def _cells(cells: list[str]) -> str:
+    return f"cell {cells[0]}" if len(cells) == 1 else f"{len(cells)} cells ({one_of(cells, 6)})"
+
+
+def render(result: Audit) -> Table:
+    """The counts as a table for the terminal, rare cells marked."""
+    from rich.table import Table
+
+    table = Table(title="training images", title_justify="left")
+    table.add_column("class")
+    columns = result.groups or []
+    for name in [*columns, "all"]:
+        table.add_column(name, justify="right")
+    for name in (["majority"] if columns else []) + ["shots"]:
+        table.add_column(name)
+    for label, row, total in zip(result.labels, result.counts, result.class_counts, strict=True):
+        cells = [f"[bold red]{n}[/]" if n == 0 else str(n) for n in row] if columns else []
+        rate = result.majority_rate[label]
+        majority = ["–" if rate is None else f"{rate:.1%} {result.majority_group[label]}"] if columns else []
+        table.add_row(label, *cells, str(total), *majority, result.shots[label])
+    return table

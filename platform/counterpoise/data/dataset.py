@@ -1,0 +1,263 @@
+"""A real dataset in the store: imported once, read as a view.
+
+Whatever the adapter, the rows end in one Parquet file at ``tables/<address>.parquet``, with what could not be used
+beside it in ``tables/<address>.quarantine.parquet``. The address is the digest of the configuration and of a
+fingerprint of the source, so a dataset is imported again when it changes, and not otherwise.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import os
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image, ImageOps
+
+from counterpoise import config
+from counterpoise.data import imbalance
+from counterpoise.data.adapters import Picture, Rows, open_source
+from counterpoise.data.choose import Chosen, choose
+from counterpoise.data.tint import TINTS, tint
+from counterpoise.errors import DataError, did_you_mean, one_of
+from counterpoise.progress import Progress
+from counterpoise.store import Store
+from counterpoise.table import REAL, decode_image, digest, encode_image, make_table
+from counterpoise.view import View
+
+_FORMAT = 1  # raised when the same source would be imported differently
+_ROWS, _BYTES = 1024, 128 << 20  # a row group is full at either
+_BATCH = 64  # images in work at once
+_KEPT = ("JPEG", "PNG", "WEBP")  # formats whose files are stored as they are
+_GREY = 16  # how far apart the channels of a grey image may be, for JPEG's sake
+_ORIENTATION = 0x0112
+_PLACE = ("root", "path", "download")  # where a dataset lies is no part of what it is; the fingerprint is
+
+QUARANTINE = pa.schema([(name, pa.string()) for name in ("id", "label", "group", "split", "reason", "detail")])
+Defect = tuple[int, str, str]  # source row, reason, detail
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A dataset ready for use.
+
+    Attributes:
+        view: All splits; training and validation rows thinned by ``data.imbalance``.
+        quarantined: Rows that could not be used.
+        reasons: How many of them for which reason.
+        key: The table in the store.
+    """
+
+    view: View
+    quarantined: int
+    reasons: dict[str, int]
+    key: str
+
+
+def load(data: config.Data, store: Store) -> Loaded:
+    """The dataset, imported into the store if it is not there yet.
+
+    Raises:
+        DataError: It is not what the configuration says, or too many of its rows cannot be used. An import that fails
+            stores nothing.
+    """
+    _check_tint(data)
+    source = open_source(data)
+    what = data.model_dump(mode="json", exclude={"imbalance", "max_quarantined", *_PLACE})
+    address = digest({"format": _FORMAT, "data": what, "source": source.fingerprint})
+    key, aside = f"tables/{address}.parquet", f"tables/{address}.quarantine.parquet"
+    if not store.exists(key):
+        _import(source.rows(), data, store, key, aside)
+    view = View.open(store, [key])
+    with store.open(aside) as file:
+        defects = pq.read_table(file)
+    reasons = defects["reason"].to_pylist()
+    _check_share(data, len(view) + len(defects), defects["id"].to_pylist(), reasons)
+    if data.imbalance is not None:
+        splits = np.asarray(view.index["split"].to_pylist(), dtype=object)
+        kept = imbalance.keep(data.imbalance, view.labels, view.groups, splits, view.names, data.seed)
+        view = view.take(kept)
+    return Loaded(view, len(defects), dict(Counter(reasons).most_common()), key)
+
+
+def _check_tint(data: config.Data) -> None:
+    for number, color in enumerate(data.tint.colors if data.tint else ()):
+        if color not in TINTS:
+            where = f"data.tint.colors.{number}"
+            remedy = did_you_mean(color, TINTS)
+            raise DataError("unknown tint", where=where, found=color, allowed=one_of(TINTS, 40), remedy=remedy)
+
+
+def _check_share(data: config.Data, total: int, ids: list[str], reasons: list[str]) -> None:
+    """Raises DataError if the rows with these ids, quarantined for these reasons, are too many of ``total``."""
+    if len(ids) > data.max_quarantined * total:
+        counted = ", ".join(f"{count} × {reason}" for reason, count in Counter(reasons).most_common(5))
+        raise DataError(
+            "too many rows of this dataset cannot be used",
+            where=f"rows {one_of(ids, 3)}",
+            found=f"{len(ids)} of {total} ({len(ids) / total:.1%}): {counted}",
+            allowed=f"data.max_quarantined: {data.max_quarantined:.1%}",
+            remedy="mend these rows, or raise data.max_quarantined",
+        )
+
+
+# -- import ------------------------------------------------------------------------------------------------------------
+
+
+def _import(rows: Rows, data: config.Data, store: Store, key: str, aside: str) -> None:
+    chosen = choose(rows, data)
+    defects: list[Defect] = [(row, why, "") for row, why in chosen.defects.items()]
+    with tempfile.TemporaryDirectory(prefix="counterpoise-") as folder:
+        table, quarantine = Path(folder, "table.parquet"), Path(folder, "quarantine.parquet")
+        with Progress("importing", total=len(chosen.rows), unit="images") as progress:
+            _write(table, _good(rows, chosen, data, defects, progress), rows, chosen)
+        if len(defects) == len(chosen.rows) + len(chosen.defects):
+            raise DataError("no image of this dataset can be read", where="data", found=defects[-1][2])
+        _write_quarantine(quarantine, rows, defects)
+        store.create(aside, quarantine)
+        store.create(key, table)  # last: where the table is, the quarantine is
+
+
+def _good(
+    rows: Rows, chosen: Chosen, data: config.Data, defects: list[Defect], progress: Progress
+) -> Iterator[tuple[int, bytes]]:
+    """(position among the chosen rows, encoded image) of what can be read; the rest is added to ``defects``."""
+    total = len(chosen.rows) + len(chosen.defects)
+    _check_defects(rows, data, total, defects)
+    for position, image in _images(rows, chosen, data):
+        if isinstance(image, OSError):
+            defects.append((int(chosen.rows[position]), "unreadable image", str(image)))
+            _check_defects(rows, data, total, defects)  # at once: nobody waits for an import that is going to fail
+        else:
+            yield position, image
+        progress.advance()
+
+
+def _check_defects(rows: Rows, data: config.Data, total: int, defects: list[Defect]) -> None:
+    if len(defects) > data.max_quarantined * total:
+        _check_share(data, total, [rows.ids[row] for row, _, _ in defects], [reason for _, reason, _ in defects])
+
+
+def _write(path: Path, images: Iterator[tuple[int, bytes]], rows: Rows, chosen: Chosen) -> None:
+    """Streams images into a Parquet file; at no time is there more than a row group in memory."""
+    schema = REAL.with_metadata(chosen.names.to_metadata())
+    plain = {name: "none" if name == "image" else "zstd" for name in REAL.names}
+    with pq.ParquetWriter(
+        path, schema, compression=plain, use_dictionary=["split", "source"], write_statistics=["label", "group"]
+    ) as writer:
+        held: list[tuple[int, bytes]] = []
+        size = 0
+        for position, image in images:
+            held.append((position, image))
+            size += len(image)
+            if len(held) == _ROWS or size > _BYTES:
+                writer.write_table(_table(held, rows, chosen))
+                held, size = [], 0
+        if held:
+            writer.write_table(_table(held, rows, chosen))
+
+
+def _table(held: list[tuple[int, bytes]], rows: Rows, chosen: Chosen) -> pa.Table:
+    positions = np.array([position for position, _ in held], dtype=np.int64)
+    columns = {
+        "id": [rows.ids[row] for row in chosen.rows[positions]],
+        "image": [image for _, image in held],
+        "label": chosen.labels[positions],
+        "group": chosen.groups[positions],
+        "split": chosen.splits[positions].tolist(),
+        "source": ["real"] * len(held),
+    }
+    return make_table(columns, REAL, chosen.names)
+
+
+def _write_quarantine(path: Path, rows: Rows, defects: list[Defect]) -> None:
+    numbers = [row for row, _, _ in defects]
+    columns = {
+        "id": [rows.ids[row] for row in numbers],
+        "label": [rows.labels[row] for row in numbers],
+        "group": [rows.groups[row] if rows.groups else None for row in numbers],
+        "split": [rows.splits[row] if rows.splits else None for row in numbers],
+        "reason": [reason for _, reason, _ in defects],
+        "detail": [detail for _, _, detail in defects],
+    }
+    pq.write_table(pa.table(columns, schema=QUARANTINE), path)
+
+
+# -- images ------------------------------------------------------------------------------------------------------------
+
+
+def _images(rows: Rows, chosen: Chosen, data: config.Data) -> Iterator[tuple[int, bytes | OSError]]:
+    """(position among the chosen rows, encoded image or why there is none), in order."""
+    wanted = np.zeros(len(rows.ids), dtype=bool)
+    wanted[chosen.rows] = True
+    colors = [TINTS[name] for name in data.tint.colors] if data.tint else None
+
+    def finish(item: tuple[int, tuple[int, Picture]]) -> tuple[int, bytes | OSError]:
+        position, (row, picture) = item
+        try:
+            if colors is None:
+                return position, encoded(picture)
+            return position, _tinted(picture, colors[chosen.groups[position]], rows.ids[row])
+        except OSError as error:
+            return position, error
+
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as threads:  # Pillow works outside of the interpreter's lock
+        numbered = enumerate(rows.images(wanted))
+        while batch := list(itertools.islice(numbered, _BATCH)):
+            yield from threads.map(finish, batch)
+
+
+def encoded(picture: Picture) -> bytes:
+    """An image file that :func:`counterpoise.table.decode_image` reads.
+
+    JPEG, PNG and WebP files are kept byte for byte. Other formats, pixels, images that a camera marked as rotated, and
+    16-bit grey become PNG.
+
+    Raises:
+        OSError: It is not a readable image.
+    """
+    if isinstance(picture, OSError):
+        raise picture
+    if isinstance(picture, Image.Image):
+        return _png(picture)
+    try:
+        decode_image(picture)
+        with Image.open(io.BytesIO(picture)) as image:
+            upright = image.getexif().get(_ORIENTATION, 1) in (0, 1)
+            if image.format in _KEPT and upright and not image.mode.startswith(("I", "F")):
+                return picture
+            return _png(ImageOps.exif_transpose(image))
+    except Exception as error:  # damaged files make Pillow's readers raise almost anything
+        raise OSError(str(error) or type(error).__name__) from error
+
+
+def _png(image: Image.Image) -> bytes:
+    if image.mode.startswith("I;16") or image.mode == "I":  # 16 bits; Pillow would cut them off at 255
+        image = Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
+    if image.mode == "F":
+        raise OSError("images of floating-point pixels have no known range")
+    if image.mode not in ("L", "LA", "RGB", "RGBA"):
+        image = image.convert("RGBA" if "transparency" in image.info or image.mode in ("PA", "La", "RGBa") else "RGB")
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG", compress_level=3)
+    return buffer.getvalue()
+
+
+def _tinted(picture: Picture, color: tuple[int, int, int], name: str) -> bytes:
+    if isinstance(picture, Image.Image) and picture.mode == "L":
+        grey = np.asarray(picture)
+    else:
+        pixels = decode_image(encoded(picture))
+        if np.ptp(pixels, axis=2).max() > _GREY:
+            remedy = "leave out data.tint"
+            raise DataError("only grey images can be tinted", where=f"data.tint, row {name}", remedy=remedy)
+        grey = np.asarray(Image.fromarray(pixels).convert("L"))
+    return encode_image(tint(grey[None], np.array([color], dtype=np.uint8))[0])

@@ -1,0 +1,92 @@
+"""Splits and tints drawn by seed."""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Int, Shaped
+
+from counterpoise import config
+from counterpoise.errors import DataError, one_of
+from counterpoise.table import SPLITS
+
+_SPLIT_STREAM, _TINT_STREAM = 1, 2
+_VALIDATION = 0.1  # of the training rows, if the dataset has no validation split and `data.splits` does not say
+
+
+def draw_splits(
+    labels: Int[np.ndarray, " n"],
+    groups: Int[np.ndarray, " n"],
+    given: Shaped[np.ndarray, " n"] | None,
+    shares: config.Splits | None,
+    seed: int,
+) -> Shaped[np.ndarray, " n"]:
+    """The split of each row: as given, and what is missing drawn from the training rows by seed, within each cell.
+
+    - No splits given: all three are drawn, by ``shares`` or 80 : 10 : 10.
+    - Train and test given: the share ``shares.validation`` of the training rows (a tenth, without ``shares``) becomes
+      validation.
+    - No test given: drawn only if ``shares`` is set, because what a model is judged by should be somebody's decision.
+    - All three given: ``shares`` would have no effect and is an error.
+
+    Raises:
+        DataError: A split that is needed is missing or empty.
+    """
+    parts = np.full(len(labels), "train", dtype=object) if given is None else given.copy()
+    there = set(parts)
+    if "train" not in there:
+        raise DataError(
+            "there is no training split", where="data", found=one_of(sorted(there)), remedy="name it train, or set rows"
+        )
+    if given is None:
+        shares = shares or config.Splits()
+    elif shares is not None and there == set(SPLITS):
+        remedy = "leave it out; to draw anew, do not name the dataset's splits (data.columns.split, {split})"
+        raise DataError(
+            "the dataset has all three splits, so there is nothing to draw", where="data.splits", remedy=remedy
+        )
+    elif shares is None and "test" not in there:
+        remedy = "set data.splits, for example {train: 0.8, validation: 0.1, test: 0.1}, to draw one from the rest"
+        raise DataError("there is no test split", where="data", found=one_of(sorted(there)), remedy=remedy)
+    rng = np.random.default_rng((seed, _SPLIT_STREAM))
+    left = 1.0
+    for part, share in (
+        ("test", shares.test if shares else 0),
+        ("validation", shares.validation if shares else _VALIDATION),
+    ):
+        if part not in there:
+            rows = np.flatnonzero(parts == "train")
+            parts[rows[_stratified(labels[rows], groups[rows], share / left, rng)]] = part
+            left -= share
+    for part in SPLITS:
+        if not np.any(parts == part):
+            found = ", ".join(f"{np.sum(parts == name)} {name}" for name in SPLITS)
+            remedy = "use more rows, or raise its share in data.splits"
+            raise DataError(f"the {part} split is empty", where="data.splits", found=found, remedy=remedy)
+    return parts
+
+
+def _stratified(
+    labels: Int[np.ndarray, " n"], groups: Int[np.ndarray, " n"], share: float, rng: np.random.Generator
+) -> Int[np.ndarray, " m"]:
+    """Random positions: the share of the rows in all and of each cell, up to rounding.
+
+    The rows are lined up cell by cell, in random order within each, and taken at equal distances.
+    """
+    order = np.lexsort((rng.random(len(labels)), groups, labels))
+    marks = np.floor(np.arange(len(labels) + 1) * share + rng.random())
+    return order[np.diff(marks) > 0]
+
+
+def draw_tints(
+    labels: Int[np.ndarray, " n"], splits: Shaped[np.ndarray, " n"], colors: int, seed: int
+) -> Int[np.ndarray, " n"]:
+    """A colour for each row, by chance, equally often in each class of each split (up to one)."""
+    rng = np.random.default_rng((seed, _TINT_STREAM))
+    order = np.lexsort((rng.random(len(labels)), labels, splits.astype(str)))
+    cells = np.stack([labels[order], np.unique(splits.astype(str), return_inverse=True)[1][order]])
+    starts = np.flatnonzero(np.any(np.diff(cells, prepend=-1) != 0, axis=0))
+    sizes = np.diff(starts, append=len(order))
+    first = rng.integers(colors, size=len(starts))  # who gets one more where the colours do not divide a class
+    tints = np.empty(len(labels), dtype=np.int32)
+    tints[order] = (np.arange(len(order)) - np.repeat(starts - first, sizes)) % colors
+    return tints
