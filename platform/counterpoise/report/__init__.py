@@ -1,0 +1,1 @@
+"""What a person reads in the end: one page, and the figures that go to MLflow."""

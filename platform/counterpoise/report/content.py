@@ -1,0 +1,227 @@
+"""What the report says, as plain data. The experiment fills it in; the page and the figures only show it.
+
+Grids are class × group lists of lists; a dataset without groups has one column and an empty ``groups``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import fmean
+from typing import Any
+
+Grid = list[list[int]]
+Rates = list[list[float | None]]
+Interval = tuple[float, float | None, float | None]  # mean, low, high; no bounds where there are no repetitions
+
+OPEN_CELLS, MOST_CELLS = 16, 64  # whose samples are shown at once, and on demand: a page must stay a page
+PRIMARY = ("worst_group_accuracy", "balanced_accuracy")
+
+
+@dataclass(frozen=True)
+class Metric:
+    """How a metric is written: its title, whether more is better, and what it is."""
+
+    title: str
+    more_is_better: bool | None  # None: not known
+    meaning: str
+
+
+METRICS = {
+    "worst_group_accuracy": Metric("worst group", True, "accuracy in the class × group cell where it is lowest"),
+    "balanced_accuracy": Metric("balanced", True, "mean of the cells' accuracies"),
+    "class_balanced_accuracy": Metric("class mean", True, "mean of the classes' accuracies"),
+    "accuracy": Metric("overall", True, "share of test images classified correctly"),
+    "group_std": Metric("cell std", False, "standard deviation of the cells' accuracies"),
+    "demographic_parity": Metric("dem. parity", False, "gap between groups in how often a class is predicted"),
+    "equal_opportunity": Metric("equal opp.", False, "gap between groups in the true positive rate"),
+    "equalized_odds_mean": Metric("eq. odds mean", False, "mean of the gaps in true and false positive rate"),
+    "equalized_odds_max": Metric("eq. odds max", False, "larger of the gaps in true and false positive rate"),
+    "many": Metric("many", True, "mean accuracy of the classes with many training images"),
+    "medium": Metric("medium", True, "mean accuracy of the classes between many and few"),
+    "few": Metric("few", True, "mean accuracy of the classes with few training images"),
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A plan for synthetic images.
+
+    Attributes:
+        name: The plan's name.
+        methods: The methods that train on it.
+        wanted: Images it asks for.
+        chosen: Images it got.
+    """
+
+    name: str
+    methods: list[str]
+    wanted: Grid
+    chosen: Grid
+
+
+@dataclass(frozen=True)
+class CellSamples:
+    """Some images of a cell, as encoded files; the rejected ones with the reason."""
+
+    label: str
+    group: str | None
+    prompt: str | None = None
+    real: list[bytes] = field(default_factory=list)
+    accepted: list[bytes] = field(default_factory=list)
+    rejected: list[tuple[bytes | None, str]] = field(default_factory=list)  # None: there is no image to show
+
+
+@dataclass(frozen=True)
+class ResultRow:
+    """One method trained with one seed, measured on the test images.
+
+    Attributes:
+        metrics: Name -> value in [0, 1]; None where it cannot be measured.
+        intervals: Name -> (low, high), bootstrap over the test images.
+        cells: For each cell ``label``, ``group`` (names; group None without groups), ``n``, ``accuracy``, ``low``,
+            ``high``; the last three are None for a cell without test images.
+        images_sampled: Synthetic images that were sampled for this fit.
+        images_reused: Those that were in the pool before.
+        seconds: What the fit took.
+    """
+
+    method: str
+    seed: int
+    metrics: Mapping[str, float | None]
+    intervals: Mapping[str, Sequence[float]]
+    cells: list[dict[str, Any]]
+    images_sampled: int = 0
+    images_reused: int = 0
+    seconds: int | float = 0.0
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything on the page.
+
+    Attributes:
+        title: The experiment's name.
+        dataset: What was repaired, in a few words.
+        command: What the user typed.
+        created: When, as text.
+        config_yaml: The effective configuration.
+        classes, groups: Names, in the order of the grids.
+        audit: ``Audit.to_json()`` of the training images.
+        rows: The results; methods are shown in the order of their first row.
+        summary: Method -> metric -> (mean, low, high) over seeds.
+        baseline: The method that real images alone give; None if it was not run.
+        plans: Without one, the page is about real images only.
+        synthesis: ``select.summary()``; None if nothing was asked of a generator.
+        samples: Images of cells; of very many cells, only the rarest are shown.
+        seconds: Step -> seconds of wall clock.
+        digests: Name -> address of what the results follow from.
+        versions: Library -> version.
+        confidence: Of the intervals.
+    """
+
+    title: str
+    dataset: str
+    command: str
+    created: str
+    config_yaml: str
+    classes: list[str]
+    groups: list[str]
+    audit: Mapping[str, Any]
+    rows: list[ResultRow]
+    summary: Mapping[str, Mapping[str, Interval]]
+    baseline: str | None = None
+    plans: list[Plan] = field(default_factory=list)
+    synthesis: Mapping[str, Any] | None = None
+    samples: list[CellSamples] = field(default_factory=list)
+    seconds: Mapping[str, int | float] = field(default_factory=dict)
+    digests: Mapping[str, str] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+    confidence: float = 0.95
+
+    @property
+    def methods(self) -> list[str]:
+        return list(dict.fromkeys(row.method for row in self.rows))
+
+    @property
+    def synthetic_methods(self) -> list[str]:
+        """Methods that train on synthetic images."""
+        using = {method for plan in self.plans for method in plan.methods}
+        return [method for method in self.methods if method in using]
+
+    @property
+    def seeds(self) -> int:
+        """Seeds of the method with the fewest."""
+        return min((sum(row.method == method for row in self.rows) for method in self.methods), default=0)
+
+    @property
+    def columns(self) -> list[str]:
+        """Group names, or one empty name."""
+        return self.groups or [""]
+
+    def interval(self, method: str, metric: str) -> Interval | None:
+        """Mean and interval over seeds; None where the metric was not measured, no bounds with fewer than two seeds."""
+        mean, low, high = self.summary.get(method, {}).get(metric, (None, None, None))
+        if mean is None or math.isnan(mean):
+            return None
+        repeated = sum(row.method == method for row in self.rows) > 1
+        if not repeated or low is None or high is None or math.isnan(low) or math.isnan(high):
+            return mean, None, None
+        return mean, low, high
+
+    def values(self, method: str, metric: str) -> list[float]:
+        """The metric's value of each seed."""
+        found = (row.metrics.get(metric) for row in self.rows if row.method == method)
+        return [value for value in found if value is not None and not math.isnan(value)]
+
+    def cell_accuracies(self, method: str) -> Rates:
+        """Accuracy of each cell, mean over seeds; None for cells without test images."""
+        seen: dict[tuple[str, str], list[float]] = {}
+        for row in self.rows:
+            for cell in row.cells if row.method == method else ():
+                if cell["accuracy"] is not None:
+                    seen.setdefault((cell["label"], cell["group"] or ""), []).append(cell["accuracy"])
+        return [[mean(seen.get((label, group), ())) for group in self.columns] for label in self.classes]
+
+    def real_images(self, cell: CellSamples) -> int:
+        """How many training images the cell has."""
+        return self.audit["counts"][self.classes.index(cell.label)][self.columns.index(cell.group or "")]
+
+    def shown_samples(self) -> list[CellSamples]:
+        """The samples that there is room for: all, in order, or those of the rarest cells."""
+        few = len(self.samples) <= OPEN_CELLS
+        return self.samples if few else sorted(self.samples, key=self.real_images)[:MOST_CELLS]
+
+    def trained_on(self, plan: Plan) -> Grid:
+        """Real and synthetic images together."""
+        return add(self.audit["counts"], plan.chosen)
+
+
+def add(one: Grid, other: Grid) -> Grid:
+    return [[a + b for a, b in zip(*rows, strict=True)] for rows in zip(one, other, strict=True)]
+
+
+def gains(after: Rates, before: Rates) -> Rates:
+    """Differences of accuracies, cell by cell; None where one is not known."""
+    return [
+        [None if a is None or b is None else a - b for a, b in zip(*rows, strict=True)]
+        for rows in zip(after, before, strict=True)
+    ]
+
+
+def mean(values: Iterable[float]) -> float | None:
+    values = list(values)
+    return fmean(values) if values else None
+
+
+def metric(name: str, grouped: bool = True) -> Metric:
+    """How a metric is written: one that is not known here, under its own name. Without groups, cells are classes."""
+    found = METRICS.get(name) or Metric(name.replace("_", " "), None, "")
+    if grouped:
+        return found
+    words = {"worst group": "worst class", "class × group cell": "class", "cell": "class"}
+    title, meaning = found.title, found.meaning
+    for word, plain in words.items():
+        title, meaning = title.replace(word, plain), meaning.replace(word, plain)
+    return Metric(title, found.more_is_better, meaning)

@@ -1,0 +1,175 @@
+"""The page's pictures once more with matplotlib, for MLflow, which shows images and no parts of a page."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import UInt8
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap, LogNorm, Normalize
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from PIL import Image
+
+from counterpoise.report import content
+from counterpoise.report.content import PRIMARY, CellSamples, Grid, Rates, Report
+
+_SHADES = LinearSegmentedColormap.from_list("counts", ["#f4f4f0", "#27648c"])
+_GAINS = LinearSegmentedColormap.from_list("gains", ["#a8410c", "#f4f4f0", "#16705f"])
+_COLORS = ("#1f6f9f", "#c4581a", "#2a7d5f", "#8a4fa0", "#a8821a", "#b23a58", "#3e8f96")
+_BASELINE, _SOFT, _WARN = "#7b828c", "#5c636d", "#a8410c"
+_SAMPLES, _SIDE = 6, 64  # images of each kind in the sample grid, and their pixels
+_WRITTEN = 400  # cells up to which their numbers are written into a heatmap
+
+
+def all_figures(report: Report) -> dict[str, Figure]:
+    """Every figure that the report has something for, by name."""
+    made = {"counts": counts(report)}
+    if report.rows:
+        made |= {"accuracy": intervals(report), "cells": cells(report)}
+    if report.samples:
+        made["samples"] = samples(report)
+    return made
+
+
+def counts(report: Report) -> Figure:
+    """Training images per cell: real ones, and with those of each plan."""
+    grids = {"real": report.audit["counts"]}
+    grids |= {f"{', '.join(plan.methods)} ({plan.name})": report.trained_on(plan) for plan in report.plans}
+    most = max(max(map(max, grid)) for grid in grids.values())
+    figure, axes = _panels(report, list(grids))
+    for axis, grid in zip(axes, grids.values(), strict=True):
+        _heat(axis, report, grid, LogNorm(1, max(most, 2)), _SHADES, "{:,.0f}")
+        for row, column in np.argwhere(np.asarray(grid) == 0):
+            axis.add_patch(_frame(int(column), int(row)))
+    return figure
+
+
+def intervals(report: Report) -> Figure:
+    """Worst-group and balanced accuracy of each method: mean, interval and single seeds."""
+    shown = [name for name in PRIMARY if any(report.interval(method, name) for method in report.methods)]
+    figure = Figure(figsize=(7, max(len(shown), 1) * (0.8 + 0.32 * len(report.methods))), layout="constrained")
+    for axis, name in zip(figure.subplots(len(shown), squeeze=False).flat, shown, strict=True):
+        for height, method in enumerate(report.methods):
+            interval, color = report.interval(method, name), _color(report, method)
+            if interval is None:
+                continue
+            middle, low, high = (None if value is None else 100 * value for value in interval)
+            if low is not None and high is not None:
+                axis.plot([low, high], [height, height], color=color, lw=2, solid_capstyle="round")
+                if method == report.baseline:
+                    axis.axvspan(low, high, color=_BASELINE, alpha=0.14, lw=0)
+            seeds = [100 * value for value in report.values(method, name)]
+            axis.plot(seeds, [height + 0.28] * len(seeds), "o", ms=3, mfc="none", mec=color)
+            axis.plot([middle], [height], "o", ms=7, color=color, mec="white")
+        axis.set_yticks(range(len(report.methods)), report.methods)
+        axis.set_ylim(len(report.methods) - 0.4, -0.6)
+        title = content.metric(name, bool(report.groups)).title
+        axis.set_title(f"{title} accuracy, %", loc="left", fontsize=10)
+        axis.grid(axis="x", color="#dfdfd9")
+        _plain(axis)
+    return figure
+
+
+def cells(report: Report) -> Figure:
+    """Accuracy per cell of the baseline, and what each other method changes, in points."""
+    before = report.cell_accuracies(report.baseline) if report.baseline else None
+    figure, axes = _panels(report, report.methods)
+    for axis, method in zip(axes, report.methods, strict=True):
+        rates = report.cell_accuracies(method)
+        if before is None or method == report.baseline:
+            _heat(axis, report, _percent(rates), Normalize(0, 100), _SHADES, "{:.0f}")
+        else:
+            change = _percent(content.gains(rates, before))
+            _heat(axis, report, change, Normalize(-50, 50), _GAINS, "{:+.0f}")
+    return figure
+
+
+def samples(report: Report) -> Figure:
+    """Some cells' real images beside the synthetic ones used and those filtered out."""
+    chosen = report.shown_samples()[: content.OPEN_CELLS]
+    rows = [np.concatenate([_strip(images) for images in _kinds(cell)], axis=1) for cell in chosen]
+    height, width, _ = rows[0].shape
+    figure = Figure(figsize=(9, 9 * height * len(rows) / width + 0.6), layout="constrained")
+    axis = figure.subplots()
+    axis.imshow(np.concatenate(rows), interpolation="nearest")
+    names = [_short(cell.label + (f" × {cell.group}" if cell.group else ""), 30) for cell in chosen]
+    axis.set_yticks(np.arange(len(rows)) * height + height / 2, names, fontsize=7)
+    axis.xaxis.tick_top()
+    axis.set_xticks(np.arange(3) * width / 3, ["real", "synthetic", "filtered"], fontsize=8, ha="left")
+    _plain(axis)
+    return figure
+
+
+def _kinds(cell: CellSamples) -> tuple[list[bytes], list[bytes], list[bytes]]:
+    return cell.real, cell.accepted, [image for image, _ in cell.rejected if image is not None]
+
+
+def _strip(images: Sequence[bytes]) -> UInt8[np.ndarray, "height width 3"]:
+    """The images side by side on white, with room for as many as are shown at most."""
+    strip = np.full((_SIDE + 4, _SAMPLES * (_SIDE + 4) + 16, 3), 255, np.uint8)
+    for number, data in enumerate(images[:_SAMPLES]):
+        left = number * (_SIDE + 4)
+        try:
+            with Image.open(io.BytesIO(data)) as image:
+                picture = np.asarray(image.convert("RGB").resize((_SIDE, _SIDE), Image.Resampling.NEAREST))
+        except OSError:
+            picture = np.full((_SIDE, _SIDE, 3), 235, np.uint8)
+        strip[2 : 2 + _SIDE, left : left + _SIDE] = picture
+    return strip
+
+
+def _panels(report: Report, titles: Sequence[str]) -> tuple[Figure, list[Axes]]:
+    width = max(1.6, 0.55 * len(report.columns)) + 1.4
+    height = max(1.2, 0.26 * len(report.classes)) + 0.8
+    columns = min(len(titles), 3)
+    rows = -(-len(titles) // columns)
+    figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for axis, title in zip(axes, titles, strict=False):
+        axis.set_title(_short(title, 40), loc="left", fontsize=9)
+    for axis in axes[len(titles) :]:
+        axis.remove()
+    return figure, axes[: len(titles)]
+
+
+def _heat(
+    axis: Axes, report: Report, grid: Grid | Rates, norm: Normalize, shades: LinearSegmentedColormap, text: str
+) -> None:
+    values = np.array([[np.nan if value is None else value for value in row] for row in grid], float)
+    drawn = np.ma.masked_invalid(np.maximum(values, 1) if isinstance(norm, LogNorm) else values)
+    axis.imshow(drawn, cmap=shades, norm=norm, aspect="auto")
+    axis.set_xticks(range(len(report.columns)), [_short(name, 14) for name in report.columns], fontsize=7)
+    axis.set_yticks(range(len(report.classes)), [_short(name, 24) for name in report.classes], fontsize=7)
+    for (row, column), value in np.ndenumerate(values) if values.size <= _WRITTEN else ():
+        red, green, blue, _ = shades(norm(drawn[row, column])) if not np.isnan(value) else (1, 1, 1, 1)
+        ink = "white" if 0.2126 * red + 0.7152 * green + 0.0722 * blue < 0.45 else "black"
+        written = "–" if np.isnan(value) else text.format(round(value) + 0.0).replace("-", "−")
+        axis.text(column, row, written, ha="center", va="center", fontsize=7, color=ink)
+    _plain(axis)
+
+
+def _frame(column: int, row: int) -> Rectangle:
+    return Rectangle((column - 0.48, row - 0.48), 0.96, 0.96, fill=False, hatch="////", edgecolor=_WARN, lw=0.8)
+
+
+def _plain(axis: Axes) -> None:
+    axis.tick_params(length=0, labelcolor=_SOFT)
+    for spine in axis.spines.values():
+        spine.set_visible(False)
+
+
+def _percent(rates: Rates) -> Rates:
+    return [[None if rate is None else 100 * rate for rate in row] for row in rates]
+
+
+def _color(report: Report, method: str) -> str:
+    others = [name for name in report.methods if name != report.baseline]
+    return _BASELINE if method == report.baseline else _COLORS[others.index(method) % len(_COLORS)]
+
+
+def _short(text: str, length: int) -> str:
+    # A class name may hold a dollar sign, which matplotlib would take for the start of a formula.
+    return (text if len(text) <= length else text[: length - 1] + "…").replace("$", r"\$")

@@ -1,0 +1,175 @@
+"""The report as one HTML page: no script, nothing fetched, readable on paper, on a phone and in the dark."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from PIL import Image
+
+from counterpoise.report import content
+from counterpoise.report.content import PRIMARY, Grid, Plan, Report
+from counterpoise.report.verdict import verdict
+
+_LARGEST = 144  # pixels a side of an image on the page; larger ones are scaled down
+_TICKS = (0.05, 0.1, 0.2)
+
+
+def render(report: Report) -> str:
+    """The page, as HTML."""
+    environment = Environment(
+        loader=PackageLoader("counterpoise.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "percent": percent,
+        "points": points,
+        "count": count,
+        "duration": duration,
+        "picture": picture,
+        "depth": depth,
+    }
+    metric = partial(content.metric, grouped=bool(report.groups))
+    environment.globals |= {"metric": metric, "gains": content.gains, "total": total}
+    return environment.get_template("report.html.j2").render(
+        r=report,
+        verdict=verdict(report),
+        colors=dict(zip(report.methods, _colors(report), strict=True)),
+        scales=[scale for name in PRIMARY if (scale := dot_scale(report, name))],
+        metrics=_metric_columns(report),
+        plans=_distinct(report.plans),
+        open_cells=content.OPEN_CELLS,
+        style=_style(environment),
+    )
+
+
+# -- what the template asks for ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Scale:
+    """The axis of a dot plot, from ``low`` to ``high``, with ticks."""
+
+    metric: str
+    low: float
+    high: float
+    ticks: list[float]
+
+    def at(self, value: int | float) -> str:
+        """Where a value lies on the axis, in percent of its length."""
+        share = (value - self.low) / (self.high - self.low)
+        return f"{100 * min(max(share, 0.0), 1.0):.2f}%"
+
+
+def dot_scale(report: Report, metric: str) -> Scale | None:
+    """An axis that has room for all methods' intervals and seeds; None if nobody has this metric."""
+    shown = [v for m in report.methods for v in report.interval(m, metric) or () if v is not None]
+    shown += [v for m in report.methods if report.interval(m, metric) for v in report.values(m, metric)]
+    if not shown:
+        return None
+    least, most = max(min(shown), 0.0), min(max(shown), 1.0)
+    step = next((step for step in _TICKS if (most - least) / step <= 6), _TICKS[-1])
+    low, high = math.floor(least / step + 1e-9), math.ceil(most / step - 1e-9)
+    high = max(high, low + 1)
+    return Scale(metric, low * step, high * step, [tick * step for tick in range(low, high + 1)])
+
+
+def percent(value: int | float | None) -> str:
+    return "–" if value is None or math.isnan(value) else f"{100 * value:.1f}"
+
+
+def points(change: int | float | None) -> str:
+    """A difference with its sign, in percentage points."""
+    if change is None:
+        return ""
+    text = f"{100 * change:+.1f}"
+    return "±0.0" if text in ("+0.0", "-0.0") else text.replace("-", "−")
+
+
+def count(number: int | float) -> str:
+    return f"{number:,.0f}"
+
+
+def duration(seconds: int | float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
+
+
+def depth(number: int, most: int) -> str:
+    """A count's shade in [0, 1], on a logarithmic scale: rare cells must stay tellable from each other."""
+    return f"{math.log1p(number) / math.log1p(most):.3f}" if most > 0 else "0"
+
+
+def picture(data: bytes | None) -> Markup:
+    """An image as an element with its bytes in it; small ones are shown pixel by pixel."""
+    try:
+        uri, small = _data_uri(data or b"")
+    except OSError:
+        return Markup('<span class="noimage" title="cannot be read">×</span>')
+    return Markup('<img src="{}" alt=""{}>').format(uri, Markup(' class="small"') if small else "")
+
+
+def _data_uri(data: bytes) -> tuple[str, bool]:
+    with Image.open(io.BytesIO(data)) as image:
+        kind, size = image.format or "", max(image.size)
+        if size > _LARGEST or kind not in ("PNG", "JPEG", "WEBP"):
+            small = image.convert("RGB")
+            small.thumbnail((_LARGEST, _LARGEST))
+            buffer = io.BytesIO()
+            small.save(buffer, "PNG" if size <= 64 else "JPEG", quality=88)
+            data, kind = buffer.getvalue(), "PNG" if size <= 64 else "JPEG"
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(data).decode()}", size <= 64
+
+
+def _metric_columns(report: Report) -> list[tuple[str, str | None]]:
+    """Metrics that some method has, in reading order, each with the method whose mean is best."""
+    there = dict.fromkeys(name for summary in report.summary.values() for name in summary)
+    order = [name for name in content.METRICS if name in there] + [n for n in there if n not in content.METRICS]
+    columns = []
+    for name in order:
+        means = {m: interval[0] for m in report.methods if (interval := report.interval(m, name))}
+        if means:
+            better = content.metric(name).more_is_better
+            pick = max if better else min
+            best = pick(means, key=means.__getitem__) if better is not None and len(means) > 1 else None
+            columns.append((name, best))
+    return columns
+
+
+def _distinct(plans: Sequence[Plan]) -> list[Plan]:
+    """Plans that gave the same images to each cell are shown once, for all their methods."""
+    merged: dict[str, Plan] = {}
+    for plan in plans:
+        same = merged.get(repr((plan.wanted, plan.chosen)))
+        methods = [*(same.methods if same else []), *plan.methods]
+        merged[repr((plan.wanted, plan.chosen))] = Plan(
+            same.name if same else plan.name, list(dict.fromkeys(methods)), plan.wanted, plan.chosen
+        )
+    return list(merged.values())
+
+
+def _colors(report: Report) -> list[str]:
+    """One colour per method, the same everywhere; grey for the baseline."""
+    hues = iter(range(1, len(report.methods) + 1))
+    return ["var(--m0)" if m == report.baseline else f"var(--m{(next(hues) - 1) % 7 + 1})" for m in report.methods]
+
+
+def _style(environment: Environment) -> Markup:
+    assert environment.loader is not None
+    return Markup(environment.loader.get_source(environment, "style.css")[0])
+
+
+def total(grid: Grid) -> int:
+    return sum(map(sum, grid))

@@ -1,0 +1,239 @@
+"""The page itself: valid, self-contained, complete, and looked at by a browser where there is one."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+
+import pytest
+from PIL import Image
+
+from counterpoise.report.content import CellSamples, Plan
+from counterpoise.report.page import depth, dot_scale, duration, percent, points, render
+
+_VOID = {"meta", "img", "br", "hr", "link", "input"}
+_EMPTY_SVG = {"line", "rect", "circle"}
+
+
+class Page(HTMLParser):
+    """Checks that every element is closed where it was opened, and collects what the page shows and refers to."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.texts: list[str] = []
+        self.references: list[str] = []
+        self.ids: list[str] = []
+        self.tags: list[str] = []
+        self.cells: list[str] = []
+        self.feed(html)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        found = dict(attributes)
+        assert len(found) == len(attributes), f"an attribute twice in <{tag}>"
+        self.references += [found[name] for name in ("src", "href", "srcset", "action", "poster") if found.get(name)]
+        self.ids += [found["id"]] if "id" in found else []
+        assert not [name for name in found if name.startswith("on")]
+        if tag not in _VOID:
+            self.open.append(tag)
+        if tag == "td":
+            self.cells.append(found.get("class") or "")
+
+    def handle_startendtag(self, tag, attributes):
+        assert tag in _EMPTY_SVG
+        self.tags.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open, f"</{tag}> closes nothing"
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] != "style":
+            self.texts.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.texts).split())
+
+
+LONG = [f"a rather long class name, number {number}, of the kind that ImageNet has" for number in range(10)]
+SHAPES = {
+    "demo": {},
+    "no effect": {"effect": 0.0},
+    "no groups": {"groups": ()},
+    "one method, one seed, no synthesis": {"methods": ("erm",), "seeds": 1, "samples": []},
+    "no real-only baseline": {"methods": ("usb", "ffr")},
+    "ten classes, four groups, long names": {
+        "classes": LONG,
+        "groups": ("male", "female", "not said", "d"),
+        "shown": 40,
+    },
+    "a hundred classes": {"classes": [f"class {n}" for n in range(100)], "groups": (), "methods": ("erm", "ffr")},
+    "nothing trained": {"methods": (), "summary": {}, "samples": []},
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
+def test_every_shape_of_report_is_a_valid_page_that_fetches_nothing(make_report, shape):
+    report = make_report(**shape)
+    html = render(report)
+    page = Page(html)
+    assert all(reference.startswith(("data:image/", "#")) for reference in page.references)
+    assert not re.search(r"url\(|@import|https?://", html)
+    assert "script" not in page.tags
+    assert len(set(page.ids)) == len(page.ids)
+    for name in (*report.methods, *report.classes, *report.groups):
+        assert name in page.text
+    assert not re.search(r"\b(None|nan|Undefined)\b", page.text)
+    assert len(html) < 4_000_000
+
+
+def test_the_numbers_are_there(make_report):
+    report = make_report()
+    text = Page(render(report)).text
+    for method in report.methods:
+        for metric in ("worst_group_accuracy", "balanced_accuracy", "accuracy", "group_std"):
+            mean, low, high = report.interval(method, metric)
+            assert f"{percent(mean)} {percent(low)} – {percent(high)}" in text
+    for row in report.rows:
+        low, high = row.intervals["accuracy"]
+        assert f"{percent(row.metrics['accuracy'])} {percent(low)} – {percent(high)}" in text
+    for value in ("5,888", "41.3 images sampled per second", "0f3c9a2be1d47788", "2 min 28 s", report.command):
+        assert value in text
+
+
+def test_empty_short_unmeasured_and_worst_cells_are_marked(make_report):
+    report = make_report(methods=("erm", "ffr"))
+    cells = [" ".join(name.split()) for name in Page(render(report)).cells]
+    assert sum("zero" in name for name in cells) == len(report.audit["empty_cells"])
+    assert sum("short" in name for name in cells) == 1  # triangle × green, see make_report
+    assert cells.count("none") == 2  # the cell without test images, for each method
+    assert sum("worst" in name for name in cells) == 2
+
+
+def test_best_is_the_best_mean_in_its_direction(make_report):
+    html = render(make_report(methods=("erm", "ffr")))
+    best = re.findall(r'<td class="best">\s*([\d.]+)', html)
+    report = make_report(methods=("erm", "ffr"))
+    assert percent(report.interval("ffr", "group_std")[0]) in best  # less is better
+    assert percent(report.interval("ffr", "worst_group_accuracy")[0]) in best
+    assert percent(report.interval("erm", "group_std")[0]) not in best
+
+
+def test_an_unknown_metric_is_shown_under_its_name_and_not_judged(make_report):
+    report = make_report(methods=("erm", "ffr"))
+    summary = {
+        method: {**metrics, "calibration_error": (0.123, 0.1, 0.14)} for method, metrics in report.summary.items()
+    }
+    html = render(make_report(methods=("erm", "ffr"), summary=summary))
+    assert "calibration error" in html
+    assert not re.search(r'class="best">\s*12\.3', html)
+
+
+def test_plans_with_the_same_images_are_shown_once(make_report):
+    html = render(make_report(methods=("erm", "asb", "ffr")))
+    added = html[html.index('id="plans"') : html.index('id="results"')]
+    assert added.count("<figure>") == 1
+    assert "asb" in added
+    assert "ffr" in added
+
+
+def test_hostile_names_are_text(make_report):
+    attack = "<script>alert('1')</script>\" onload=\"x"
+    report = make_report(
+        classes=(attack, "square", "pentagon"),
+        groups=("</td><img src=x>", "{{ 7 * 7 }}"),
+        title=attack,
+        command=f"counterpoise run {attack}",
+        config_yaml=f"name: {attack}",
+        plans=[Plan(attack, ["ffr"], [[1, 1]] * 3, [[1, 0]] * 3)],
+        samples=[CellSamples(attack, "{{ 7 * 7 }}", attack, [b"no image"], [], [(None, attack)])],
+    )
+    page = Page(render(report))
+    assert "script" not in page.tags
+    assert page.references == []
+    assert "{{ 7 * 7 }}" in page.text
+    assert attack in page.text
+
+
+def test_small_images_keep_their_bytes_and_large_ones_shrink(make_report):
+    def encoded(size: int, kind: str) -> bytes:
+        buffer = io.BytesIO()
+        Image.effect_noise((size, size), 60).convert("RGB").save(buffer, kind)
+        return buffer.getvalue()
+
+    small, large = encoded(32, "PNG"), encoded(1024, "PNG")
+    sample = CellSamples("square", "red", None, [small], [large, encoded(40, "BMP")], [(b"broken", "unreadable")])
+    html = render(make_report(samples=[sample]))
+    uris = [reference for reference in Page(html).references if reference.startswith("data:")]
+    images = [base64.b64decode(uri.partition(",")[2]) for uri in uris]
+    assert images[0] == small
+    sizes = [Image.open(io.BytesIO(data)).size for data in images]
+    assert sizes == [(32, 32), (144, 144), (40, 40)]
+    assert len(images[1]) < 40_000
+    assert html.count('class="small"') == 2
+    assert "unreadable" in html
+
+
+def test_of_many_cells_the_rarest_are_shown(make_report):
+    classes = [f"class {number}" for number in range(100)]
+    report = make_report(classes=classes, groups=(), methods=("erm", "ffr"), shown=100)
+    shown = report.shown_samples()
+    counts = [row[0] for row in report.audit["counts"]]
+    assert len(shown) == 64
+    assert [report.real_images(cell) for cell in shown] == sorted(counts)[:64]
+    html = render(report)
+    assert "the 64 rarest of 100 cells" in html
+    assert html.count('<article class="cell">') == 64
+
+
+def test_filters():
+    assert [percent(value) for value in (0.1234, None, float("nan"), 1.0)] == ["12.3", "–", "–", "100.0"]
+    assert [points(value) for value in (0.1, -0.104, 0.0001, -0.0001, None)] == ["+10.0", "−10.4", "±0.0", "±0.0", ""]
+    assert [duration(value) for value in (0.04, 59.96, 61, 3599.8, 7260)] == [
+        "0.0 s", "60.0 s", "1 min 01 s", "1 h 00 min", "2 h 01 min"
+    ]  # fmt: skip
+    assert depth(0, 0) == "0"
+    assert float(depth(0, 100)) == 0 < float(depth(1, 100)) < float(depth(100, 100)) == 1
+
+
+def test_the_axis_holds_every_dot(make_report):
+    report = make_report()
+    scale = dot_scale(report, "worst_group_accuracy")
+    bounds = [value for method in report.methods for value in report.interval(method, "worst_group_accuracy")]
+    assert scale.low <= min(bounds)
+    assert max(bounds) <= scale.high
+    assert scale.ticks[0] == pytest.approx(scale.low)
+    assert scale.ticks[-1] == pytest.approx(scale.high)
+    assert scale.at(scale.low) == "0.00%"
+    assert scale.at(2.0) == "100.00%"  # a t-interval may leave [0, 1]; the line ends at the frame
+    assert dot_scale(report, "no such metric") is None
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium to look with")
+def test_a_browser_shows_it_without_sideways_scrolling_on_a_phone(make_report, tmp_path):
+    """A browser lays the page out in a frame 400 px wide and reports how wide it became."""
+    (tmp_path / "report.html").write_text(render(make_report(classes=LONG, shown=4)), encoding="utf-8")
+    (tmp_path / "probe.html").write_text(
+        '<iframe id="f" src="report.html" style="width:400px;height:800px;border:0"></iframe><p id="out"></p><script>'
+        "onload = () => { const d = f.contentDocument; out.textContent = "
+        "`width ${d.documentElement.scrollWidth} figures ${d.querySelectorAll('td').length}` }</script>",
+        encoding="utf-8",
+    )
+    quiet = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
+    command = [
+        "chromium", *quiet.split(), "--disable-component-update", "--disable-sync", "--allow-file-access-from-files",
+        f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", (tmp_path / "probe.html").as_uri(),
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    found = re.search(r"width (\d+) figures (\d+)", done.stdout)
+    assert found, done.stderr[-500:]
+    assert int(found[1]) <= 400
+    assert int(found[2]) > 100
