@@ -48,6 +48,7 @@ def test_methods_and_seeds_stand_for_every_pair(write):
     ]
     assert {e.pool.shard_size for e in experiments} == {4}
     assert {e.method for e in load(write(body), only_method="b")} == {"b"}
+    assert [(e.method, e.seed) for e in load(write(body), ["seeds=[7]", "methods=[{method: c}]"])] == [("c", 7)]
 
 
 def test_a_variant_may_extend_a_method_file(write):

@@ -7,6 +7,7 @@ import logging
 import os
 import secrets
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,7 +38,7 @@ def connect() -> None:
     if ray.is_initialized():
         return
     address = os.environ.get("RAY_ADDRESS")
-    if address:
+    if address and address != "local":
         _join(address)
     else:
         _start()
@@ -57,11 +58,19 @@ def _join(address: str) -> None:
         remedy = "give this address as RAY_API_SERVER_ADDRESS, to `ray job submit`, and unset RAY_ADDRESS"
         raise ConfigError("this is the address of Ray's dashboard", where="RAY_ADDRESS", found=address, remedy=remedy)
     try:
+        _knock(address)
         ray.init(logging_level=logging.ERROR, log_to_driver=False)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         found = f"{address}: {str(error).strip().splitlines()[0]}"
         remedy = "start the cluster, correct the address, or unset RAY_ADDRESS to use this machine"
         raise ConfigError("the Ray cluster does not answer", where="RAY_ADDRESS", found=found, remedy=remedy) from error
+
+
+def _knock(address: str) -> None:
+    """Raises OSError if nobody listens there: Ray itself would try for more than five minutes."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=10).close()
 
 
 def _start() -> None:

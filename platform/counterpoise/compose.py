@@ -38,10 +38,11 @@ def load(path: str, overrides: Iterable[str] = (), *, only_method: str | None = 
         _set(body, keys, value, sources)
     methods = _axis(body, "methods", (str, dict), file)
     seeds = _axis(body, "seeds", (int,), file)
+    leaves = [(keys, value) for keys, value in parsed if keys[0] not in ("methods", "seeds")]
     experiments = []
     for method in methods or [None]:
         tree, where = _with_method(body, sources, method, file)
-        for keys, value in parsed:
+        for keys, value in leaves:  # once more: they have the last word over a method's file, too
             _set(tree, keys, value, where)
         for seed in seeds or [tree.get("seed", 0)]:
             experiments.append(validate({**tree, "seed": seed}, where, file))

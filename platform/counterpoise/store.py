@@ -160,6 +160,8 @@ class S3Store:
     def __init__(self, bucket: str, prefix: str) -> None:
         self.bucket, self.prefix = bucket, prefix
         self.uri = f"s3://{bucket}/{prefix}".rstrip("/")
+        # taken along to other processes: a worker on another node need not have the variable
+        self.endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
         self._cached_client: Any = None
 
     def __getstate__(self) -> dict[str, Any]:  # boto3 clients cannot be pickled
@@ -172,7 +174,9 @@ class S3Store:
             from botocore.config import Config
 
             retries = {"max_attempts": 5, "mode": "standard"}
-            self._cached_client = boto3.client("s3", config=Config(retries=retries, connect_timeout=10))
+            self._cached_client = boto3.client(
+                "s3", endpoint_url=self.endpoint, config=Config(retries=retries, connect_timeout=10)
+            )
         return self._cached_client
 
     def check(self) -> None:
@@ -254,7 +258,7 @@ class S3Store:
             remedy = {
                 404: "create the bucket, or name another one as `store:`",
                 403: "check the AWS credentials and the bucket's policy (it must allow Get, Put, Delete and List)",
-            }.get(status, "check AWS_ENDPOINT_URL, AWS_DEFAULT_REGION, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
+            }.get(status or 0, "check AWS_ENDPOINT_URL, AWS_DEFAULT_REGION, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
             raise StoreError(
                 "this bucket cannot be used as a store", where=where, found=error, remedy=remedy
             ) from error

@@ -1,0 +1,203 @@
+"""Images from prompts, by any text-to-image pipeline of diffusers."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import diffusers
+import numpy as np
+import torch
+from diffusers.utils import logging as diffusers_logging
+from jaxtyping import Float, UInt8
+from transformers.utils import logging as transformers_logging
+
+from counterpoise import config
+from counterpoise.errors import ConfigError, ModelError, did_you_mean, one_of
+from counterpoise.locate import is_folder, locate
+
+_UNIFORM = 1 / 255  # standard deviation over an image's pixels, in every channel, below which there is no picture
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What a generator returns.
+
+    Attributes:
+        pixels: The images, 0 to 255.
+        defects: For each image, None or what makes it useless: not finite, uniform, or held back by the pipeline's
+            safety checker. The pixels of a defective image mean nothing.
+    """
+
+    pixels: UInt8[np.ndarray, "n height width 3"]
+    defects: list[str | None]
+
+
+def check(generator: config.Generator) -> None:
+    """Raises ConfigError if diffusers has no scheduler of that name. Loads nothing."""
+    _scheduler_class(generator.scheduler)
+
+
+class TextToImage:
+    """A pipeline in memory.
+
+    Args:
+        generator: Which model, and how it samples.
+        device: ``cpu``, ``cuda`` or ``mps``.
+        dtype: Name of a torch dtype to compute in, whatever the weights are stored in.
+        revision: The commit of the weights on the hub, for a hub id.
+
+    Raises:
+        ModelError: The weights cannot be loaded, or the pipeline makes no images from prompts.
+        ConfigError: The scheduler does not exist, or a negative prompt is given to a pipeline that takes none.
+    """
+
+    def __init__(self, generator: config.Generator, device: str, dtype: str, revision: str | None = None) -> None:
+        self.config = generator
+        self.pipeline = _load(generator, getattr(torch, dtype), revision).to(device)
+        self.device = device
+        self._accepts = set(inspect.signature(self.pipeline.__call__).parameters)
+        self._embeddings: dict[tuple[str, str], dict[str, torch.Tensor] | None] = {}
+
+    def sample(self, prompts: Sequence[str], negative: str, seeds: Sequence[int]) -> Samples:
+        """One batch: an image for each prompt and seed.
+
+        Every image has a generator of its own, on the CPU, so that its noise depends on its seed alone. Its pixels
+        still depend, in the last bit, on the batch it is in.
+        """
+        if negative and "negative_prompt" not in self._accepts:
+            found = f"{negative!r} for {type(self.pipeline).__name__}"
+            raise ConfigError("this pipeline takes no negative prompt", where="prompts.negative", found=found)
+        output = self.pipeline(
+            **self._condition(list(prompts), negative),
+            generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
+            output_type="np",
+            **self._settings(),
+        )
+        return to_samples(np.asarray(output.images), getattr(output, "nsfw_content_detected", None))
+
+    def _settings(self) -> dict[str, Any]:
+        names = ("num_inference_steps", "guidance_scale", "height", "width")
+        values = {name: getattr(self.config, name) for name in names}
+        return {name: value for name, value in values.items() if value is not None and name in self._accepts}
+
+    def _condition(self, prompts: list[str], negative: str) -> dict[str, Any]:
+        """Prompts as embeddings, each encoded once and alone, or as text where the pipeline gives no choice."""
+        encoded = [self._encode(prompt, negative) for prompt in prompts]
+        if any(embedding is None for embedding in encoded):
+            text: dict[str, Any] = {"prompt": prompts}
+            return text | ({"negative_prompt": [negative] * len(prompts)} if negative else {})
+        first = encoded[0] or {}
+        return {name: torch.cat([embedding[name] for embedding in encoded if embedding]) for name in first}
+
+    def _encode(self, prompt: str, negative: str) -> dict[str, torch.Tensor] | None:
+        if (prompt, negative) not in self._embeddings:
+            self._embeddings[prompt, negative] = self._encode_anew(prompt, negative)
+        return self._embeddings[prompt, negative]
+
+    @torch.no_grad()
+    def _encode_anew(self, prompt: str, negative: str) -> dict[str, torch.Tensor] | None:
+        names = embedding_names(self.pipeline)
+        if names is None:
+            return None
+        parameters = inspect.signature(self.pipeline.encode_prompt).parameters
+        arguments = {
+            **{name: None for name in ("prompt_2", "prompt_3") if name in parameters},
+            "prompt": prompt,
+            "device": torch.device(self.device),
+            "num_images_per_prompt": 1,
+            "do_classifier_free_guidance": self.config.guidance_scale > 1,
+            "negative_prompt": negative or None,
+        }
+        values = self.pipeline.encode_prompt(**arguments)
+        return {name: value for name, value in zip(names, values, strict=True) if value is not None}
+
+
+def embedding_names(pipeline: Any) -> tuple[str, ...] | None:
+    """What the pipeline's ``encode_prompt`` returns and its call accepts; None if it is not of this family.
+
+    Stable Diffusion 1 and 2 return two tensors, SDXL and SD3 four; others return masks or position ids as well and
+    are given text.
+    """
+    if not hasattr(pipeline, "encode_prompt"):
+        return None
+    parameters = inspect.signature(pipeline.encode_prompt).parameters
+    if "negative_prompt_embeds" not in parameters or "prompt_attention_mask" in parameters:
+        return None
+    names: tuple[str, ...] = ("prompt_embeds", "negative_prompt_embeds")
+    if "negative_pooled_prompt_embeds" in parameters:
+        names += ("pooled_prompt_embeds", "negative_pooled_prompt_embeds")
+    accepted = inspect.signature(pipeline.__call__).parameters
+    return names if all(name in accepted for name in names) else None
+
+
+def to_samples(images: Float[np.ndarray, "n height width 3"], unsafe: Sequence[bool] | None = None) -> Samples:
+    """Pixels from a pipeline's output in [0, 1], and what is wrong with them."""
+    finite = np.isfinite(images).all(axis=(1, 2, 3))
+    pixels = (np.nan_to_num(images).clip(0, 1) * 255).round().astype(np.uint8)
+    uniform = (pixels.std(axis=(1, 2)) < _UNIFORM * 255).all(axis=1)
+    defects: list[str | None] = [None] * len(images)
+    for number in range(len(images)):
+        if unsafe is not None and unsafe[number]:
+            defects[number] = "held back by the safety checker"
+        elif not finite[number]:
+            defects[number] = "pixels are not finite"
+        elif uniform[number]:
+            defects[number] = "one colour all over"
+    return Samples(pixels, defects)
+
+
+def _load(generator: config.Generator, dtype: torch.dtype, revision: str | None) -> Any:
+    _quiet()
+    located = locate(generator.model, "generator.model")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of old files' missing or renamed settings: not the user's to mend
+            pipeline = diffusers.AutoPipelineForText2Image.from_pretrained(
+                located,
+                revision=None if is_folder(located) else revision,
+                dtype=dtype,
+                local_files_only=is_folder(located),
+            )
+            if generator.scheduler is not None:
+                scheduler = _scheduler_class(generator.scheduler)
+                pipeline.scheduler = scheduler.from_config(pipeline.scheduler.config)
+    except (OSError, ValueError, RuntimeError, AttributeError, ImportError, KeyError) as error:
+        found = f"{generator.model}: {_first_line(error)}"
+        remedy = "name a text-to-image pipeline that diffusers' AutoPipelineForText2Image.from_pretrained can load"
+        raise ModelError(
+            "the generator cannot be loaded", where="generator.model", found=found, remedy=remedy
+        ) from error
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def _scheduler_class(name: str | None) -> Any:
+    if name is None:
+        return None
+    known = [candidate for candidate in dir(diffusers) if candidate.endswith("Scheduler")]
+    if name not in known:
+        remedy = did_you_mean(name, known)
+        raise ConfigError(
+            "diffusers has no such scheduler",
+            where="generator.scheduler",
+            found=name,
+            allowed=one_of(known),
+            remedy=remedy,
+        )
+    return getattr(diffusers, name)
+
+
+def _quiet() -> None:
+    """No bars and no advice from the libraries: a worker has nobody to show them to."""
+    for logging in (diffusers_logging, transformers_logging):
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

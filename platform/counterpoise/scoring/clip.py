@@ -1,0 +1,64 @@
+"""A CLIP: images and texts as unit vectors whose cosine says how well they fit.
+
+Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", 2021.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import open_clip
+import torch
+from jaxtyping import Float, UInt8
+from PIL import Image
+from safetensors import SafetensorError
+
+from counterpoise import config
+from counterpoise.errors import ModelError
+from counterpoise.locate import is_folder, locate
+
+
+class Clip:
+    """A model of open_clip in memory, in float32.
+
+    Args:
+        scorer: Which model; a folder must hold ``open_clip_config.json`` and weights.
+        device: ``cpu``, ``cuda`` or ``mps``.
+
+    Raises:
+        ModelError: The model cannot be loaded.
+    """
+
+    def __init__(self, scorer: config.Scorer, device: str) -> None:
+        located = locate(scorer.model, "scorer.model")
+        name = f"local-dir:{located}" if is_folder(located) else located
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of timm and of quick_gelu: not the user's to mend
+                model, _, self._preprocess = open_clip.create_model_and_transforms(
+                    name, pretrained=scorer.pretrained, device=device
+                )
+                self._tokenize: Any = open_clip.get_tokenizer(name)
+        except (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError) as error:
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            remedy = "name an architecture and weights of open_clip.list_pretrained(), hf-hub:owner/name or a folder"
+            raise ModelError(
+                "the scorer cannot be loaded", where="scorer.model", found=f"{scorer.model}: {lines[0]}", remedy=remedy
+            ) from error
+        self._model, self._device = model.eval(), device
+
+    @torch.inference_mode()
+    def embed_texts(self, texts: Sequence[str]) -> Float[np.ndarray, "m d"]:
+        """Unit vectors of the texts."""
+        features = self._model.encode_text(self._tokenize(list(texts)).to(self._device), normalize=True)
+        return features.float().cpu().numpy()
+
+    @torch.inference_mode()
+    def embed_images(self, images: Sequence[UInt8[np.ndarray, "height width 3"]]) -> Float[np.ndarray, "n d"]:
+        """Unit vectors of the images, in one batch."""
+        batch = torch.stack([self._preprocess(Image.fromarray(image)) for image in images])
+        features = self._model.encode_image(batch.to(self._device), normalize=True)
+        return features.float().cpu().numpy()

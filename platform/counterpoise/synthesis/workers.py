@@ -1,0 +1,176 @@
+"""What runs in Ray's workers: sampling, scoring, committing one shard at a time.
+
+Each takes and gives a table with one row: the shard's address, its images so far, and the seconds spent. Each imports
+what it needs and no more: diffusers and open_clip take five to ten seconds each.
+
+A mistake of the user travels to the driver as a value, in the row. As an exception, Ray would wrap it in its own and
+print all of their tracebacks. Bugs are raised.
+"""
+
+from __future__ import annotations
+
+import pickle
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from counterpoise import config
+from counterpoise.errors import CounterpoiseError
+from counterpoise.store import Store
+from counterpoise.synthesis import shard as making
+from counterpoise.synthesis.address import Devices, Shard, devices
+from counterpoise.synthesis.pool import Pool
+
+STEPS = ("sample", "encode", "score", "commit")
+
+
+@dataclass(frozen=True)
+class Work:
+    """What the workers need to know."""
+
+    recipe: making.Recipe
+    generator: config.Generator
+    scorer: config.Scorer | None
+    devices: Devices
+    revision: str | None
+    store: Store
+    cpus: tuple[float, float]  # of a sampler, of a scorer
+
+    @classmethod
+    def of(cls, pool: Pool) -> Work:
+        experiment, made = pool.experiment, pool.generation
+        assert experiment.generator is not None
+        return cls(
+            making.Recipe(
+                pool.digest, pool.names, made["prompts"], made["negative"], made["shard_size"], made["max_attempts"]
+            ),
+            experiment.generator,
+            experiment.scorer,
+            devices(experiment),
+            made["generator"]["weights"].get("revision"),
+            pool.store,
+            (experiment.pool.sampling.num_cpus, experiment.pool.scoring.num_cpus),
+        )
+
+
+class Stage:
+    """An actor for one kind of work: ``load`` once, ``work`` on one row at a time."""
+
+    def __init__(self, work: Work) -> None:
+        self.work, self.failure = work, None
+        try:
+            self.load()
+        except CounterpoiseError as error:
+            self.failure = error
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        return _guarded(self._step, batch)
+
+    def _step(self, batch: pa.Table) -> pa.Table:
+        if self.failure is not None:
+            raise self.failure
+        return self.step(batch)
+
+    def load(self) -> None:
+        raise NotImplementedError
+
+    def step(self, batch: pa.Table) -> pa.Table:
+        raise NotImplementedError
+
+
+class Sampler(Stage):
+    def load(self) -> None:
+        from counterpoise.generators.text_to_image import TextToImage
+
+        work = self.work
+        self.threads = _one_thread_per_cpu(work.cpus[0])
+        self.generator = TextToImage(work.generator, work.devices.generator, work.devices.dtype, work.revision)
+
+    def step(self, batch: pa.Table) -> pa.Table:
+        shard, started, clock = shard_of(batch), time.time(), _Clock()
+        draft = making.draw(self.generator.sample, self.work.recipe, shard)
+        clock.lap("sample")
+        table = making.to_table(draft, self.work.recipe, shard, self.threads)
+        clock.lap("encode")
+        return _row(shard, table=making.to_ipc(table), started=started, **clock.laps)
+
+
+class Scorer(Stage):
+    def load(self) -> None:
+        from counterpoise.scoring.clip import Clip
+
+        assert self.work.scorer is not None
+        _one_thread_per_cpu(self.work.cpus[1])
+        self.clip = Clip(self.work.scorer, self.work.devices.scorer)
+        self.texts = self.clip.embed_texts(self.work.recipe.all_prompts)
+
+    def step(self, batch: pa.Table) -> pa.Table:
+        shard, clock = shard_of(batch), _Clock()
+        table = making.from_ipc(batch["table"][0].as_py())
+        table = making.score(self.clip, self.texts, self.work.recipe, shard, table)
+        clock.lap("score")
+        return _row(shard, table=making.to_ipc(table), started=batch["started"][0], **_laps_of(batch), **clock.laps)
+
+
+def commit(batch: pa.Table, work: Work) -> pa.Table:
+    def step(batch: pa.Table) -> pa.Table:
+        shard, clock = shard_of(batch), _Clock()
+        table = making.from_ipc(batch["table"][0].as_py())
+        created = work.store.create(shard.key(work.recipe.digest), making.to_parquet(table))
+        clock.lap("commit")
+        return _row(
+            shard,
+            created=created,
+            images=len(table),
+            quarantined=len(table) - table["defect"].null_count,
+            started=batch["started"][0],
+            **_laps_of(batch),
+            **clock.laps,
+        )
+
+    return _guarded(step, batch)
+
+
+def _guarded(step: Callable[[pa.Table], pa.Table], batch: pa.Table) -> pa.Table:
+    if "failure" in batch.column_names:
+        return batch
+    try:
+        return step(batch)
+    except CounterpoiseError as error:
+        return _row(shard_of(batch), failure=pickle.dumps(error))
+
+
+class _Clock:
+    """Seconds between calls of ``lap``, by name."""
+
+    def __init__(self) -> None:
+        self.laps: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.laps[name], self._last = now - self._last, now
+
+
+def _row(shard: Shard, **columns: Any) -> pa.Table:
+    values = {"label": shard.label, "group": shard.group, "number": shard.number, **columns}
+    return pa.table({name: pa.array([value]) for name, value in values.items()})
+
+
+def shard_of(batch: pa.Table) -> Shard:
+    return Shard(*(batch[name][0].as_py() for name in ("label", "group", "number")))
+
+
+def _laps_of(batch: pa.Table) -> dict[str, float]:
+    return {name: batch[name][0].as_py() for name in STEPS if name in batch.column_names}
+
+
+def _one_thread_per_cpu(num_cpus: float) -> int:
+    import torch
+
+    threads = max(1, int(num_cpus))
+    torch.set_num_threads(threads)
+    return threads

@@ -1,0 +1,24 @@
+"""Fixtures of the synthesis tests: tiny experiments and their pools."""
+
+import pytest
+
+from counterpoise.store import open_store
+from counterpoise.synthesis.pool import Pool
+from counterpoise.table import Names
+
+
+@pytest.fixture
+def names():
+    return Names(("star", "disc"), ("red", "blue"))
+
+
+@pytest.fixture
+def make_pool(tiny_models, tmp_path, names):
+    """Makes the pool of an experiment on the tiny models; keyword arguments replace sections of it."""
+    from tiny import make_experiment
+
+    def make(*, store=tmp_path / "store", names=names, **changes):
+        experiment = make_experiment(tiny_models, store, **changes)
+        return Pool(experiment, names, open_store(experiment.store))
+
+    return make

@@ -1,0 +1,132 @@
+"""Addresses: everything that decides an image is in them, and nothing else."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from counterpoise.errors import ConfigError, ModelError
+from counterpoise.synthesis.address import Shard, devices, seed
+from counterpoise.table import Names
+
+
+def test_seeds_are_63_bits_and_differ():
+    seeds = {
+        seed("digest", label, group, index, attempt)
+        for label in range(3)
+        for group in range(3)
+        for index in range(100)
+        for attempt in range(3)
+    }
+    assert len(seeds) == 2700
+    assert all(0 <= one < 2**63 for one in seeds)
+    assert max(seeds) > 2**62
+    assert seed("digest", 1, 2, 3, 0) != seed("other", 1, 2, 3, 0)
+
+
+def test_a_seed_of_today_is_a_seed_of_tomorrow():
+    """Changing this number makes every stored pool unreachable."""
+    assert seed("0123456789abcdef", 1, 2, 3, 0) == 3693236817475680733
+
+
+def test_keys_there_and_back():
+    shard = Shard(3, 0, 1234567)
+    assert Shard(3, 0, 7).key("abc") == "pool/abc/3-0/000007.parquet"
+    assert Shard.from_key(shard.key("abc")) == shard
+    assert Shard.from_key("pool/abc/generation.json") is None
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"generator": {"num_inference_steps": 4}},
+        {"generator": {"guidance_scale": 3.0}},
+        {"generator": {"scheduler": "DDPMScheduler"}},
+        {"generator": {"height": 32}},
+        {"generator": {"width": 32}},
+        {"generator": {"seed": 1}},
+        {"generator": {"dtype": "float16"}},
+        {"prompts": {"template": "a {group} {label}"}},
+        {"prompts": {"labels": {"disc": "plate"}}},
+        {"prompts": {"negative": "blur"}},
+        {"pool": {"shard_size": 16}},
+        {"pool": {"shard_size": 8, "max_attempts": 2}},
+        {"scorer": None},
+        {"names": Names(("star", "disc", "ring"), ("red", "blue"))},
+        {"names": Names(("disc", "star"), ("red", "blue"))},
+    ],
+    ids=str,
+)
+def test_what_decides_an_image_is_in_the_digest(make_pool, changes):
+    model = make_pool().experiment.generator.model
+    if "generator" in changes:
+        changes = {"generator": {"model": model, "num_inference_steps": 3, **changes["generator"]}}
+    assert make_pool(**changes).digest != make_pool().digest
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"selection": {"clip_margin": 0.1, "max_draw": 5}},
+        {"plans": {"synthetic": {"strategy": "asb"}}},
+        {"seed": 7},
+        {"method": "other"},
+        {"pool": {"shard_size": 8, "sampling": {"workers": 2, "num_cpus": 0.5}, "max_quarantined": 1}},
+        {"training": {"epochs": 3}},
+    ],
+    ids=str,
+)
+def test_what_does_not_is_not(make_pool, changes):
+    assert make_pool(**changes).digest == make_pool().digest
+
+
+def test_other_weights_are_another_pool_and_moved_ones_are_not(make_pool, tiny_models, tmp_path):
+    shutil.copytree(tiny_models / "diffusion", tmp_path / "moved")
+    generator = {"model": str(tmp_path / "moved"), "num_inference_steps": 3}
+    assert make_pool(generator=generator).digest == make_pool().digest
+    (tmp_path / "moved" / "README.md").write_text("# a model card")
+    assert make_pool(generator=generator).digest == make_pool().digest
+    weights = tmp_path / "moved" / "unet" / "diffusion_pytorch_model.safetensors"
+    changed = bytearray(weights.read_bytes())
+    changed[-1] ^= 1
+    weights.write_bytes(changed)
+    assert make_pool(generator=generator).digest != make_pool().digest
+
+
+def test_precision_follows_from_the_reserved_device(make_pool):
+    model = make_pool().experiment.generator.model
+    here = devices(make_pool().experiment)
+    assert (here.generator, here.dtype, here.scorer) == ("cpu", "float32", "cpu")
+    there = devices(make_pool(pool={"sampling": {"num_gpus": 0.5}, "scoring": {"num_gpus": 0.1}}).experiment)
+    assert (there.generator, there.dtype, there.scorer) == ("cuda", "bfloat16", "cuda")
+    with pytest.raises(ConfigError, match=r"pool\.sampling\.num_gpus"):
+        make_pool(generator={"model": model, "device": "cuda"})
+
+
+def test_models_that_are_not_there(make_pool, tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "torn").mkdir()
+    (tmp_path / "torn" / "model_index.json").write_text('{"_class')
+    for model, message in [
+        (tmp_path / "none", "does not exist"),
+        (tmp_path / "empty", "not a diffusers pipeline"),
+        (tmp_path / "torn", "not a diffusers pipeline"),
+    ]:
+        with pytest.raises(ModelError, match=message) as caught:
+            make_pool(generator={"model": str(model)})
+        assert caught.value.where == "generator.model"
+    for scorer, message in [
+        ({"model": str(tmp_path / "none")}, "does not exist"),
+        ({"model": str(tmp_path / "empty")}, "open_clip_config.json"),
+        ({"model": "ViT-B-32"}, "without weights"),
+    ]:
+        with pytest.raises(ModelError, match=message) as caught:
+            make_pool(scorer=scorer)
+        assert "scorer." in caught.value.where
+
+
+def test_the_generation_is_plain_json(make_pool):
+    generation = make_pool().generation
+    assert json.loads(json.dumps(generation)) == generation
+    assert np.shape(generation["prompts"]) == (2, 2)

@@ -1,0 +1,232 @@
+"""Views on the pool: what is drawn, what is taken, what stays short.
+
+Shards are written here without Ray, with scores and defects that follow from the address, so that a test can say which
+images must be taken; test_pool.py draws real ones.
+"""
+
+import time
+
+import numpy as np
+import pytest
+
+from counterpoise.errors import SynthesisError
+from counterpoise.generators.text_to_image import to_samples
+from counterpoise.synthesis import sampling, select
+from counterpoise.synthesis import shard as making
+from counterpoise.synthesis.address import Shard
+from counterpoise.synthesis.workers import Work
+
+
+class Filler:
+    """Puts shards into a pool, without Ray: ``margin`` and ``defect`` say what the image of an address is like."""
+
+    def __init__(self, margin=lambda label, group, index: 1.0, defect=lambda label, group, index: False):
+        self.margin, self.defect, self.rounds = margin, defect, []
+
+    def put(self, pool, shard):
+        recipe, size = Work.of(pool).recipe, pool.shard_size
+        indices = range(shard.number * size, (shard.number + 1) * size)
+        bad = [self.defect(shard.label, shard.group, index) for index in indices]
+
+        def sample(prompts, negative, seeds):
+            attempted = (
+                indices if len(seeds) == size else [index for index, is_bad in zip(indices, bad, strict=True) if is_bad]
+            )
+            rng = np.random.default_rng(seeds)
+            return to_samples(
+                np.stack(
+                    [rng.random((4, 4, 3)) * (not self.defect(shard.label, shard.group, index)) for index in attempted]
+                )
+            )
+
+        table = making.to_table(making.draw(sample, recipe, shard), recipe, shard)
+        margins = [self.margin(shard.label, shard.group, index) for index in indices]
+        position = table.schema.get_field_index("clip_margin")
+        table = table.set_column(position, table.schema.field(position), [np.array(margins, np.float32)])
+        created = pool.store.create(shard.key(pool.digest), making.to_parquet(table))
+        return sampling.Receipt(shard, created, size, sum(bad), time.time(), {"sample": 0.5})
+
+    def __call__(self, pool, shards, on_receipt):
+        self.rounds.append(sorted(shards))
+        receipts = []
+        for shard in shards:
+            receipts.append(self.put(pool, shard))
+            on_receipt(receipts[-1])
+        return receipts
+
+
+@pytest.fixture
+def fill(monkeypatch):
+    def use(filler):
+        monkeypatch.setattr(sampling, "sample", filler)
+        return filler
+
+    return use
+
+
+def scattered(label, group, index):
+    """Uniform in [0, 1], fixed for each address."""
+    return float(np.random.default_rng([label, group, index]).random())
+
+
+def ids(view):
+    return view.index["id"].to_pylist()
+
+
+def test_takes_the_first_of_each_cell(make_pool, fill):
+    filler = fill(Filler())
+    pool = make_pool()
+    realized = select.realize(pool, {"plan": np.array([[10, 3], [0, 8]])})
+    view = realized.views["plan"]
+    expected = [(0, 0, 10), (0, 1, 3), (1, 1, 8)]
+    assert ids(view) == [f"{pool.digest}-{a}-{b}-{index}" for a, b, count in expected for index in range(count)]
+    assert view.counts.tolist() == [[10, 3], [0, 8]]
+    assert filler.rounds == [[Shard(0, 0, 0), Shard(0, 0, 1), Shard(0, 1, 0), Shard(1, 1, 0)]]
+    assert (realized.sampled, realized.reused, realized.images, realized.shards) == (32, 0, 21, 4)
+    assert realized.short == []
+    assert realized.fresh == {shard.key(pool.digest) for shard in filler.rounds[0]}
+    assert pool.held().tolist() == [[16, 8], [0, 8]]
+
+
+def test_the_same_again_samples_nothing(make_pool, fill):
+    filler = fill(Filler())
+    wanted = {"plan": np.array([[10, 3], [0, 8]])}
+    first = select.realize(make_pool(), wanted)
+    second = select.realize(make_pool(), wanted)
+    assert len(filler.rounds) == 1
+    assert (second.sampled, second.reused, second.fresh) == (0, 32, frozenset())
+    assert second.images_per_second is None
+    assert second.views["plan"].digest == first.views["plan"].digest
+
+
+def test_plans_share_what_both_want(make_pool, fill):
+    filler = fill(Filler())
+    realized = select.realize(
+        make_pool(), {("ffr", "a"): np.array([[20, 0], [0, 0]]), ("usb", "b"): np.array([[8, 8], [0, 0]])}
+    )
+    assert [len(shards) for shards in filler.rounds] == [4]
+    assert set(ids(realized.views["usb", "b"])[:8]) < set(ids(realized.views["ffr", "a"]))
+    assert realized.images == 28
+    assert select.summary([realized])["sampled"] == 32
+
+
+def test_a_larger_plan_keeps_the_smaller_ones_images(make_pool, fill):
+    filler = fill(Filler())
+    small = select.realize(make_pool(), {"p": np.array([[10, 0], [0, 0]])})
+    large = select.realize(make_pool(), {"p": np.array([[30, 0], [0, 0]])})
+    assert ids(large.views["p"])[:10] == ids(small.views["p"])
+    assert filler.rounds[1] == [Shard(0, 0, 2), Shard(0, 0, 3)]
+    assert (large.sampled, large.reused) == (16, 16)
+
+
+def test_tops_up_until_the_plan_is_met(make_pool, fill):
+    filler = fill(Filler(scattered))
+    pool = make_pool(selection={"clip_margin": 0.6, "max_draw": 10})
+    realized = select.realize(pool, {"p": np.array([[40, 40], [0, 40]])})
+    assert realized.short == []
+    assert 2 <= len(filler.rounds) <= 4
+    view = realized.views["p"]
+    for label, group in ((0, 0), (0, 1), (1, 1)):
+        passing = [index for index in range(1000) if np.float32(scattered(label, group, index)) >= 0.6][:40]
+        assert view.where(label=label, group=group).column("index").tolist() == passing
+    drawn = sum(map(len, filler.rounds)) * 8
+    assert realized.sampled == drawn
+    assert 260 <= drawn <= 400  # 120 wanted, of which two in five pass
+    assert realized.rejected == drawn - int(pool.held().sum())
+
+
+def test_another_threshold_resamples_nothing(make_pool, fill):
+    filler = fill(Filler(scattered))
+    strict = make_pool(selection={"clip_margin": 0.6, "max_draw": 10})
+    select.realize(strict, {"p": np.array([[40, 0], [0, 0]])})
+    rounds = len(filler.rounds)
+    loose = select.realize(make_pool(selection={"clip_margin": 0.1}), {"p": np.array([[40, 0], [0, 0]])})
+    assert len(filler.rounds) == rounds
+    assert loose.views["p"].column("index").max() < 60
+
+
+def test_says_which_cells_stayed_short(make_pool, fill):
+    filler = fill(Filler(lambda label, group, index: 1.0 if label == 0 else -1.0))
+    pool = make_pool(selection={"clip_margin": 0.0, "max_draw": 2})
+    realized = select.realize(pool, {"p": np.array([[16, 0], [16, 0]])})
+    assert realized.short == [select.Short("p", "disc × red", 16, 0)]
+    drawn = {shard for shards in filler.rounds for shard in shards}
+    assert drawn == {Shard(0, 0, 0), Shard(0, 0, 1), *(Shard(1, 0, number) for number in range(4))}
+    assert select.summary([realized])["short_cells"] == [{"plan": "p", "cell": "disc × red", "wanted": 16, "got": 0}]
+    again = select.realize(pool, {"p": np.array([[16, 0], [16, 0]])})
+    assert (again.sampled, again.short) == (0, realized.short)
+
+
+def test_the_bound_is_the_plans_own(make_pool, fill):
+    """What a plan shows must not depend on what another one drew: also if the pool happens to hold more."""
+    fill(Filler(lambda label, group, index: 1.0 if index >= 24 else -1.0))
+    pool = make_pool(selection={"clip_margin": 0.0, "max_draw": 3})
+    both = select.realize(pool, {"small": np.array([[8, 0], [0, 0]]), "large": np.array([[16, 0], [0, 0]])})
+    assert len(both.views["small"]) == 0
+    assert both.views["large"].column("index").tolist() == list(range(24, 40))
+
+
+def test_a_hole_is_filled_first(make_pool, fill):
+    """After a kill, later shards may be there and earlier ones not."""
+    filler = fill(Filler())
+    pool = make_pool()
+    for number in (0, 2, 3):
+        filler.put(pool, Shard(0, 0, number))
+    wanted = np.array([[20, 0], [0, 0]])
+    assert select.view_of(pool, wanted).column("index").tolist() == list(range(8))
+    realized = select.realize(pool, {"p": wanted})
+    assert filler.rounds == [[Shard(0, 0, 1)]]
+    assert realized.views["p"].column("index").tolist() == list(range(20))
+
+
+def test_quarantined_images_are_never_taken(make_pool, fill):
+    filler = fill(Filler(defect=lambda label, group, index: index % 8 == 3))
+    pool = make_pool(pool={"shard_size": 8, "max_quarantined": 0.2})
+    realized = select.realize(pool, {"p": np.array([[16, 0], [0, 0]])})
+    assert realized.views["p"].column("index").tolist() == [index for index in range(24) if index % 8 != 3][:16]
+    assert realized.quarantined == 3
+    assert len(filler.rounds) == 2
+    assert pool.held()[0, 0] == 21
+
+
+def test_too_many_quarantined_images_are_an_error(make_pool, fill):
+    filler = fill(Filler(defect=lambda label, group, index: label == 1))
+    pool = make_pool()
+    wanted = {"p": np.array([[80, 0], [80, 0]])}
+    with pytest.raises(SynthesisError, match="one colour all over") as caught:
+        select.realize(pool, wanted)
+    assert "max_quarantined" in str(caught.value)
+    before = len(pool.shards())
+    assert before == 10 + 2  # ended as soon as it was certain that the share is above 0.05
+    with pytest.raises(SynthesisError, match="one colour all over"):
+        select.realize(pool, wanted)
+    assert filler.rounds[1][0] == Shard(1, 0, 2)
+    assert len(pool.shards()) == before + 1
+
+
+def test_no_plans_no_work(make_pool, fill):
+    filler = fill(Filler())
+    realized = select.realize(make_pool(), {"p": np.zeros((2, 2), int)})
+    assert filler.rounds == []
+    assert len(realized.views["p"]) == 0
+    assert realized.views["p"].counts.tolist() == [[0, 0], [0, 0]]
+
+
+@pytest.mark.parametrize(
+    ("accepted", "drawn", "wanted", "typical", "shards"),
+    [
+        (0, 0, 80, 1.0, 10),  # nothing known: as if all passed
+        (0, 0, 80, 0.5, 22),  # other cells lose half: 160 and a tenth
+        (40, 80, 80, 0.5, 11),
+        (79, 80, 80, 1.0, 1),
+        (0, 80, 80, 0.0, 11000),  # nothing ever passed: the bound decides
+    ],
+)
+def test_how_many_shards_a_round_draws(accepted, drawn, wanted, typical, shards):
+    assert select.shards_to_draw(accepted, drawn, wanted, typical, 8) == shards
+
+
+def test_bounds():
+    assert select.bound(16, 2.0, 8) == 4
+    assert select.bound(5, 1.0, 8) == 1
+    assert select.bound(0, 3.0, 8) == 0

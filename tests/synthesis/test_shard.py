@@ -1,0 +1,117 @@
+"""Shards as plain functions: what is drawn, drawn again, scored and written."""
+
+import numpy as np
+import pytest
+
+from counterpoise.generators.text_to_image import Samples, to_samples
+from counterpoise.synthesis import shard as making
+from counterpoise.synthesis.address import Shard, seed
+from counterpoise.table import SYNTHETIC, Names, decode_image
+
+RECIPE = making.Recipe("d", Names(("star",), ("red", "blue")), [["red star", "blue star"]], "blur", 4, 3)
+SHARD = Shard(0, 1, 2)  # indices 8 to 11
+
+
+class Sampler:
+    """Noise of its seed; uniform for the seeds named; remembers its batches."""
+
+    def __init__(self, uniform=()):
+        self.uniform, self.batches = set(uniform), []
+
+    def __call__(self, prompts, negative, seeds):
+        assert set(prompts) == {"blue star"}
+        assert negative == "blur"
+        self.batches.append(list(seeds))
+        images = [np.random.default_rng(one).random((4, 4, 3)) * (one not in self.uniform) for one in seeds]
+        return to_samples(np.stack(images))
+
+
+def address(index, attempt):
+    return seed("d", 0, 1, index, attempt)
+
+
+def test_one_batch_when_all_is_well():
+    sampler = Sampler()
+    draft = making.draw(sampler, RECIPE, SHARD)
+    assert sampler.batches == [[address(index, 0) for index in range(8, 12)]] == [draft.seeds]
+    table = making.to_table(draft, RECIPE, SHARD)
+    assert table.schema.equals(SYNTHETIC)
+    assert Names.from_metadata(table.schema.metadata) == RECIPE.names
+    assert table["index"].to_pylist() == [8, 9, 10, 11]
+    assert table["id"].to_pylist()[0] == "d-0-1-8"
+    assert set(table["group"].to_pylist()) == {1}
+    assert table["attempt"].to_pylist() == [0] * 4
+    assert table["defect"].null_count == 4
+    np.testing.assert_array_equal(decode_image(table["image"][3].as_py()), draft.pixels[3])
+
+
+def test_a_defect_is_drawn_again_with_another_seed():
+    sampler = Sampler(uniform=[address(9, 0), address(11, 0), address(11, 1)])
+    table = making.to_table(making.draw(sampler, RECIPE, SHARD), RECIPE, SHARD)
+    assert sampler.batches[1:] == [[address(9, 1), address(11, 1)], [address(11, 2)]]
+    assert table["attempt"].to_pylist() == [0, 1, 0, 2]
+    assert table["seed"].to_pylist() == [address(8, 0), address(9, 1), address(10, 0), address(11, 2)]
+    assert table["defect"].null_count == 4
+
+
+def test_after_the_last_attempt_it_is_quarantined():
+    sampler = Sampler(uniform=[address(9, attempt) for attempt in range(3)])
+    table = making.to_table(making.draw(sampler, RECIPE, SHARD), RECIPE, SHARD)
+    assert table["defect"].to_pylist() == [None, "one colour all over", None, None]
+    assert table["attempt"].to_pylist() == [0, 2, 0, 0]
+    assert [image is None for image in table["image"].to_pylist()] == [False, True, False, False]
+    assert len(sampler.batches) == 3
+
+
+def test_defects_of_pixels():
+    images = np.random.default_rng(0).random((5, 8, 8, 3))
+    images[1, 0, 0, 0] = np.nan
+    images[2] = np.inf
+    images[3] = [0.2, 0.9, 0.5]  # uniform, though its channels differ
+    samples = to_samples(images, unsafe=[False, False, False, False, True])
+    assert samples.defects == [
+        None,
+        "pixels are not finite",
+        "pixels are not finite",
+        "one colour all over",
+        "held back by the safety checker",
+    ]
+    np.testing.assert_array_equal(samples.pixels[0], np.rint(images[0] * 255))
+
+
+def test_the_file_is_the_same_every_time():
+    files = [
+        making.to_parquet(making.to_table(making.draw(Sampler(), RECIPE, SHARD), RECIPE, SHARD, threads))
+        for threads in (1, 3)
+    ]
+    assert files[0] == files[1]
+
+
+def test_the_way_from_worker_to_worker_changes_nothing():
+    table = making.to_table(making.draw(Sampler(), RECIPE, SHARD), RECIPE, SHARD)
+    assert making.from_ipc(making.to_ipc(table)).equals(table, check_metadata=True)
+
+
+def test_without_groups_the_group_is_unknown():
+    recipe = making.Recipe("d", Names(("star",)), [["star"]], "", 2, 1)
+    samples = Samples(np.random.default_rng(0).integers(0, 255, (2, 4, 4, 3), np.uint8), [None, None])
+    table = making.to_table(making.draw(lambda *_: samples, recipe, Shard(0, 0, 0)), recipe, Shard(0, 0, 0))
+    assert table["group"].to_pylist() == [-1, -1]
+
+
+def test_scores_belong_to_the_cell(tiny_models):
+    from counterpoise.config import Scorer
+    from counterpoise.scoring.clip import Clip
+
+    clip = Clip(Scorer(model=str(tiny_models / "clip")), "cpu")
+    sampler = Sampler(uniform=[address(9, attempt) for attempt in range(3)])
+    table = making.to_table(making.draw(sampler, RECIPE, SHARD), RECIPE, SHARD)
+    texts = clip.embed_texts(RECIPE.all_prompts)
+    scored = making.score(clip, texts, RECIPE, SHARD, table)
+    assert scored.schema.equals(table.schema, check_metadata=True)
+    images = clip.embed_images([decode_image(table["image"][row].as_py()) for row in (0, 2, 3)])
+    for row, image in zip((0, 2, 3), images, strict=True):
+        own, rival = float(texts[1] @ image), float(texts[0] @ image)
+        assert scored["clip_similarity"][row].as_py() == pytest.approx(own, abs=1e-6)
+        assert scored["clip_margin"][row].as_py() == pytest.approx(own - rival, abs=1e-6)
+    assert scored["clip_margin"][1].as_py() is None
