@@ -1,0 +1,147 @@
+"""Accuracy per cell and fairness, from counts.
+
+All metrics are functions of one array, the *confusion counts* (…, groups, classes, classes): how many test images of a
+group and a class were predicted as each class. Leading dimensions are resamples (see
+:mod:`counterpoise.evaluation.intervals`), so a metric is written once for the test set and its bootstrap.
+
+What "equalized odds" means differs between the papers, so both readings have a name of their own here:
+
+======================  ================================================================================================
+accuracy                correct / all, over all images, those of unknown group included
+balanced_accuracy       mean accuracy of the cells (class × group); FFR §4 "Metrics"
+class_balanced_accuracy mean accuracy of the classes
+worst_group_accuracy    least accuracy of a cell; Sagawa et al. 2020, FFR, AIM-Fair's WST
+group_std               standard deviation of the cells' accuracies, population (n); AIM-Fair's STD
+demographic_parity      gap of P(ŷ=c | group)
+equal_opportunity       gap of P(ŷ=c | y=c, group), the TPR; SYNAuG's EO
+equalized_odds_mean     (TPR gap + FPR gap) / 2; SYNAuG's ED, AIM-Fair equation of EO, its code and its Table 8
+equalized_odds_max      max(TPR gap, FPR gap); AIM-Fair's Tables 3-7 and 9-11
+many, medium, few       mean accuracy of the classes with that many training images
+======================  ================================================================================================
+
+A *gap* is the largest difference between two groups. With two classes, c is the second (label 1, "positive"), and all
+four equal fairlearn's. With more, each class in turn is c against the rest, and the classes' values are averaged; for
+``equalized_odds_max`` the largest counts. FPR is P(ŷ=c | y≠c, group). A group without the images that a rate needs
+takes no part in that gap; what is left without two groups, or without any image, is undefined and left out.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from counterpoise import config
+from counterpoise.table import Names
+
+Values = dict[str, np.ndarray]
+
+
+def confusion_counts(
+    labels: Int[np.ndarray, " n"],
+    groups: Int[np.ndarray, " n"],
+    predicted: Int[np.ndarray, " n"],
+    names: Names,
+) -> Int[np.ndarray, "groups_and_unknown classes classes"]:
+    """Images by (group, class, predicted class). The last group holds the images whose group is unknown (-1)."""
+    classes, known = names.shape
+    group = np.where(groups < 0, known, groups) if names.groups else np.zeros_like(groups)
+    counts = np.zeros((known + 1, classes, classes), np.int64)
+    np.add.at(counts, (group, labels, predicted), 1)
+    return counts
+
+
+def cell_accuracies(
+    confusion: Int[np.ndarray, "*resamples groups_and_unknown classes classes"],
+) -> Float[np.ndarray, "*resamples classes groups"]:
+    """Accuracy of each cell; NaN where it has no image."""
+    known = confusion[..., :-1, :, :]
+    correct = np.diagonal(known, axis1=-2, axis2=-1)
+    return np.swapaxes(_ratio(correct, known.sum(-1)), -2, -1)
+
+
+def class_accuracies(
+    confusion: Int[np.ndarray, "*resamples groups_and_unknown classes classes"],
+) -> Float[np.ndarray, "*resamples classes"]:
+    """Accuracy of each class over all groups, unknown ones included; NaN where it has no image."""
+    pooled = confusion.sum(-3)
+    return _ratio(np.diagonal(pooled, axis1=-2, axis2=-1), pooled.sum(-1))
+
+
+def all_metrics(
+    confusion: Int[np.ndarray, "*resamples groups_and_unknown classes classes"],
+    train_counts: Int[np.ndarray, "classes groups"],
+    settings: config.Evaluation,
+) -> Values:
+    """Every metric that is defined for these counts, each of shape (*resamples,).
+
+    Resamples must agree on how many images each cell has, as the stratified bootstrap's do.
+    """
+    accuracies = cell_accuracies(confusion)
+    present = ~np.isnan(accuracies.reshape(-1, *accuracies.shape[-2:])[0])
+    cells = accuracies[..., present]
+    classes = class_accuracies(confusion)
+    correct = np.asarray(np.diagonal(confusion, axis1=-2, axis2=-1).sum((-2, -1)))
+    metrics: Values = {"accuracy": _ratio(correct, np.asarray(confusion.sum((-3, -2, -1))))}
+    if present.any():
+        metrics["balanced_accuracy"] = cells.mean(-1)
+    metrics["class_balanced_accuracy"] = _mean_over(classes)
+    if present.any():
+        metrics |= {"worst_group_accuracy": cells.min(-1), "group_std": cells.std(-1)}
+    metrics |= fairness(confusion[..., :-1, :, :])
+    metrics |= shots(classes, train_counts.sum(1), settings)
+    return {name: np.asarray(value) for name, value in metrics.items() if not np.isnan(value).any()}
+
+
+def fairness(confusion: Int[np.ndarray, "*resamples groups classes classes"]) -> Values:
+    """The four gaps between groups; empty for fewer than two groups."""
+    groups, classes = confusion.shape[-3], confusion.shape[-1]
+    if groups < 2:
+        return {}
+    per_class = confusion.sum(-1)  # (…, groups, classes)
+    images = per_class.sum(-1, keepdims=True)
+    predicted = confusion.sum(-2)
+    hits = np.diagonal(confusion, axis1=-2, axis2=-1)
+    kept = slice(1, 2) if classes == 2 else slice(None)
+    selection = _gap(_ratio(predicted, images)[..., kept])
+    true_positive = _gap(_ratio(hits, per_class)[..., kept])
+    false_positive = _gap(_ratio(predicted - hits, images - per_class)[..., kept])
+    both = np.stack([true_positive, false_positive], -1)  # (…, classes, 2)
+    defined = both[..., ~np.isnan(both.reshape(-1, *both.shape[-2:])[0]).any(-1), :]
+    metrics = {"demographic_parity": _mean_over(selection), "equal_opportunity": _mean_over(true_positive)}
+    if defined.shape[-2]:
+        metrics |= {
+            "equalized_odds_mean": np.asarray(defined.mean((-2, -1))),
+            "equalized_odds_max": np.asarray(defined.max((-2, -1))),
+        }
+    return metrics
+
+
+def shots(
+    accuracies: Float[np.ndarray, "*resamples classes"],
+    train_counts: Int[np.ndarray, " classes"],
+    settings: config.Evaluation,
+) -> Values:
+    """Mean accuracy of the classes with many, medium and few training images (Liu et al. 2019; SYNAuG §4.1)."""
+    many, few = train_counts > settings.many, train_counts < settings.few
+    kinds = {"many": many, "medium": ~many & ~few, "few": few}
+    return {name: _mean_over(accuracies[..., kind]) for name, kind in kinds.items() if kind.any()}
+
+
+def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+    denominator = np.broadcast_to(denominator, numerator.shape)
+    return np.divide(numerator, denominator, out=np.full(numerator.shape, np.nan), where=denominator > 0)
+
+
+def _gap(rates: Float[np.ndarray, "*resamples groups classes"]) -> Float[np.ndarray, "*resamples classes"]:
+    """Largest minus least rate over the groups that have one; NaN for fewer than two such groups."""
+    defined: Bool[np.ndarray, "*resamples groups classes"] = ~np.isnan(rates)
+    highest = np.where(defined, rates, -np.inf).max(-2)
+    lowest = np.where(defined, rates, np.inf).min(-2)
+    enough = defined.sum(-2) >= 2
+    return np.subtract(highest, lowest, out=np.full(highest.shape, np.nan), where=enough)
+
+
+def _mean_over(values: Float[np.ndarray, "*resamples k"]) -> Float[np.ndarray, "*resamples"]:
+    """Mean over the last axis of what is defined; NaN if nothing is."""
+    defined = ~np.isnan(values)
+    return _ratio(np.asarray(np.where(defined, values, 0).sum(-1)), np.asarray(defined.sum(-1)))

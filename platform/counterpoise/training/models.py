@@ -1,0 +1,176 @@
+"""Classifiers: small ones of our own for small images, and torchvision's by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from urllib.error import URLError
+
+import torch
+import torchvision
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+
+from counterpoise.config import Training
+from counterpoise.errors import ConfigError, ModelError, did_you_mean, one_of
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class Classifier(nn.Module):
+    """A backbone behind the one place where pixels are normalised (ImageNet's mean and deviation).
+
+    Takes uint8 pixels, so that what is saved, served and logged is the whole way from an image to its logits.
+    """
+
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(self, backbone: nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone
+        for name, values in (("mean", IMAGENET_MEAN), ("deviation", IMAGENET_STD)):
+            self.register_buffer(name, 255 * torch.tensor(values).view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, images: UInt8[Tensor, "n 3 height width"]) -> Float[Tensor, "n classes"]:
+        return self.backbone((images.float() - self.mean) / self.deviation)
+
+
+def small_cnn(classes: int) -> nn.Module:
+    """Four 3×3 convolutions; COUNT weights, 2.8 million multiplications for a 32 px image.
+
+    GroupNorm (Wu & He 2018) instead of batch norm: an image's logits then depend on no other image, so results do not
+    depend on how a batch is shared out among workers. Strides instead of pooling between convolutions, because a CPU's
+    time goes into large early feature maps; the maximum over positions at the end, because small objects out of place
+    drown in a mean.
+    """
+    return nn.Sequential(
+        *_convolution(3, 24, stride=2),
+        *_convolution(24, 48, stride=2),
+        *_convolution(48, 96, stride=2),
+        *_convolution(96, 96),
+        _Maximum(),
+        nn.Linear(96, classes),
+    )
+
+
+def small_resnet(classes: int) -> nn.Module:
+    """Four residual blocks (He et al. 2016) with GroupNorm; some ten times the work of :func:`small_cnn`."""
+    return nn.Sequential(
+        *_convolution(3, 32),
+        _Residual(32, 64),
+        _Residual(64, 128),
+        _Residual(128, 128),
+        _Residual(128, 256),
+        _Maximum(),
+        nn.Linear(256, classes),
+    )
+
+
+class _Maximum(nn.Module):
+    """Each channel's maximum over positions. Unlike adaptive max pooling its gradient is deterministic on a GPU."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.amax((2, 3))
+
+
+class _Residual(nn.Module):
+    def __init__(self, channels: int, out: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(*_convolution(channels, out, stride=2), *_convolution(out, out)[:2])
+        self.skip = nn.Conv2d(channels, out, 1, stride=2, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.body(x) + self.skip(x))
+
+
+def _convolution(channels: int, out: int, stride: int = 1) -> list[nn.Module]:
+    convolution = nn.Conv2d(channels, out, 3, stride, padding=1, bias=False)
+    return [convolution, nn.GroupNorm(8, out), nn.ReLU(inplace=True)]
+
+
+BUILT_IN: dict[str, Callable[[int], nn.Module]] = {"small_cnn": small_cnn, "small_resnet": small_resnet}
+
+# In training these two return auxiliary logits beside the logits; nobody in this field uses them.
+_UNUSABLE = {"googlenet", "inception_v3"}
+
+
+def backbones() -> list[str]:
+    """The names that ``training.backbone`` may have."""
+    return [*BUILT_IN, *sorted(set(torchvision.models.list_models(module=torchvision.models)) - _UNUSABLE)]
+
+
+def check_backbone(training: Training) -> None:
+    """Raises ConfigError unless the backbone exists, has the weights asked for and takes images of this size."""
+    name, known = training.backbone, backbones()
+    if name not in known:
+        raise ConfigError(
+            "unknown backbone",
+            where="training.backbone",
+            found=name,
+            allowed=one_of(known) + "; all classification models of torchvision",
+            remedy=did_you_mean(name, known),
+        )
+    if training.pretrained and name in BUILT_IN:
+        remedy = "use a torchvision model, or training.pretrained=false"
+        raise ConfigError(
+            "this backbone has no pretrained weights", where="training.pretrained", found=name, remedy=remedy
+        )
+    size = training.image_size
+    try:
+        with torch.device("meta"), torch.no_grad():
+            Classifier(_untrained(name, 2)).eval()(torch.empty(1, 3, size, size, dtype=torch.uint8))
+    except (RuntimeError, AssertionError) as error:
+        remedy = "224 works for all of torchvision's models; small_cnn takes any size"
+        raise ConfigError(
+            f"{name} cannot take images of this size", where="training.image_size", found=size, remedy=remedy
+        ) from error
+
+
+def build_model(training: Training, classes: int, seed: int) -> Classifier:
+    """A classifier with fresh weights, on the CPU.
+
+    Args:
+        training: Names the backbone, and whether it starts from torchvision's default weights (all but the head).
+        classes: Number of logits.
+        seed: Draws the fresh weights; torch's global generator is left as it was.
+
+    Raises:
+        ConfigError: See :func:`check_backbone`.
+        ModelError: The pretrained weights cannot be had.
+    """
+    check_backbone(training)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        backbone = _untrained(training.backbone, classes)
+    if training.pretrained:
+        _load_pretrained(backbone, training.backbone)
+    return Classifier(backbone).to(memory_format=torch.channels_last)
+
+
+def weights_name(training: Training) -> str | None:
+    """Which published weights a model starts from: ``ResNet50_Weights.IMAGENET1K_V2``; None for fresh ones."""
+    if not training.pretrained:
+        return None
+    return str(torchvision.models.get_model_weights(training.backbone).DEFAULT)
+
+
+def _untrained(name: str, classes: int) -> nn.Module:
+    if name in BUILT_IN:
+        return BUILT_IN[name](classes)
+    return torchvision.models.get_model(name, weights=None, num_classes=classes)
+
+
+def _load_pretrained(backbone: nn.Module, name: str) -> None:
+    """Copies torchvision's default weights wherever the shapes agree, which is everywhere but in the head."""
+    try:
+        published = torchvision.models.get_model(name, weights="DEFAULT").state_dict()
+    except (URLError, OSError, RuntimeError) as error:
+        remedy = "connect once so that torchvision can download them, or put the file into TORCH_HOME/hub/checkpoints"
+        raise ModelError(
+            f"the pretrained weights of {name} cannot be loaded",
+            where="training.pretrained",
+            found=error,
+            remedy=remedy,
+        ) from error
+    own = backbone.state_dict()
+    backbone.load_state_dict(own | {key: value for key, value in published.items() if value.shape == own[key].shape})
