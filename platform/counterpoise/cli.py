@@ -1,0 +1,235 @@
+"""The door: ``counterpoise COMMAND CONFIG [key.path=value …]``.
+
+What people read goes to standard output as tables, progress to standard error. With ``--json`` the last line of
+standard output is one JSON object. A mistake of the user ends in a few lines and exit status 2. Nothing heavy is
+imported until a command runs.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from counterpoise import __version__
+from counterpoise.errors import CounterpoiseError
+
+if TYPE_CHECKING:
+    from counterpoise.experiment import Job
+
+
+class _Commands(click.Group):
+    """Commands in the order of the work, and errors without tracebacks."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except CounterpoiseError as error:
+            click.secho("error: ", fg="red", bold=True, nl=False, err=True)
+            click.echo(str(error), err=True)
+            sys.exit(2)
+        except KeyboardInterrupt:
+            click.echo("stopped: what is done is kept, the same command goes on from there", err=True)
+            sys.exit(130)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="counterpoise")
+def main() -> None:
+    """Repair an imbalanced or biased image dataset with synthetic images, and prove that it helped.
+
+    CONFIG is an experiment file (YAML), or the name of a shipped one such as `demo`. Any of its values can be
+    given on the command line as key.path=value. Every command does what it needs of the steps before it, and
+    reuses what is already in the store.
+
+    \b
+    Try it:   counterpoise run demo
+    """
+
+
+def _command(name: str, *options: Callable) -> Callable:
+    """A command over experiments: reads CONFIG and overrides, hands a job to the body, prints what it returns."""
+
+    def decorate(body: Callable[..., tuple[dict, Any]]) -> click.Command:
+        @main.command(name)
+        @click.argument("config")
+        @click.argument("overrides", nargs=-1, metavar="[KEY.PATH=VALUE]...")
+        @click.option("--method", help="Only this method of the file.")
+        @click.option("--json", "as_json", is_flag=True, help="End standard output with one JSON object.")
+        @functools.wraps(body)
+        def command(config: str, overrides: tuple[str, ...], method: str | None, as_json: bool, **rest: Any) -> None:
+            from counterpoise.compose import load
+
+            experiments = load(config, overrides, only_method=method)
+            from counterpoise.experiment import Job
+
+            with Job(experiments, command=_typed(), step=name) as job:
+                result, tables = body(job, **rest)
+            if as_json:
+                click.echo(json.dumps(result, allow_nan=False))
+            else:
+                _show(tables)
+
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+def _typed() -> str:
+    """The command as it was typed, for the report."""
+    import shlex
+
+    return shlex.join(["counterpoise", *sys.argv[1:]])
+
+
+def _show(tables: Any) -> None:
+    from rich.console import Console
+
+    console = Console()
+    for table in tables:
+        console.print(table)
+
+
+@_command("audit")
+def audit(job: Job) -> tuple[dict, Any]:
+    """Count what each class × group cell has, and say what that may do to a classifier.
+
+    \b
+    Example:  counterpoise audit demo
+              counterpoise audit demo data.imbalance.rate=0.999 --json
+    """
+    from counterpoise import terminal
+
+    found = job.audit()
+    return found.to_json(), terminal.audit(found)
+
+
+@_command("plan")
+def plan(job: Job) -> tuple[dict, Any]:
+    """Show how many synthetic images each cell will get, what the pool holds, and how long the rest will take.
+
+    \b
+    Example:  counterpoise plan demo --method usb
+    """
+    from counterpoise import terminal
+
+    planned = job.plan()
+    return planned, terminal.plan(planned, job.names)
+
+
+@_command("synthesize")
+def synthesize(job: Job) -> tuple[dict, Any]:
+    """Sample, score and commit the images that the plans lack. Go on after any interruption by running it again.
+
+    \b
+    Example:  counterpoise synthesize demo pool.sampling.workers=2
+              counterpoise synthesize demo store=s3://bucket/prefix
+    """
+    from counterpoise import terminal
+
+    done = job.synthesize()
+    return done, terminal.synthesis(done)
+
+
+@_command("train")
+def train(job: Job) -> tuple[dict, Any]:
+    """Train each method's stages for each seed; `metrics` and `cells` are of the validation split.
+
+    With several methods, `metrics` and `cells` speak of the last one; `rows` has them all.
+
+    \b
+    Example:  counterpoise train demo --method ffr training.epochs=5
+    """
+    from counterpoise import terminal
+
+    trained = job.train()
+    return trained, terminal.rows(trained)
+
+
+@_command("evaluate")
+def evaluate(job: Job) -> tuple[dict, Any]:
+    """Measure each method on the test split: per cell, worst group, fairness, with intervals.
+
+    With several methods, `metrics` and `cells` speak of the last one; `rows` has them all.
+
+    \b
+    Example:  counterpoise evaluate demo --method ffr --json
+    """
+    from counterpoise import terminal
+
+    scored = job.evaluate()
+    return scored, terminal.rows(scored)
+
+
+_OUT = click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder for report.html and results.json [reports/NAME].",
+)
+
+
+@_command("run", _OUT)
+def run(job: Job, out: Path | None) -> tuple[dict, Any]:
+    """Do it all: audit, plan, synthesize, train, evaluate, report.
+
+    \b
+    Example:  counterpoise run demo --out demo
+              counterpoise run fashion_ffr data.root=path/to/fashion_mnist
+    """
+    from counterpoise import story, terminal
+
+    done = story.run(job, out)
+    return done, terminal.run(done)
+
+
+@_command("report", _OUT)
+def report(job: Job, out: Path | None) -> tuple[dict, Any]:
+    """Write report.html and results.json from what is in the store; what is missing is computed first.
+
+    \b
+    Example:  counterpoise report demo --out report
+    """
+    from counterpoise import story, terminal
+
+    written = story.write(job, out)
+    return written, terminal.files(written["files"])
+
+
+@main.command("doctor")
+@click.argument("config", required=False)
+@click.argument("overrides", nargs=-1, metavar="[KEY.PATH=VALUE]...")
+@click.option("--json", "as_json", is_flag=True, help="End standard output with one JSON object.")
+def doctor(config: str | None, overrides: tuple[str, ...], as_json: bool) -> None:
+    """Check this machine: libraries, memory, devices, Ray, MLflow; and with CONFIG also its data, store and models.
+
+    Exits with status 1 if a check fails.
+
+    \b
+    Example:  counterpoise doctor
+              counterpoise doctor demo store=s3://bucket/prefix
+    """
+    from counterpoise.doctor import examine
+
+    checks = examine(config, overrides)
+    failed = [check for check in checks if check.state == "fail"]
+    if as_json:
+        click.echo(json.dumps({"ok": not failed, "checks": [vars(check) for check in checks]}))
+    else:
+        from counterpoise import terminal
+
+        _show(terminal.checks(checks))
+    sys.exit(1 if failed else 0)
+
+
+if __name__ == "__main__":
+    main()

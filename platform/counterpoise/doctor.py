@@ -1,0 +1,134 @@
+"""What may keep a run from succeeding, looked at before it starts: this machine, and with an experiment its parts."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from counterpoise.compose import load
+from counterpoise.config import Experiment
+from counterpoise.errors import CounterpoiseError
+from counterpoise.locate import locate
+from counterpoise.store import open_store
+
+_LIBRARIES = ("torch", "torchvision", "diffusers", "transformers", "open_clip_torch", "ray", "mlflow", "boto3")
+_GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Check:
+    """One finding: ``state`` is ok, warn or fail."""
+
+    name: str
+    state: str
+    detail: str
+
+
+def examine(config: str | None, overrides: Sequence[str] = ()) -> list[Check]:
+    """All checks in order. Without ``config``, only those of the machine. A failing check does not stop the others."""
+    checks = list(_machine())
+    if config is None:
+        return checks
+    try:
+        experiments = load(config, overrides)
+    except CounterpoiseError as error:
+        return [*checks, Check("experiment", "fail", str(error))]
+    checks.append(Check("experiment", "ok", f"{len(experiments)} fits: {', '.join(_fits(experiments))}"))
+    return [*checks, *_experiment(experiments[0])]
+
+
+def _fits(experiments: list[Experiment]) -> list[str]:
+    return [f"{experiment.method} (seed {experiment.seed})" for experiment in experiments]
+
+
+def _machine() -> Iterator[Check]:
+    version = sys.version.split()[0]
+    yield Check("python", "ok" if sys.version_info >= (3, 11) else "fail", f"{version}; 3.11 or newer is needed")
+    yield _guarded("libraries", lambda: ", ".join(f"{name} {importlib.metadata.version(name)}" for name in _LIBRARIES))
+    yield _memory()
+    yield _guarded("devices", _devices)
+    address = os.environ.get("RAY_ADDRESS")
+    yield Check(
+        "ray",
+        "ok",
+        f"RAY_ADDRESS={address}" if address else "no RAY_ADDRESS: a run starts a cluster of its own on this machine",
+    )
+    uri = os.environ.get("MLFLOW_TRACKING_URI")
+    yield Check(
+        "mlflow",
+        "ok",
+        f"MLFLOW_TRACKING_URI={uri}" if uri else "no MLFLOW_TRACKING_URI: runs go to mlflow.db beside the store",
+    )
+
+
+def _memory() -> Check:
+    available = next(
+        int(line.split()[1]) * 1024 for line in Path("/proc/meminfo").read_text().splitlines() if "MemAvailable" in line
+    )
+    shared = shutil.disk_usage("/dev/shm").free
+    state = "ok" if available > 4 * _GIB else "warn"
+    return Check(
+        "memory",
+        state,
+        f"{available / _GIB:.1f} GiB free (a sampler takes 1 and its weights); {shared / _GIB:.1f} GiB in /dev/shm",
+    )
+
+
+def _devices() -> str:
+    torch = importlib.import_module("torch")
+    importlib.import_module(
+        "torchvision"
+    )  # a torch of another build than torchvision's breaks here, not in the middle of a run
+    if torch.cuda.is_available():
+        return ", ".join(torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count()))
+    return f"{os.cpu_count()} CPU cores, no GPU: fine for small models"
+
+
+def _experiment(experiment: Experiment) -> Iterator[Check]:
+    yield _guarded("store", lambda: _store(experiment))
+    yield _guarded("tracking", lambda: _tracking(experiment))
+    if experiment.generator is not None:
+        model = experiment.generator.model
+        yield _guarded("generator", lambda: str(locate(model, "generator.model")))
+    if experiment.scorer is not None:
+        scorer = experiment.scorer.model
+        yield _guarded("scorer", lambda: str(locate(scorer, "scorer.model")))
+    yield _guarded("dataset", lambda: _dataset(experiment))
+
+
+def _store(experiment: Experiment) -> str:
+    store = open_store(experiment.store)
+    store.check()
+    if store.uri.startswith("s3://"):
+        return store.uri
+    free = shutil.disk_usage(store.uri).free / _GIB
+    return f"{store.uri}, {free:.1f} GiB free"
+
+
+def _tracking(experiment: Experiment) -> str:
+    from counterpoise.tracking import Tracker
+
+    tracker = Tracker(experiment, open_store(experiment.store).uri)
+    tracker.check()
+    return str(tracker.uri)
+
+
+def _dataset(experiment: Experiment) -> str:
+    from counterpoise.data.dataset import load as load_dataset
+
+    loaded = load_dataset(experiment.data, open_store(experiment.store))
+    classes, groups = loaded.view.names.classes, loaded.view.names.groups
+    return f"{len(loaded.view)} images, {len(classes)} classes, {len(groups)} groups, {loaded.quarantined} quarantined"
+
+
+def _guarded(name: str, look: Callable[[], str]) -> Check:
+    try:
+        return Check(name, "ok", look())
+    except (CounterpoiseError, ImportError, RuntimeError, importlib.metadata.PackageNotFoundError) as error:
+        return Check(name, "fail", str(error))

@@ -1,0 +1,232 @@
+"""The way through the house: audit → plan → synthesize → train → evaluate → report, the steps in order.
+
+A :class:`Job` takes experiments that share a dataset and a store (the methods × seeds of one file) through the
+steps. Each step asks for what it needs of the steps before it, and what has an address in the store is not computed
+again: a step that finds everything there costs next to nothing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from functools import cached_property
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from counterpoise import fitting, record
+from counterpoise.config import Experiment
+from counterpoise.data import audit as auditing
+from counterpoise.data import dataset
+from counterpoise.errors import DataError
+from counterpoise.locate import locate
+from counterpoise.progress import Progress
+from counterpoise.store import open_store
+from counterpoise.synthesis import select
+from counterpoise.synthesis.plan import wanted
+from counterpoise.synthesis.pool import Pool
+from counterpoise.table import SPLITS, Names
+from counterpoise.tracking import Tracker
+from counterpoise.training.models import check_backbone
+from counterpoise.view import View
+
+Counts = np.ndarray
+PlanKey = tuple[str, str]  # method, plan
+
+
+class Job:
+    """Experiments on their way. A context, inside which an MLflow run is open.
+
+    Args:
+        experiments: They share everything but method, plans, stages, seed and what a method may say of prompts,
+            generator and training.
+        command: What the user typed, for the report.
+        step: The step asked for; names the MLflow run.
+
+    Raises:
+        CounterpoiseError: The store, the tracking server, a model's path or a backbone's name is wrong. All of these
+            are looked at before any work begins.
+    """
+
+    def __init__(self, experiments: Sequence[Experiment], command: str = "", step: str = "run") -> None:
+        self.experiments, self.command, self.step = list(experiments), command, step
+        self.first = self.experiments[0]
+        self.store = open_store(self.first.store)
+        self.seconds: dict[str, float] = {}
+        self._check()
+
+    def _check(self) -> None:
+        self.store.check()
+        for experiment in self.experiments:
+            check_backbone(experiment.training)
+            if experiment.plans and experiment.generator:
+                locate(experiment.generator.model, "generator.model")
+                if experiment.scorer:
+                    locate(experiment.scorer.model, "scorer.model")
+        self.tracker = Tracker(self.first, self.store.uri)
+        self.tracker.check()
+
+    def __enter__(self) -> Job:
+        self._context = self.tracker.run(f"{self.first.name} {self.step}", {"step": self.step})
+        self.tracked = self._context.__enter__()
+        self.tracked.file("config.yaml", record.effective_config(self.experiments))
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._context.__exit__(kind, error, trace)
+
+    # -- the dataset ---------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def loaded(self) -> dataset.Loaded:
+        with self._timed("load"):
+            loaded = dataset.load(self.first.data, self.store)
+        for split in SPLITS:
+            if not len(loaded.view.where(split=split)):
+                remedy = "give data.splits, or a dataset that has this split"
+                raise DataError(f"the {split} split is empty", where="data", found="0 images", remedy=remedy)
+        return loaded
+
+    @property
+    def names(self) -> Names:
+        return self.loaded.view.names
+
+    @cached_property
+    def splits(self) -> dict[str, View]:
+        return {split: self.loaded.view.where(split=split) for split in SPLITS}
+
+    @property
+    def train_view(self) -> View:
+        return self.splits["train"]
+
+    # -- audit and plan ------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def audited(self) -> auditing.Audit:
+        found = auditing.audit(self.loaded.view, self.first.evaluation)
+        record.audit(self.tracked, found, self.splits, self.loaded.quarantined)
+        return found
+
+    def audit(self) -> auditing.Audit:
+        """What the dataset holds."""
+        return self.audited
+
+    @cached_property
+    def wanted(self) -> dict[PlanKey, Counts]:
+        """Synthetic images wanted per cell, for each method's plans."""
+        counts = self.train_view.counts
+        by_method = {experiment.method: experiment.plans for experiment in self.experiments}
+        return {
+            (method, name): wanted(plan, counts, self.names, where=f"plans.{name}")
+            for method, plans in by_method.items()
+            for name, plan in plans.items()
+        }
+
+    @cached_property
+    def pools(self) -> dict[str, Pool]:
+        """Each method's pool; methods that ask the same of the generator share one."""
+        shared: dict[str, Pool] = {}
+        pools = {}
+        for experiment in self.experiments:
+            if experiment.plans and experiment.method not in pools:
+                pool = Pool(experiment, self.names, self.store)
+                pools[experiment.method] = shared.setdefault(pool.digest, pool)
+        return pools
+
+    def _by_pool(self) -> dict[str, tuple[Pool, dict[PlanKey, Counts]]]:
+        grouped: dict[str, tuple[Pool, dict[PlanKey, Counts]]] = {}
+        for key, counts in self.wanted.items():
+            pool = self.pools[key[0]]
+            grouped.setdefault(pool.digest, (pool, {}))[1][key] = counts
+        return grouped
+
+    def plan(self) -> dict[str, Any]:
+        """What each plan wants, what the pools hold, what is left to sample and how long that will take."""
+        held, missing, seconds = 0, 0, 0.0
+        for pool, plans in self._by_pool().values():
+            union = np.maximum.reduce(list(plans.values()))
+            here = np.minimum(union, pool.held())
+            held, missing = held + int(here.sum()), missing + int((union - here).sum())
+            rate = pool.rate()
+            seconds = seconds + (union - here).sum() / rate if rate else float("nan")
+        planned = {
+            "wanted": {f"{method}/{name}": counts.tolist() for (method, name), counts in self.wanted.items()},
+            "held": held,
+            "to_sample": missing,
+            "seconds": None if np.isnan(seconds) else round(seconds, 1),
+            "pools": {method: pool.digest for method, pool in self.pools.items()},
+        }
+        record.plan(self.tracked, planned)
+        return planned
+
+    # -- synthesis -----------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def realized(self) -> dict[str, select.Realized]:
+        """The views of all plans, sampled as needed; one entry for each pool."""
+        with self._timed("synthesize"):
+            results = {digest: select.realize(pool, plans) for digest, (pool, plans) in self._by_pool().items()}
+        record.synthesis(self.tracked, select.summary(list(results.values())), self.seconds["synthesize"])
+        return results
+
+    def synthesize(self) -> dict[str, Any]:
+        """Fills the pools until every plan is met or its bound is reached."""
+        return select.summary(list(self.realized.values()))
+
+    # -- training and evaluation ---------------------------------------------------------------------------------------
+
+    def _task(self, experiment: Experiment) -> fitting.Task:
+        views = {"real": self.train_view}
+        for name in experiment.plans:
+            result = self.realized[self.pools[experiment.method].digest]
+            views[name] = result.views[experiment.method, name]
+        return fitting.Task(experiment, views, self.splits["validation"], self.splits["test"], self.store)
+
+    @cached_property
+    def tasks(self) -> list[fitting.Task]:
+        return [self._task(experiment) for experiment in self.experiments]
+
+    @cached_property
+    def outcomes(self) -> list[fitting.Outcome]:
+        """Every experiment trained and measured."""
+        tasks = self.tasks
+        with self._timed("train"), Progress("training", len(tasks), "fits") as progress:
+            outcomes = fitting.run_all(tasks, progress)
+        fresh = {key for result in self.realized.values() for key in result.fresh}
+        outcomes = fitting.charge(outcomes, tasks, fresh)
+        with self._timed("track"):
+            self.runs = [
+                record.outcome(self.tracked, outcome, task) for outcome, task in zip(outcomes, tasks, strict=True)
+            ]
+        return outcomes
+
+    def train(self) -> dict[str, Any]:
+        """Stages trained; metrics on the validation split."""
+        return self._table("validation")
+
+    def evaluate(self) -> dict[str, Any]:
+        """Metrics on the test split."""
+        return self._table("test")
+
+    def _table(self, split: str) -> dict[str, Any]:
+        rows = [outcome.table_row(split) for outcome in self.outcomes]
+        rows = [{**row, "run_id": run} for row, run in zip(rows, self.runs, strict=True)]
+        last = {key: rows[-1][key] for key in ("method", "seed", "metrics", "cells")}
+        return {"run_id": self.tracked.id, **last, "rows": rows}
+
+    def _timed(self, step: str):
+        return _Timed(self.seconds, step)
+
+
+class _Timed:
+    """Adds the seconds spent inside to an account."""
+
+    def __init__(self, account: dict[str, float], step: str) -> None:
+        self.account, self.step = account, step
+
+    def __enter__(self) -> None:
+        self.start = time.monotonic()
+
+    def __exit__(self, *_: object) -> None:
+        self.account[self.step] = self.account.get(self.step, 0.0) + time.monotonic() - self.start

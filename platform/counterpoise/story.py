@@ -1,0 +1,171 @@
+"""What a job has to tell: its report and rows, written from what the steps left behind."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from datetime import datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from counterpoise import __version__, record
+from counterpoise.config import Experiment
+from counterpoise.errors import ConfigError
+from counterpoise.evaluation import summarize
+from counterpoise.experiment import Job
+from counterpoise.report.content import CellSamples, Plan, Report, ResultRow
+from counterpoise.report.page import render
+from counterpoise.report.verdict import verdict
+from counterpoise.synthesis.pool import Pool
+from counterpoise.synthesis.prompts import cell_prompts
+from counterpoise.view import View
+
+_REAL, _ACCEPTED, _REJECTED = 6, 12, 6  # images shown of each cell
+_SHARDS_SEARCHED = 4  # of each cell, for rejected images
+_LIBRARIES = ("torch", "diffusers", "open_clip_torch", "ray", "mlflow")
+
+
+def run(job: Job, out: Path | None) -> dict[str, Any]:
+    """All steps and the report."""
+    started = time.monotonic()
+    result: dict[str, Any] = {"audit": job.audit().to_json(), "plan": job.plan(), "synthesize": job.synthesize()}
+    result |= job.evaluate() | write(job, out)
+    return result | {"seconds": round(time.monotonic() - started, 1)}
+
+
+def write(job: Job, out: Path | None) -> dict[str, Any]:
+    """Writes report.html and results.json into ``out`` (by default ``reports/NAME``).
+
+    Raises:
+        ConfigError: The folder cannot be written.
+    """
+    folder = out or Path("reports") / job.first.name
+    told = tell(job)
+    page, results = render(told), [outcome.result_row() for outcome in job.outcomes]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "report.html").write_text(page, encoding="utf-8")
+        (folder / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        remedy = "name another folder"
+        raise ConfigError("the report cannot be written", where="--out", found=error, remedy=remedy) from error
+    record.report(job.tracked, page, results, told)
+    said = verdict(told)
+    return {
+        "files": {name: str(folder / name) for name in ("report.html", "results.json")},
+        "summary": {method: dict(metrics) for method, metrics in told.summary.items()},
+        "confidence": told.confidence,
+        "verdict": [said.headline, *said.lines],
+    }
+
+
+def tell(job: Job) -> Report:
+    """The report of a job whose steps are done."""
+    names, outcomes, first = job.names, job.outcomes, job.first
+    return Report(
+        title=first.name,
+        dataset=_dataset(job),
+        command=job.command,
+        created=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
+        config_yaml=record.effective_config(job.experiments),
+        classes=list(names.classes),
+        groups=list(names.groups),
+        audit=job.audit().to_json(),
+        rows=[
+            ResultRow(
+                outcome.method,
+                outcome.seed,
+                outcome.test["metrics"],
+                outcome.test["intervals"],
+                outcome.test["cells"],
+                outcome.images_sampled,
+                outcome.images_reused,
+                outcome.seconds,
+            )
+            for outcome in outcomes
+        ],
+        summary=summary(job),
+        baseline=baseline(job.experiments),
+        plans=_plans(job),
+        synthesis=job.synthesize() if job.wanted else None,
+        samples=_samples(job),
+        seconds=job.seconds,
+        digests={"dataset": job.loaded.view.digest} | {f"pool of {name}": p.digest for name, p in job.pools.items()},
+        versions={"counterpoise": __version__, **{name: version(name) for name in _LIBRARIES}},
+        confidence=first.evaluation.confidence,
+    )
+
+
+def summary(job: Job) -> dict[str, dict[str, tuple[float, float | None, float | None]]]:
+    """Method → metric → (mean, low, high) over seeds; no bounds for one seed."""
+    rows = [{"method": outcome.method, **outcome.test["metrics"]} for outcome in job.outcomes]
+    metrics = list(dict.fromkeys(name for row in rows for name in row if name != "method"))
+    table = summarize(rows, metrics, job.first.evaluation.confidence)
+    return {
+        method: {name: (found.mean, *(found.interval or (None, None))) for name, found in row.items()}
+        for method, row in table.items()
+    }
+
+
+def baseline(experiments: Sequence[Experiment]) -> str | None:
+    """The method to compare with: of those that train on real images alone the first, plain ones before others."""
+    real = [experiment for experiment in experiments if not experiment.plans]
+    plain = (e for e in real if all((s.objective.name, s.sampling) == ("erm", "uniform") for s in e.stages))
+    return next((experiment.method for experiment in (*plain, *real)), None)
+
+
+def _dataset(job: Job) -> str:
+    names, view = job.names, job.train_view
+    groups = f" × {len(names.groups)} groups" if names.groups else ""
+    return f"{len(view):,} training images, {len(names.classes)} classes{groups} ({job.first.data.adapter})"
+
+
+def _plans(job: Job) -> list[Plan]:
+    plans = []
+    for (method, name), counts in job.wanted.items():
+        chosen = job.realized[job.pools[method].digest].views[method, name].counts
+        plans.append(Plan(name, [method], counts.tolist(), chosen.tolist()))
+    return plans
+
+
+def _samples(job: Job) -> list[CellSamples]:
+    names, train = job.names, job.train_view
+    pools = {pool.digest: pool for pool in job.pools.values()}
+    pool = next(iter(pools.values()), None)
+    prompts = cell_prompts(job.first.prompts, names) if pool else None
+    chosen = [view for result in job.realized.values() for view in result.views.values()] if pool else []
+    samples = []
+    for label, group in np.ndindex(names.shape):
+        cell: dict[str, Any] = {"label": names.classes[label], "group": names.groups[group] if names.groups else None}
+        where = {"label": label} | ({"group": group} if names.groups else {})
+        cell["real"] = _images(train.where(**where), _REAL)
+        if pool and prompts:
+            largest = max((view.where(**where) for view in chosen), key=len)
+            cell |= {"prompt": prompts[label][group], "accepted": _images(largest, _ACCEPTED)}
+            cell["rejected"] = _rejected(pool, label, group)
+        samples.append(CellSamples(**cell))
+    return samples
+
+
+def _images(view: View, count: int) -> list[bytes]:
+    first = view.take(np.arange(min(count, len(view))))
+    return [data for _, data in sorted(first.images())]
+
+
+def _rejected(pool: Pool, label: int, group: int) -> list[tuple[bytes | None, str]]:
+    """The first images of the cell that the filter refused, and why."""
+    shards = sorted(shard for shard in pool.shards() if (shard.label, shard.group) == (label, group))
+    refused = [np.flatnonzero(~pool.accepted(shard)) for shard in shards[:_SHARDS_SEARCHED]]
+    view = pool.view(shards[:_SHARDS_SEARCHED], refused)
+    view = view.take(np.arange(min(_REJECTED, len(view))))
+    if not len(view):
+        return []
+    threshold = pool.experiment.selection.clip_margin
+    reasons = [
+        row["defect"] or f"CLIP margin {row['clip_margin']:.3f}, below {threshold}" for row in view.index.to_pylist()
+    ]
+    return [(data, reasons[position]) for position, data in sorted(view.images())]

@@ -1,0 +1,119 @@
+"""What the commands print for people: tables of rich."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from counterpoise.data.audit import Audit, render
+from counterpoise.table import Names
+
+_METRICS = ("accuracy", "balanced_accuracy", "worst_group_accuracy")
+_STATES = {"ok": "green", "warn": "yellow", "fail": "bold red"}
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="left" if number == 0 else "right")
+    return table
+
+
+def counts(title: str, grid: Sequence[Sequence[int]], names: Names) -> Table:
+    """A class × group grid of counts; empty cells stand out."""
+    table = _table(title, "class", *(names.groups or ("images",)), *(("all",) if names.groups else ()))
+    for name, row in zip(names.classes, grid, strict=True):
+        cells = [Text(f"{count:,}", style="bold red" if count == 0 else "") for count in row]
+        table.add_row(name, *cells, *((f"{sum(row):,}",) if names.groups else ()))
+    return table
+
+
+def audit(found: Audit) -> Iterator[RenderableType]:
+    yield render(found)
+    factor, v = _number(found.imbalance_factor), _number(found.cramers_v)
+    yield f"imbalance factor {factor}" + (f" · Cramér's V {v} (1: the group tells the class)" if found.groups else "")
+    yield from (f"• {suggestion}" for suggestion in found.suggestions)
+
+
+def plan(planned: Mapping[str, Any], names: Names) -> Iterator[RenderableType]:
+    if not planned["wanted"]:
+        yield "No synthetic images are planned: the method trains on real images only."
+    for key, grid in planned["wanted"].items():
+        yield counts(f"{key}: synthetic images wanted", grid, names)
+        yield ""
+    seconds = planned["seconds"]
+    time = (
+        "not known before the first shard"
+        if seconds is None
+        else f"about {_duration(seconds)} at the last measured rate"
+    )
+    yield f"{planned['held']:,} held in the pool, {planned['to_sample']:,} to sample: {time}"
+
+
+def synthesis(done: Mapping[str, Any]) -> Iterator[RenderableType]:
+    yield (
+        f"{done['images']:,} images chosen: {done['sampled']:,} sampled now, {done['reused']:,} reused, "
+        f"{done['quarantined']:,} quarantined; {done['shards']:,} shards, {_number(done['images_per_second'])} images/s"
+    )
+    for short in done["short_cells"]:
+        yield Text(f"short: {short['cell']} has {short['got']:,} of {short['wanted']:,}", style="yellow")
+
+
+def rows(scored: Mapping[str, Any]) -> Iterator[RenderableType]:
+    table = _table("", "method", "seed", *(name.replace("_", " ") for name in _METRICS))
+    for row in scored["rows"]:
+        table.add_row(row["method"], str(row["seed"]), *(_percent(row["metrics"][name]) for name in _METRICS))
+    yield table
+
+
+def comparison(summary: Mapping[str, Mapping[str, Sequence[float | None]]], confidence: float) -> Table:
+    """Method × metric: mean over seeds and its interval."""
+    title = f"mean over seeds [{confidence:.0%} t-interval]"
+    table = _table(title, "method", *(name.replace("_", " ") for name in _METRICS))
+    for method, metrics in summary.items():
+        table.add_row(method, *(_interval(metrics[name]) for name in _METRICS))
+    return table
+
+
+def run(done: Mapping[str, Any]) -> Iterator[RenderableType]:
+    yield from synthesis(done["synthesize"])
+    yield ""
+    yield comparison(done["summary"], done["confidence"])
+    yield ""
+    yield from done["verdict"]
+    yield from files(done["files"])
+
+
+def files(written: Mapping[str, str]) -> Iterator[RenderableType]:
+    for kind, path in written.items():
+        yield f"{kind}: {path}"
+
+
+def checks(found: Sequence[Any]) -> Iterator[RenderableType]:
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for check in found:
+        table.add_row(Text(check.state, style=_STATES[check.state]), check.name, check.detail)
+    yield table
+
+
+def _interval(value: Sequence[float | None]) -> str:
+    mean, low, high = value
+    return f"{_percent(mean)} [{_percent(low)}, {_percent(high)}]" if low is not None else _percent(mean)
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.1f}"
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3g}"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"

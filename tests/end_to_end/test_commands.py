@@ -1,0 +1,200 @@
+"""The commands as users call them, on a piece of the testbed: what they print, what they reuse, what they refuse."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from counterpoise.cli import main
+
+SMALL = [
+    "data.per_cell={train: 40, validation: 12, test: 20}",
+    "data.imbalance={kind: biased, rate: 0.9}",
+    "generator.num_inference_steps=2",
+    "pool.shard_size=8",
+    "training.epochs=2",
+    "seeds=[0]",
+    "evaluation.bootstrap=50",
+]
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("store")
+
+
+@pytest.fixture(scope="module")
+def call(store):
+    """Runs a command in this process and returns its last line of standard output as JSON."""
+
+    def call(command: str, *arguments: str) -> dict:
+        done = CliRunner().invoke(main, [command, "demo", f"store={store}", *SMALL, *arguments, "--json"])
+        if done.exception and not isinstance(done.exception, SystemExit):
+            raise done.exception
+        assert done.exit_code == 0, done.stderr
+        return json.loads(done.stdout.splitlines()[-1])
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def ran(call, tmp_path_factory) -> tuple[dict, Path]:
+    """One run of two methods; the other tests look at it or go on from it."""
+    out = tmp_path_factory.mktemp("out")
+    return call("run", "methods=[erm, ffr]", "--out", str(out)), out
+
+
+def test_audit_counts_every_cell(call):
+    audit = call("audit")
+    assert {"labels", "groups", "counts", "imbalance_factor", "cramers_v", "majority_rate"} <= audit.keys()
+    assert len(audit["counts"]) == len(audit["labels"])
+    assert audit["cramers_v"] > 0.7
+
+
+def test_plan_says_what_is_left_to_sample(call, ran):
+    before = call("plan", "methods=[usb]")
+    assert before["to_sample"] > 0
+    assert before["held"] > 0  # what ffr sampled
+    after = call("plan", "methods=[ffr]")
+    assert after["to_sample"] == 0
+    assert {"wanted", "held", "to_sample", "seconds"} <= after.keys()
+
+
+def test_a_run_leaves_a_report_and_rows(ran):
+    result, out = ran
+    rows = json.loads((out / "results.json").read_text())
+    cost = {"images_sampled", "images_reused", "seconds"}
+    columns = {"method", "seed", "accuracy", "balanced_accuracy", "worst_group_accuracy"} | cost
+    assert all(columns <= row.keys() for row in rows)
+    assert [row["method"] for row in rows] == ["erm", "ffr"]
+    assert rows[0]["images_sampled"] == rows[0]["images_reused"] == 0
+    assert rows[1]["images_sampled"] > 0
+    page = (out / "report.html").read_text()
+    assert "ffr" in page
+    assert "data:image/" in page
+    assert {"audit", "plan", "synthesize", "run_id", "metrics", "cells", "rows"} <= result.keys()
+
+
+def test_a_second_run_computes_nothing(call, ran, tmp_path):
+    first, _ = ran
+    again = call("run", "methods=[erm, ffr]", "--out", str(tmp_path / "again"))
+    assert again["synthesize"]["sampled"] == 0
+    assert again["synthesize"]["reused"] == first["synthesize"]["sampled"]
+    assert [row["metrics"] for row in again["rows"]] == [row["metrics"] for row in first["rows"]]
+    (row,) = (r for r in json.loads((tmp_path / "again" / "results.json").read_text()) if r["method"] == "ffr")
+    assert row["images_sampled"] == 0
+    assert row["images_reused"] > 0
+
+
+def test_synthesize_speaks_of_the_pool(call, ran):
+    done = call("synthesize", "methods=[ffr]")
+    keys = ["pool", "shards", "images", "sampled", "reused", "quarantined", "short_cells", "images_per_second"]
+    assert set(keys) <= done.keys()
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate"])
+def test_train_and_evaluate_speak_of_the_last_method(call, ran, command):
+    done = call(command, "methods=[erm, ffr]")
+    assert done["run_id"]
+    assert done["method"] == "ffr"
+    assert 0 <= done["metrics"]["worst_group_accuracy"] <= done["metrics"]["balanced_accuracy"] <= 1
+    assert {"label", "group", "n", "accuracy", "low", "high"} <= done["cells"][0].keys()
+    assert call(command, "methods=[erm, ffr]", "--method", "erm")["method"] == "erm"
+
+
+def test_tables_for_people(ran, store):
+    done = CliRunner().invoke(main, ["evaluate", "demo", f"store={store}", *SMALL, "methods=[erm, ffr]"])
+    assert done.exit_code == 0
+    assert "worst group accuracy" in done.stdout
+    assert "ffr" in done.stdout
+
+
+def test_mlflow_has_a_nested_run_for_every_step_and_fit(ran, store):
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{store / 'mlflow.db'}")
+    result, _ = ran
+    experiment = client.get_run(result["run_id"]).info.experiment_id
+    children = client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{result['run_id']}'")
+    assert {run.info.run_name for run in children} == {"audit", "plan", "synthesize", "erm seed 0", "ffr seed 0"}
+    fit = next(run for run in children if run.info.run_name == "ffr seed 0")
+    assert fit.data.metrics["test/worst_group_accuracy"] == pytest.approx(
+        result["rows"][1]["metrics"]["worst_group_accuracy"]
+    )
+    assert {tag.dataset.name for tag in fit.inputs.dataset_inputs} >= {"real", "test"}
+    assert {item.path for item in client.list_artifacts(result["run_id"])} >= {
+        "report.html",
+        "results.json",
+        "config.yaml",
+    }
+
+
+CUSTOM = "{method: m, plans: {p: {strategy: custom, counts: {star: {rad: 1}}}}, stages: [{name: s, data: [p]}]}"
+
+WRONG = {
+    "experiment that is not there": (["run", "nothing"], "no such file"),
+    "unknown method": (["run", "demo", "--method", "fff"], "did you mean"),
+    "model that is not there": (["run", "demo", "generator.model=./nowhere"], "generator.model"),
+    "folder that is no pipeline": (["synthesize", "demo", "generator.model=./configs"], "generator.model"),
+    "unknown backbone": (["train", "demo", "training.backbone=resnet81"], "did you mean"),
+    "scheduler that is not there": (
+        ["synthesize", "demo", "generator.scheduler=EulerScheduler"],
+        "generator.scheduler",
+    ),
+    "dataset root that is not there": (["audit", "fashion_ffr", "data.root=/nowhere"], "/nowhere"),
+    "dataset root left out": (["audit", "fashion_ffr"], "data.root"),
+    "unknown class": (["audit", "demo", "data.classes=[star, stra]"], "stra"),
+    "impossible bias": (["audit", "demo", "data.imbalance={kind: biased, rate: 0.98, per_class: 100000}"], "100000"),
+    "unknown group in a custom plan": (["plan", "demo", f"methods=[{CUSTOM}]"], "rad"),
+    "store that is a file": (["audit", "demo", "store=README.md"], "store"),
+    "store of an unknown kind": (["audit", "demo", "store=ftp://host/folder"], "ftp"),
+    "prompt with an unknown word": (["synthesize", "demo", "prompts.template=a {colour} {label}"], "colour"),
+    "template without the group": (["synthesize", "demo", "prompts.template=a {label}"], "group"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_mistake_ends_in_a_few_helpful_lines(case, tmp_path, repository, monkeypatch):
+    monkeypatch.chdir(repository)
+    arguments, hint = WRONG[case]
+    own_store = [] if any(argument.startswith("store=") for argument in arguments) else [f"store={tmp_path / 'store'}"]
+    done = CliRunner().invoke(main, [*arguments, *own_store])
+    assert done.exit_code == 2, (done.exception, done.output)
+    assert done.stdout == ""
+    assert done.stderr.startswith("error: ")
+    assert hint in done.stderr
+    assert "Traceback" not in done.stderr
+    assert 2 <= len(done.stderr.splitlines()) <= 8, done.stderr
+    left = {path.relative_to(tmp_path / "store").parts[0] for path in (tmp_path / "store").rglob("*") if path.is_file()}
+    assert not left & {"pool", "stages", "results"}
+
+
+def test_a_tracking_server_that_is_not_there_is_said_before_any_work(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    done = CliRunner().invoke(main, ["run", "demo", f"store={tmp_path}"])
+    assert done.exit_code == 2
+    assert "MLFLOW_TRACKING_URI" in done.stderr
+    assert not (tmp_path / "tables").exists()
+
+
+def test_doctor_finds_what_is_wrong(tmp_path):
+    done = CliRunner().invoke(main, ["doctor", "demo", f"store={tmp_path}", "--json"])
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["ok"]
+    bad = CliRunner().invoke(main, ["doctor", "demo", f"store={tmp_path}", "generator.model=./nowhere"])
+    assert bad.exit_code == 1
+    assert "nowhere" in bad.stdout
+
+
+def test_the_installed_command_keeps_standard_output_clean(store, ran, repository):
+    """As a process of its own: one line of JSON, whatever Ray and MLflow have to say."""
+    command = [str(Path(sys.executable).with_name("counterpoise")), "evaluate", "demo", f"store={store}", *SMALL]
+    done = subprocess.run([*command, "methods=[erm]", "--json"], capture_output=True, text=True, env=dict(os.environ))
+    assert done.returncode == 0, done.stderr
+    (line,) = done.stdout.splitlines()
+    assert json.loads(line)["method"] == "erm"
+    assert "Traceback" not in done.stderr
