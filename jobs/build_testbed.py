@@ -1,4 +1,4 @@
-"""Trains one pair of the testbed's models (about two hours on one core) and writes it with its model card.
+"""Trains one pair of the testbed's models (about 45 minutes on a core of its own) and writes it with its model card.
 
 python jobs/build_testbed.py --pair shapes
 python jobs/build_testbed.py --pair fashion --fashion-root DIR   # the four original .gz files

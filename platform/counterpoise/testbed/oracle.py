@@ -1,0 +1,83 @@
+"""The judge: a small network that names every factor of an image, trained apart from the models that it judges."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.nn import functional
+
+from counterpoise.testbed.clip import degrade, pixels
+from counterpoise.testbed.loop import Trainer, generators
+from counterpoise.testbed.pairs import Pair
+
+
+class Oracle(nn.Module):
+    """(N, 3, 32, 32) in 0..1 -> a list of logits, one (N, values) per factor."""
+
+    def __init__(self, sizes: tuple[int, ...]) -> None:
+        super().__init__()
+        self.sizes = sizes
+        plan = [(3, 16, 1), (16, 32, 2), (32, 64, 1), (64, 64, 2), (64, 96, 1), (96, 96, 2)]
+        blocks: list[nn.Module] = []
+        for before, after, stride in plan:
+            conv = nn.Conv2d(before, after, 3, stride, 1, bias=False)
+            blocks += [conv, nn.BatchNorm2d(after), nn.ReLU()]
+        self.body = nn.Sequential(*blocks, nn.Flatten(), nn.Dropout(0.1), nn.Linear(96 * 16, sum(sizes)))
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return self.body(x * 4 - 2).split(self.sizes, dim=1)
+
+
+def factor_sizes(pair: Pair) -> tuple[int, ...]:
+    return tuple(len(values) for values in pair.factors.values())
+
+
+def train_oracle(path: Path, pair: Pair, steps: int, batch: int, seed: int) -> Trainer[Oracle]:
+    torch.manual_seed(seed)
+    model = Oracle(factor_sizes(pair))
+
+    def loss(step: int) -> torch.Tensor:
+        rng, noise = generators(seed, step)
+        labels = pair.labels(batch, rng)
+        x = degrade(pixels(pair.judge_images(labels, seed=int(rng.integers(2**31)))), noise)
+        truth = torch.from_numpy(labels)
+        return sum(functional.cross_entropy(out, truth[:, i]) for i, out in enumerate(model(x)))
+
+    return Trainer(path, model, lr=2e-3, ema=0.99).fit(steps, loss)
+
+
+@torch.no_grad()
+def judge(model: nn.Module, images: np.ndarray) -> np.ndarray:
+    """What the oracle sees in uint8 (N, 32, 32, 3): int (N, F)."""
+    model.eval()
+    parts = [torch.stack([o.argmax(1) for o in model(part)], 1) for part in pixels(images).split(256)]
+    return torch.cat(parts).numpy()
+
+
+def accuracy(model: nn.Module, pair: Pair, images: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    hits = (judge(model, images) == labels).mean(0)
+    return {name: round(float(hit), 4) for name, hit in zip(pair.factors, hits, strict=True)}
+
+
+@torch.no_grad()
+def spread(model: Oracle, images: np.ndarray, labels: np.ndarray) -> float:
+    """How varied images of one class are: standard deviation of the features before the last layer, in the mean over
+    features and over the classes of the first factor. Compare only sets of equal size and balance."""
+    model.eval()
+    features = torch.cat([model.body[:-2](part * 4 - 2) for part in pixels(images).split(256)]).numpy()
+    classes = labels[:, 0]
+    return float(np.mean([features[classes == c].std(0).mean() for c in np.unique(classes)]))
+
+
+def save_oracle(model: Oracle, path: Path) -> None:
+    """Half-precision weights; BatchNorm's counters are left out, so that all entries are of one type."""
+    state = {k: v.half().contiguous() for k, v in model.state_dict().items() if v.is_floating_point()}
+    save_file(state, path, metadata={"sizes": ",".join(map(str, model.sizes))})
+
+
+def load_oracle(path: Path, sizes: tuple[int, ...]) -> Oracle:
+    model = Oracle(sizes)
+    model.load_state_dict({k: v.float() for k, v in load_file(path).items()}, strict=False)
+    return model.eval()
