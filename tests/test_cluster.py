@@ -1,6 +1,7 @@
 """Ray as we start it: quiet, closed to others, gone afterwards; or joined where there is one."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -44,7 +45,9 @@ print("well")
 @pytest.mark.timeout(300)
 def test_a_cluster_of_our_own(tmp_path):
     folder = Path("/tmp") / f"cp{os.getpid()}"  # short: Ray's sockets lie in it
-    folder.mkdir()
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    (folder / f"cpray-{ended.pid}-abc" / "session").mkdir(parents=True)  # what a killed process left behind
     try:
         environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH")},
@@ -55,7 +58,7 @@ def test_a_cluster_of_our_own(tmp_path):
         environment.pop("OMP_NUM_THREADS", None)
         done = subprocess.run([sys.executable, "-c", OWN], env=environment, capture_output=True, text=True, check=False)
     finally:
-        folder.rmdir()
+        shutil.rmtree(folder)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "well\n"
     assert done.stderr == ""

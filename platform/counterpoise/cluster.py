@@ -11,6 +11,7 @@ import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import ray
 
@@ -75,7 +76,9 @@ def _knock(address: str) -> None:
 
 def _start() -> None:
     global _temporary
-    _temporary = tempfile.mkdtemp(prefix="cpray-", dir=os.environ.get("RAY_TMPDIR"))  # short: it holds sockets
+    parent = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
+    _sweep(Path(parent))
+    _temporary = tempfile.mkdtemp(prefix=f"cpray-{os.getpid()}-", dir=parent)  # short: it holds sockets
     atexit.register(disconnect)
     with _environment():
         ray.init(
@@ -85,6 +88,17 @@ def _start() -> None:
             log_to_driver=False,
             _temp_dir=_temporary,
         )
+
+
+def _sweep(parent: Path) -> None:
+    """Removes the folders of clusters whose process was killed."""
+    for folder in parent.glob("cpray-*-*"):
+        try:
+            os.kill(int(folder.name.split("-")[1]), 0)
+        except ProcessLookupError:
+            shutil.rmtree(folder, ignore_errors=True)
+        except (PermissionError, ValueError):
+            pass  # another user's, or not ours at all
 
 
 @contextmanager

@@ -258,7 +258,9 @@ class S3Store:
             remedy = {
                 404: "create the bucket, or name another one as `store:`",
                 403: "check the AWS credentials and the bucket's policy (it must allow Get, Put, Delete and List)",
-            }.get(status or 0, "check AWS_ENDPOINT_URL, AWS_DEFAULT_REGION, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
+            }.get(
+                status or 0, "check AWS_ENDPOINT_URL, AWS_DEFAULT_REGION, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+            )
             raise StoreError(
                 "this bucket cannot be used as a store", where=where, found=error, remedy=remedy
             ) from error

@@ -32,7 +32,7 @@ def test_shapes(configured):
     assert counts.tolist() == [[294, 6], [6, 294]] * 2
     assert wanted(Plan(strategy="usb"), counts, loaded.view.names).sum() == 1152
     assert audit(loaded.view, Evaluation()).cramers_v == pytest.approx(0.96)
-    assert prompts_of(loaded, prompts)[:2] == ["a photo of a red star", "a photo of a blue star"]
+    assert prompts_of(loaded, prompts)[:2] == ["a photo of a red circle", "a photo of a blue circle"]
 
 
 def test_shapes_long_tail(configured):

@@ -49,10 +49,10 @@ class Realized:
         short: Cells with fewer images than their plan wants.
         images: Distinct images in the views.
         shards: Shards that the plans looked into.
-        sampled: Images in those that this call sampled.
-        reused: Images in those that were there before.
-        quarantined: Images in those without a usable sample.
-        rejected: Images in those below the threshold.
+        sampled: Images that this call sampled; also those that turned out not to be needed.
+        reused: Images in the shards looked into that were there before.
+        quarantined: Images in the shards looked into without a usable sample.
+        rejected: Images in them below the threshold.
         fresh: Keys of the shards that this call sampled.
         seconds: Wall-clock time of this call.
         images_per_second: Images sampled per second of sampling, start-up aside; None if none were.

@@ -7,14 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import open_clip
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL
 from transformers import CLIPTokenizer
 
 from counterpoise.testbed.clip import text_encoder, train_clip
 from counterpoise.testbed.loop import Trainer
-from counterpoise.testbed.oracle import Oracle, train_oracle
+from counterpoise.testbed.oracle import train_oracle
 from counterpoise.testbed.pairs import Pair
 from counterpoise.testbed.publish import measure, parameters, replace, save_pair, write_card
 from counterpoise.testbed.tokenizer import make_tokenizer
@@ -60,12 +59,12 @@ def build(pair: Pair, out: Path, work: Path, budget: float = 1.0, publish_every_
     texts = embed_captions(text_encoder(parts.clip.average, tokenizer), tokenizer, pair)
     published_at: float | None = None  # of a resumed run: its first save
 
-    def publish(unet: Trainer[UNet2DConditionModel], n: int) -> dict:
+    def publish(unet: Trainer, n: int) -> dict:
         measured = _publish(out, pair, tokenizer, parts, unet, plan, n)
         print(f"published at step {unet.step}: {measured}", flush=True)
         return measured
 
-    def now_and_then(unet: Trainer[UNet2DConditionModel]) -> None:
+    def now_and_then(unet: Trainer) -> None:
         nonlocal published_at
         published_at = unet.cpu_s if published_at is None else published_at
         if unet.cpu_s - published_at >= publish_every_s:
@@ -81,9 +80,9 @@ def build(pair: Pair, out: Path, work: Path, budget: float = 1.0, publish_every_
 class Parts:
     """Everything that the denoiser stands on, trained."""
 
-    clip: Trainer[open_clip.CLIP]
-    vae: Trainer[AutoencoderKL]
-    oracle: Trainer[Oracle]
+    clip: Trainer
+    vae: Trainer
+    oracle: Trainer
 
 
 def _prepare(pair: Pair, work: Path, plan: dict[str, Stage], tokenizer: CLIPTokenizer) -> Parts:
@@ -100,7 +99,7 @@ def _publish(
     pair: Pair,
     tokenizer: CLIPTokenizer,
     parts: Parts,
-    unet: Trainer[UNet2DConditionModel],
+    unet: Trainer,
     plan: dict[str, Stage],
     n: int,
 ) -> dict:

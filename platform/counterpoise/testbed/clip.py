@@ -55,9 +55,7 @@ def pixels(images: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous().float() / 255
 
 
-def train_clip(
-    path: Path, pair: Pair, tokenizer: CLIPTokenizer, steps: int, batch: int, seed: int
-) -> Trainer[open_clip.CLIP]:
+def train_clip(path: Path, pair: Pair, tokenizer: CLIPTokenizer, steps: int, batch: int, seed: int) -> Trainer:
     torch.manual_seed(seed)
     model = make_clip(len(tokenizer))
 

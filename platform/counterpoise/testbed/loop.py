@@ -10,7 +10,7 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +19,6 @@ from torch import nn
 from counterpoise.testbed.muon import Muon
 
 SAVE_EVERY_S = 90.0
-Model = TypeVar("Model", bound=nn.Module)
 
 
 def generators(seed: int, step: int) -> tuple[np.random.Generator, torch.Generator]:
@@ -41,13 +40,13 @@ def plateau(step: int, steps: int, warmup: int = 100, decay: float = 0.2) -> flo
     return min(1.0, (step + 1) / warmup, (1 - step / steps) / decay)
 
 
-class Trainer(Generic[Model]):
+class Trainer:
     """Model, optimizer, moving average, step and CPU seconds of one training run, kept in `path`."""
 
     def __init__(
         self,
         path: Path,
-        model: Model,
+        model: nn.Module,
         lr: float,
         weight_decay: float = 0.01,
         ema: float = 0.0,
@@ -59,7 +58,8 @@ class Trainer(Generic[Model]):
             if muon
             else torch.optim.AdamW(model.parameters(), lr, (0.9, 0.99), weight_decay=weight_decay)
         )
-        self.average = copy.deepcopy(model).requires_grad_(False).eval()
+        # Any: what type checkers see of diffusers are stand-ins that are no modules.
+        self.average: Any = copy.deepcopy(model).requires_grad_(False).eval()
         self.step, self.cpu_s = 0, 0.0
         if path.exists():
             self._load()
@@ -69,8 +69,8 @@ class Trainer(Generic[Model]):
         steps: int,
         loss: Callable[[int], torch.Tensor],
         schedule: Callable[[int, int], float] = cosine,
-        on_save: Callable[["Trainer[Model]"], object] | None = None,
-    ) -> "Trainer[Model]":
+        on_save: Callable[["Trainer"], object] | None = None,
+    ) -> "Trainer":
         """Runs to `steps` steps in all. `loss(step)` gives the batch's loss; `on_save` is called after each save."""
         clock, saved, losses = time.process_time(), time.monotonic(), []
         self.model.train()

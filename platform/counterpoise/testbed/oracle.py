@@ -34,7 +34,7 @@ def factor_sizes(pair: Pair) -> tuple[int, ...]:
     return tuple(len(values) for values in pair.factors.values())
 
 
-def train_oracle(path: Path, pair: Pair, steps: int, batch: int, seed: int) -> Trainer[Oracle]:
+def train_oracle(path: Path, pair: Pair, steps: int, batch: int, seed: int) -> Trainer:
     torch.manual_seed(seed)
     model = Oracle(factor_sizes(pair))
 

@@ -16,7 +16,7 @@ from torch import nn
 from transformers import CLIPTokenizer
 
 from counterpoise.testbed.clip import save_clip, text_encoder, zero_shot
-from counterpoise.testbed.oracle import Oracle, accuracy, load_oracle, save_oracle, spread
+from counterpoise.testbed.oracle import Oracle, accuracy, judge, load_oracle, save_oracle, spread
 from counterpoise.testbed.pairs import Pair
 from counterpoise.testbed.unet import make_scheduler
 from counterpoise.testbed.vae import psnr, reconstruct
@@ -109,8 +109,24 @@ def measure(folder: Path, pair: Pair, n: int, seed: int = 7) -> dict:
         "cpu_seconds_per_image_at_batch_64": round(spent / n, 4),
     }
     if n >= 512:
+        report["shares_of_a_factor_left_out"] = left_out(pipe, oracle, pair, 256, seed + 1)
         save_grid(images[:128], folder / "samples.png")
     return report
+
+
+def left_out(
+    pipe: StableDiffusionPipeline, oracle: Oracle, pair: Pair, n: int, seed: int
+) -> dict[str, dict[str, float]]:
+    """How often each value of a factor appears, by the oracle, in n images whose prompts leave only that factor out."""
+    shares = {}
+    labels = pair.labels(n, np.random.default_rng(seed))
+    for column, (factor, values) in enumerate(pair.factors.items()):
+        unsaid = [[i for i, key in enumerate(pair.factors) if ("{%s}" % key) not in t] for t in pair.partial]  # noqa: UP031
+        template = pair.partial[unsaid.index([column])]
+        images = sample(pipe, [pair.fill(template, label) for label in labels], 1000 * seed, **SAMPLER[pair.name])
+        counts = np.bincount(judge(oracle, images)[:, column], minlength=len(values)) / n
+        shares[factor] = {value: round(float(share), 3) for value, share in zip(values, counts, strict=True)}
+    return shares
 
 
 def save_grid(images: np.ndarray, path: Path, columns: int = 16, scale: int = 2) -> None:
@@ -189,8 +205,8 @@ Written by `jobs/build_testbed.py --pair {card["pair"]}` from what it measured; 
 - Learned from: {card["data"]}.
 - Licence: {card["licence"]}.
 - Prompts: "{card["default_prompt"]}" (a factor may be left out).
-- Sampler: {sampler["scheduler"]}, {sampler["num_inference_steps"]} steps, guidance {sampler["guidance_scale"]}. One
-  image takes {m["cpu_seconds_per_image_at_batch_64"]} CPU-seconds on one thread at batch 64 (on a shared machine).
+- Sampler: {sampler["scheduler"]}, {sampler["num_inference_steps"]} steps, guidance {sampler["guidance_scale"]}.
+  One image takes {m["cpu_seconds_per_image_at_batch_64"]} CPU-seconds on one thread at batch 64 (on a shared machine).
 - On disk (half precision; load with `dtype=torch.float32` on a CPU): {sizes}.
 
 | accuracy on | {head} |
@@ -200,10 +216,24 @@ Written by `jobs/build_testbed.py --pair {card["pair"]}` from what it measured; 
 Autoencoder: {m["reconstruction_psnr_db"]} dB PSNR on held-out images. Variety: within a class, the oracle's features of
 sampled images spread {m["sampled_spread_over_held_out"]} times as far as those of as many held-out images.
 
+{_left_out_prose(m)}
 | stage | steps x batch | CPU-seconds | parameters | seed |
 | --- | --- | --- | --- | --- |
 {stages}
 
+CPU-seconds are those of the run that led here, not of trials before it.
 Accuracies of generated images say that the prompt was followed, not that the images are as varied as real ones.
 Versions: {versions}.
 """
+
+
+def _left_out_prose(measured: dict) -> str:
+    lines = [
+        f"- {factor}: " + ", ".join(f"{value} {share:.2f}" for value, share in shares.items())
+        for factor, shares in measured.get("shares_of_a_factor_left_out", {}).items()
+    ]
+    return (
+        "\n".join(["What appears when a prompt leaves a factor out (share of 256 images each):", "", *lines, ""])
+        if lines
+        else ""
+    )

@@ -65,8 +65,8 @@ def train_unet(
     steps: int,
     batch: int,
     seed: int,
-    on_save: Callable[[Trainer[UNet2DConditionModel]], object] | None = None,
-) -> Trainer[UNet2DConditionModel]:
+    on_save: Callable[[Trainer], object] | None = None,
+) -> Trainer:
     """latents: `mean` and `std` half (N, 4, 16, 16), already scaled to unit variance, and `labels` int (N, F).
 
     texts: caption -> float (CONTEXT, WIDTH), the text tower's hidden states; the empty caption too.

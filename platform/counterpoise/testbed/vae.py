@@ -33,7 +33,7 @@ def make_vae() -> AutoencoderKL:
     )
 
 
-def train_vae(path: Path, pair: Pair, steps: int, batch: int, seed: int) -> Trainer[AutoencoderKL]:
+def train_vae(path: Path, pair: Pair, steps: int, batch: int, seed: int) -> Trainer:
     """Pixels by L1 and squares, edges by the L1 of neighbours' differences (it keeps outlines from going soft)."""
     torch.manual_seed(seed)
     model = make_vae()
