@@ -43,7 +43,9 @@ class CounterpoiseError(Exception):
         return _rebuild, (type(self), self.message, self.where, self.found, self.allowed, self.remedy)
 
 
-def _rebuild(kind: type[CounterpoiseError], message: str, where: object, found: object, allowed: object, remedy: str):
+def _rebuild(
+    kind: type[CounterpoiseError], message: str, where: object, found: object, allowed: object, remedy: str
+) -> CounterpoiseError:
     return kind(message, where=where, found=found, allowed=allowed, remedy=remedy)
 
 

@@ -215,7 +215,7 @@ class Job:
         last = {key: rows[-1][key] for key in ("method", "seed", "metrics", "cells")}
         return {"run_id": self.tracked.id, **last, "rows": rows}
 
-    def _timed(self, step: str):
+    def _timed(self, step: str) -> _Timed:
         return _Timed(self.seconds, step)
 
 

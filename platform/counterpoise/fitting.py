@@ -8,7 +8,7 @@ stored under the digest of all that led to it.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -134,7 +134,7 @@ def _run(task: Task) -> Outcome:
     experiment = task.experiment
     fitted = stages.run(experiment, dict(task.views), task.validation)
     train_counts = task.views["real"].counts
-    measured = {}
+    measured: dict[str, Any] = {}
     for name, view in (("validation", task.validation), ("test", task.test)):
         probabilities = stages.predict(experiment, fitted[-1], view)
         scores = evaluate(
@@ -149,7 +149,7 @@ def _run(task: Task) -> Outcome:
     return outcome
 
 
-def _run_together(tasks: Mapping[int, Task]):
+def _run_together(tasks: Mapping[int, Task]) -> Iterator[tuple[int, Outcome]]:
     """(number, outcome) of each task as it ends. One that fails ends the others and is raised as it was."""
     if not tasks:
         return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from types import TracebackType
+from typing import Any
 
 _LINE_SECONDS = 5.0
 
@@ -63,7 +64,7 @@ class Progress:
         print(text.rstrip(), file=sys.stderr, flush=True)
 
 
-def _bar(title: str, total: int, unit: str):
+def _bar(title: str, total: int, unit: str) -> Any:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as RichProgress

@@ -15,7 +15,7 @@ import numpy as np
 from counterpoise import __version__, record
 from counterpoise.config import Experiment
 from counterpoise.errors import ConfigError
-from counterpoise.evaluation import summarize
+from counterpoise.evaluation import Summary, summarize
 from counterpoise.experiment import Job
 from counterpoise.report.content import CellSamples, Plan, Report, ResultRow
 from counterpoise.report.page import render
@@ -105,10 +105,15 @@ def summary(job: Job) -> dict[str, dict[str, tuple[float, float | None, float | 
     rows = [{"method": outcome.method, **outcome.test["metrics"]} for outcome in job.outcomes]
     metrics = list(dict.fromkeys(name for row in rows for name in row if name != "method"))
     table = summarize(rows, metrics, job.first.evaluation.confidence)
-    return {
-        method: {name: (found.mean, *(found.interval or (None, None))) for name, found in row.items()}
-        for method, row in table.items()
-    }
+    return {method: {name: _bounded(found) for name, found in row.items()} for method, row in table.items()}
+
+
+def _bounded(found: Summary) -> tuple[float, float | None, float | None]:
+    """Mean and interval, cut to what is possible: Student's t knows nothing of 0 and 1."""
+    if found.interval is None:
+        return found.mean, None, None
+    low, high = found.interval
+    return found.mean, max(low, 0.0), min(high, 1.0)
 
 
 def baseline(experiments: Sequence[Experiment]) -> str | None:

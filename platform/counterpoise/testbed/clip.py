@@ -6,6 +6,7 @@ evenly over all true pairs instead of lying on the diagonal.
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import open_clip
@@ -88,7 +89,7 @@ def _contrast(logits: torch.Tensor, true: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def zero_shot(
-    model: nn.Module, tokenizer: CLIPTokenizer, pair: Pair, images: np.ndarray, labels: np.ndarray
+    model: Any, tokenizer: CLIPTokenizer, pair: Pair, images: np.ndarray, labels: np.ndarray
 ) -> dict[str, float]:
     """Accuracy per factor by the probe template of that factor, e.g. "a photo of a {shape}"."""
     model.eval()

@@ -37,6 +37,7 @@ class Muon(torch.optim.Optimizer):
                     p.mul_(1 - group["lr"] * group["weight_decay"] * (p.ndim > 1)).sub_(group["lr"] * update)
 
     def _matrix(self, p: torch.Tensor, group: dict) -> torch.Tensor:
+        assert p.grad is not None
         state = self.state[p]
         mean = state.setdefault("mean", torch.zeros_like(p))
         mean.lerp_(p.grad, 1 - group["momentum"])
@@ -44,6 +45,7 @@ class Muon(torch.optim.Optimizer):
         return (0.2 * max(flat.shape) ** 0.5 * orthogonalize(flat)).view_as(p)
 
     def _vector(self, p: torch.Tensor, group: dict) -> torch.Tensor:
+        assert p.grad is not None
         state, (b1, b2) = self.state[p], group["betas"]
         mean, square = (state.setdefault(key, torch.zeros_like(p)) for key in ("mean", "square"))
         state["step"] = state.get("step", 0) + 1

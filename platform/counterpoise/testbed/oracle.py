@@ -43,7 +43,7 @@ def train_oracle(path: Path, pair: Pair, steps: int, batch: int, seed: int) -> T
         labels = pair.labels(batch, rng)
         x = degrade(pixels(pair.judge_images(labels, seed=int(rng.integers(2**31)))), noise)
         truth = torch.from_numpy(labels)
-        return sum(functional.cross_entropy(out, truth[:, i]) for i, out in enumerate(model(x)))
+        return torch.stack([functional.cross_entropy(out, truth[:, i]) for i, out in enumerate(model(x))]).sum()
 
     return Trainer(path, model, lr=2e-3, ema=0.99).fit(steps, loss)
 

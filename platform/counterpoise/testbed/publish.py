@@ -68,14 +68,14 @@ def load_pipeline(folder: Path) -> StableDiffusionPipeline:
 
 
 def sample(
-    pipe: StableDiffusionPipeline, prompts: list[str], seed: int, num_inference_steps: int, guidance_scale: float
+    pipe: StableDiffusionPipeline, prompts: list[str], seed: int, num_inference_steps: float, guidance_scale: float
 ) -> np.ndarray:
     """uint8 (N, 32, 32, 3), in batches of 64; image i has a noise generator of its own, seeded seed + i."""
     out = []
     for low in range(0, len(prompts), 64):
         batch = prompts[low : low + 64]
         noise = [torch.Generator().manual_seed(seed + low + i) for i in range(len(batch))]
-        settings = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale}
+        settings = {"num_inference_steps": int(num_inference_steps), "guidance_scale": guidance_scale}
         images = pipe(batch, generator=noise, output_type="np", **settings)
         out.append((images.images * 255).round().astype(np.uint8))
     return np.concatenate(out)
