@@ -10,7 +10,7 @@ import pytest
 
 FLOORS = [
     {"errors"},
-    {"table", "store", "progress", "locate", "cluster", "config"},
+    {"ambient", "table", "store", "progress", "locate", "cluster", "config"},
     {"view", "explain"},
     {"compose"},
     {"data", "generators", "scoring", "training", "evaluation"},
@@ -23,7 +23,7 @@ FLOORS = [
     {"cli"},
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
-LIGHT = {"errors", "table", "view", "store", "progress", "config", "explain", "compose", "cli", "terminal"}
+LIGHT = {"errors", "ambient", "table", "view", "store", "progress", "config", "explain", "compose", "cli", "terminal"}
 LIGHT_FILES = {"data/audit", "data/imbalance", "data/tint", "synthesis/plan", "synthesis/prompts", "synthesis/address"}
 HEAVY = {"torch", "torchvision", "ray", "mlflow", "diffusers", "open_clip", "matplotlib"}
 

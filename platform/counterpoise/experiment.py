@@ -20,10 +20,10 @@ from counterpoise.config import Experiment
 from counterpoise.data import audit as auditing
 from counterpoise.data import dataset
 from counterpoise.errors import DataError
-from counterpoise.locate import locate
 from counterpoise.progress import Progress
 from counterpoise.store import open_store
 from counterpoise.synthesis import select
+from counterpoise.synthesis.address import check_pipeline_folder, identify_scorer
 from counterpoise.synthesis.plan import wanted
 from counterpoise.synthesis.pool import Pool
 from counterpoise.table import SPLITS, Names
@@ -61,9 +61,9 @@ class Job:
         for experiment in self.experiments:
             check_backbone(experiment.training)
             if experiment.plans and experiment.generator:
-                locate(experiment.generator.model, "generator.model")
+                check_pipeline_folder(experiment.generator.model)
                 if experiment.scorer:
-                    locate(experiment.scorer.model, "scorer.model")
+                    identify_scorer(experiment.scorer)
         self.tracker = Tracker(self.first, self.store.uri)
         self.tracker.check()
 

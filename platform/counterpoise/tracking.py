@@ -29,6 +29,7 @@ from filelock import FileLock
 from jaxtyping import Shaped
 
 from counterpoise import __version__, config
+from counterpoise.ambient import environment, loggers_kept
 from counterpoise.errors import TrackingError
 from counterpoise.table import digest
 from counterpoise.view import View
@@ -96,7 +97,7 @@ class Tracker:
 
             logging.getLogger("mlflow").setLevel(os.environ["MLFLOW_LOGGING_LEVEL"])  # it may be imported long since
             impatient = {"MLFLOW_HTTP_REQUEST_TIMEOUT": f"{CHECK_SECONDS}", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
-            with _environment(impatient), _alone(self.uri), _without_foreign_warnings():
+            with environment(impatient), _alone(self.uri), _without_foreign_warnings(), loggers_kept():
                 client = MlflowClient(self.uri)
                 self._experiment_id = _experiment_id(client, self.name, self._artifacts)
         except Exception as error:  # MLflow lets through whatever its database and HTTP libraries raise
@@ -350,18 +351,6 @@ def _without_foreign_warnings() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
-
-
-@contextlib.contextmanager
-def _environment(values: Mapping[str, str]) -> Iterator[None]:
-    before = dict(os.environ)
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for key in values:
-            os.environ.pop(key)
-        os.environ.update({key: before[key] for key in values if key in before})
 
 
 def _flat(values: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:

@@ -6,6 +6,7 @@ import shutil
 import time
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import open_clip
@@ -21,7 +22,8 @@ from counterpoise.testbed.pairs import Pair
 from counterpoise.testbed.unet import make_scheduler
 from counterpoise.testbed.vae import psnr, reconstruct
 
-SAMPLER = {  # the least steps and guidance that follow the prompt: more guidance costs variety
+# The least steps and guidance that follow the prompt: more guidance costs variety.
+SAMPLER: dict[str, dict[str, Any]] = {
     "shapes": {"num_inference_steps": 10, "guidance_scale": 3.0},
     "fashion": {"num_inference_steps": 10, "guidance_scale": 2.0},
 }
@@ -68,14 +70,14 @@ def load_pipeline(folder: Path) -> StableDiffusionPipeline:
 
 
 def sample(
-    pipe: StableDiffusionPipeline, prompts: list[str], seed: int, num_inference_steps: float, guidance_scale: float
+    pipe: StableDiffusionPipeline, prompts: list[str], seed: int, num_inference_steps: int, guidance_scale: float
 ) -> np.ndarray:
     """uint8 (N, 32, 32, 3), in batches of 64; image i has a noise generator of its own, seeded seed + i."""
     out = []
     for low in range(0, len(prompts), 64):
         batch = prompts[low : low + 64]
         noise = [torch.Generator().manual_seed(seed + low + i) for i in range(len(batch))]
-        settings = {"num_inference_steps": int(num_inference_steps), "guidance_scale": guidance_scale}
+        settings = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale}
         images = pipe(batch, generator=noise, output_type="np", **settings)
         out.append((images.images * 255).round().astype(np.uint8))
     return np.concatenate(out)
