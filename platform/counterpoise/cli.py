@@ -51,15 +51,15 @@ def main() -> None:
     reuses what is already in the store.
 
     \b
-    Try it:   counterpoise run demo
+    Try it:   counterpoise run demo --out demo
     """
 
 
-def _command(name: str, *options: Callable) -> Callable:
+def _command(name: str, short_help: str, *options: Callable) -> Callable:
     """A command over experiments: reads CONFIG and overrides, hands a job to the body, prints what it returns."""
 
     def decorate(body: Callable[..., tuple[dict, Any]]) -> click.Command:
-        @main.command(name)
+        @main.command(name, short_help=short_help)
         @click.argument("config")
         @click.argument("overrides", nargs=-1, metavar="[KEY.PATH=VALUE]...")
         @click.option("--method", help="Only this method of the file.")
@@ -100,7 +100,7 @@ def _show(tables: Any) -> None:
         console.print(table)
 
 
-@_command("audit")
+@_command("audit", "Count what each class × group cell has.")
 def audit(job: Job) -> tuple[dict, Any]:
     """Count what each class × group cell has, and say what that may do to a classifier.
 
@@ -114,7 +114,7 @@ def audit(job: Job) -> tuple[dict, Any]:
     return found.to_json(), terminal.audit(found)
 
 
-@_command("plan")
+@_command("plan", "Show what each cell will get, and what is held.")
 def plan(job: Job) -> tuple[dict, Any]:
     """Show how many synthetic images each cell will get, what the pool holds, and how long the rest will take.
 
@@ -127,7 +127,7 @@ def plan(job: Job) -> tuple[dict, Any]:
     return planned, terminal.plan(planned, job.names)
 
 
-@_command("synthesize")
+@_command("synthesize", "Sample, score and commit what the plans lack.")
 def synthesize(job: Job) -> tuple[dict, Any]:
     """Sample, score and commit the images that the plans lack. Go on after any interruption by running it again.
 
@@ -141,7 +141,7 @@ def synthesize(job: Job) -> tuple[dict, Any]:
     return done, terminal.synthesis(done)
 
 
-@_command("train")
+@_command("train", "Train each method for each seed.")
 def train(job: Job) -> tuple[dict, Any]:
     """Train each method's stages for each seed; `metrics` and `cells` are of the validation split.
 
@@ -156,7 +156,7 @@ def train(job: Job) -> tuple[dict, Any]:
     return trained, terminal.rows(trained)
 
 
-@_command("evaluate")
+@_command("evaluate", "Measure each method on the test split.")
 def evaluate(job: Job) -> tuple[dict, Any]:
     """Measure each method on the test split: per cell, worst group, fairness, with intervals.
 
@@ -178,7 +178,7 @@ _OUT = click.option(
 )
 
 
-@_command("run", _OUT)
+@_command("run", "All of it: from audit to report.", _OUT)
 def run(job: Job, out: Path | None) -> tuple[dict, Any]:
     """Do it all: audit, plan, synthesize, train, evaluate, report.
 
@@ -192,7 +192,7 @@ def run(job: Job, out: Path | None) -> tuple[dict, Any]:
     return done, terminal.run(done)
 
 
-@_command("report", _OUT)
+@_command("report", "Write the report from what is in the store.", _OUT)
 def report(job: Job, out: Path | None) -> tuple[dict, Any]:
     """Write report.html and results.json from what is in the store; what is missing is computed first.
 
@@ -205,7 +205,7 @@ def report(job: Job, out: Path | None) -> tuple[dict, Any]:
     return written, terminal.files(written["files"])
 
 
-@main.command("doctor")
+@main.command("doctor", short_help="Check this machine, and an experiment on it.")
 @click.argument("config", required=False)
 @click.argument("overrides", nargs=-1, metavar="[KEY.PATH=VALUE]...")
 @click.option("--json", "as_json", is_flag=True, help="End standard output with one JSON object.")
