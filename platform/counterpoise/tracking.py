@@ -16,6 +16,7 @@ import json
 import logging
 import os
 import re
+import sys
 import tempfile
 import time
 import warnings
@@ -29,7 +30,7 @@ from filelock import FileLock
 from jaxtyping import Shaped
 
 from counterpoise import __version__, config
-from counterpoise.ambient import environment, loggers_kept
+from counterpoise.ambient import environment
 from counterpoise.errors import TrackingError
 from counterpoise.table import digest
 from counterpoise.view import View
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from mlflow import MlflowClient
 
-logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 CHECK_SECONDS = 5  # how long a server may take to answer before anything is done
@@ -97,7 +97,7 @@ class Tracker:
 
             logging.getLogger("mlflow").setLevel(os.environ["MLFLOW_LOGGING_LEVEL"])  # it may be imported long since
             impatient = {"MLFLOW_HTTP_REQUEST_TIMEOUT": f"{CHECK_SECONDS}", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
-            with environment(impatient), _alone(self.uri), _without_foreign_warnings(), loggers_kept():
+            with environment(impatient), _alone(self.uri), _without_foreign_warnings():
                 client = MlflowClient(self.uri)
                 self._experiment_id = _experiment_id(client, self.name, self._artifacts)
         except Exception as error:  # MLflow lets through whatever its database and HTTP libraries raise
@@ -226,7 +226,7 @@ class Run:
             with _without_foreign_warnings():
                 return _log_model(client, self._experiment_id, run_id, name, module, example)
         except Exception as error:  # a module that torch cannot export is no reason to stop tracking
-            logger.warning("the model %r is not logged: %s", name, _one_line(error))
+            _warn(f"the model {name!r} is not logged: {_one_line(error)}")
             return None
 
     def _log(self, action: Callable[[MlflowClient, str], None]) -> None:
@@ -263,10 +263,9 @@ class _Link:
                 return action(self.client)
         except Exception as error:  # whatever it is, hours of work must not die of it
             self.client = None
-            logger.warning(
-                "tracking stopped at %s: %s. Nothing else is lost: run the same command again to log what is done.",
-                self.uri,
-                _one_line(error),
+            _warn(
+                f"tracking stopped at {self.uri}: {_one_line(error)}. "
+                "Nothing else is lost: run the same command again to log what is done."
             )
             return None
 
@@ -343,6 +342,11 @@ def _alone(uri: str) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{path}.lock", timeout=_LOCK_SECONDS):
         yield
+
+
+def _warn(message: str) -> None:
+    """To standard error, not to a logger: libraries that configure logging switch off those that exist."""
+    print(f"warning: {message}", file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
