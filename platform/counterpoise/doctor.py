@@ -16,6 +16,7 @@ from counterpoise.config import Experiment
 from counterpoise.errors import CounterpoiseError
 from counterpoise.locate import locate
 from counterpoise.store import open_store
+from counterpoise.synthesis.address import check_pipeline_folder, identify_scorer
 
 _LIBRARIES = ("torch", "torchvision", "diffusers", "transformers", "open_clip_torch", "ray", "mlflow", "boto3")
 _GIB = 2**30
@@ -95,11 +96,16 @@ def _experiment(experiment: Experiment) -> Iterator[Check]:
     yield _guarded("tracking", lambda: _tracking(experiment))
     if experiment.generator is not None:
         model = experiment.generator.model
-        yield _guarded("generator", lambda: str(locate(model, "generator.model")))
+        yield _guarded("generator", lambda: _generator(model))
     if experiment.scorer is not None:
-        scorer = experiment.scorer.model
-        yield _guarded("scorer", lambda: str(locate(scorer, "scorer.model")))
+        scorer = experiment.scorer
+        yield _guarded("scorer", lambda: ", ".join(identify_scorer(scorer).values()))
     yield _guarded("dataset", lambda: _dataset(experiment))
+
+
+def _generator(model: str) -> str:
+    check_pipeline_folder(model)
+    return locate(model, "generator.model")
 
 
 def _store(experiment: Experiment) -> str:
