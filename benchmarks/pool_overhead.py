@@ -2,9 +2,10 @@
 
 The bare loop calls the same diffusers pipeline on the same batches, with a generator for each image, in one process,
 and throws the pixels away. The pool also encodes, scores and commits them, with one worker and with two. The bare
-loop runs before and after, so that a machine that changed its speed in between shows.
+loop runs before and after, so that a machine that changed its speed in between shows; and twice side by side, which
+is what two workers could reach at best.
 
-    python benchmarks/pool_overhead.py --shards 24
+    python benchmarks/pool_overhead.py --shards 60
 """
 
 from __future__ import annotations
@@ -41,10 +42,10 @@ def arguments() -> argparse.Namespace:
     models = "package:counterpoise/testbed/models/shapes"
     parser.add_argument("--diffusion", default=f"{models}/diffusion", help="a pipeline [%(default)s]")
     parser.add_argument("--clip", default=f"{models}/clip", help="a scorer, or nothing with --clip '' [%(default)s]")
-    parser.add_argument("--shards", type=int, default=24, help="batches of each run [%(default)s]")
+    parser.add_argument("--shards", type=int, default=60, help="batches of each run [%(default)s]")
     parser.add_argument("--shard-size", type=int, default=32, help="images of a batch [%(default)s]")
-    parser.add_argument("--steps", type=int, default=25, help="denoising steps [%(default)s]")
-    parser.add_argument("--guidance", type=float, default=6.0, help="guidance scale [%(default)s]")
+    parser.add_argument("--steps", type=int, default=10, help="denoising steps [%(default)s]")
+    parser.add_argument("--guidance", type=float, default=3.0, help="guidance scale [%(default)s]")
     parser.add_argument("--json", type=Path, help="also write the result here")
     parser.add_argument("--bare", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -115,10 +116,11 @@ def pool_run(options: argparse.Namespace, workers: int) -> dict[str, float]:
     }
 
 
-def bare_loop_elsewhere() -> float:
-    """The bare loop in a process of its own, as the samplers are."""
+def bare_loops(count: int) -> float:
+    """Images per second of so many bare loops side by side, each in a process of its own, as the samplers are."""
     command = [sys.executable, *sys.argv, "--bare"]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+    loops = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(count)]
+    return sum(float(loop.communicate()[0].splitlines()[-1]) for loop in loops)
 
 
 def main() -> None:
@@ -126,9 +128,9 @@ def main() -> None:
     if options.bare:
         print(bare_loop(options))
         return
-    before = bare_loop_elsewhere()
+    before, side_by_side = bare_loops(1), bare_loops(2)
     one, two = pool_run(options, 1), pool_run(options, 2)
-    after = bare_loop_elsewhere()
+    after = bare_loops(1)
     bare = float(np.mean([before, after]))
     result = {
         "model": options.diffusion,
@@ -136,7 +138,7 @@ def main() -> None:
         "shard_size": options.shard_size,
         "steps": options.steps,
         "guidance": options.guidance,
-        "bare": {"before": before, "after": after},
+        "bare": {"before": before, "after": after, "two": side_by_side},
         "one": one,
         "two": two,
         "one_over_bare": one["images_per_second"] / bare,
@@ -159,6 +161,7 @@ def table(result: dict) -> str:
         "| run | images/s | images/s with start-up | start-up s | sample s | encode s | score s | commit s |",
         "|---|---|---|---|---|---|---|---|",
         f"| bare loop, before and after | {bare['before']:.3f}, {bare['after']:.3f} | | | | | | |",
+        f"| two bare loops side by side | {bare['two']:.3f} | | | | | | |",
     ]
     for name, run in (("one worker", one), ("two workers", two)):
         seconds = " | ".join(f"{run[step]:.2f}" for step in ("startup", "sample", "encode", "score", "commit"))

@@ -116,13 +116,13 @@ def start(tiny_models):
 @pytest.mark.timeout(900)
 def test_bytes_do_not_depend_on_workers_or_kills(tiny_models, tmp_path, start):
     sys.path.append(str(SCRIPT.parent))
-    from fill_pool import fill
+    from fill_pool import SHARDS, fill
 
     one = fill(tiny_models, tmp_path / "one", workers=1)
     two = fill(tiny_models, tmp_path / "two", workers=2)
-    assert one.sampled == two.sampled == 96
+    assert one.sampled == two.sampled == 8 * SHARDS
     expected = hashes(tmp_path / "one")
-    assert len(expected) == 12
+    assert len(expected) == SHARDS
     assert hashes(tmp_path / "two") == expected
 
     store = tmp_path / "killed"
@@ -145,7 +145,7 @@ def test_bytes_do_not_depend_on_workers_or_kills(tiny_models, tmp_path, start):
     assert first.items() <= second.items() <= last.items()  # none written twice: not a file was touched
     assert len(first) < len(second) < len(last)
     assert set(done["fresh"]) == set(last) - set(second)
-    assert (done["sampled"], done["reused"]) == (8 * (12 - len(second)), 8 * len(second))
+    assert (done["sampled"], done["reused"]) == (8 * (SHARDS - len(second)), 8 * len(second))
     temporary = list((store / ".tmp").iterdir())
     assert len(temporary) <= 2  # what the killed were writing; swept after a day
     for killed in (begun, again):

@@ -120,10 +120,10 @@ def test_the_users_mistakes_travel_as_values(make_pool, tmp_path):
     (tmp_path / "store" / "pool").mkdir(parents=True)
     (tmp_path / "store" / "pool" / pool.digest).write_text("in the way")
     with pytest.raises(StoreError, match=pool.digest):
-        raise pickle.loads(workers.commit(sampled, Work.of(pool))["failure"][0].as_py())
+        raise pickle.loads(workers.Committer(Work.of(pool))(sampled)["failure"][0].as_py())
     unloadable = config.Scorer(model="ViT-Z-1", pretrained="openai")
     scored = workers.Scorer(dataclasses.replace(Work.of(pool), scorer=unloadable))(sampled)
-    passed_on = workers.commit(scored, Work.of(pool))
+    passed_on = workers.Committer(Work.of(pool))(scored)
     assert passed_on.equals(scored)
     with pytest.raises(ModelError, match=r"scorer\.model"):
         raise pickle.loads(passed_on["failure"][0].as_py())

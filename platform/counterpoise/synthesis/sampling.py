@@ -18,7 +18,7 @@ from typing import Any
 
 import ray
 import ray.data
-from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy
+from ray.data import ActorPoolStrategy, DataContext
 from ray.exceptions import RayError
 
 from counterpoise import config
@@ -26,7 +26,7 @@ from counterpoise.cluster import connect
 from counterpoise.errors import ConfigError, SynthesisError, one_of
 from counterpoise.synthesis.address import Shard, devices
 from counterpoise.synthesis.pool import Pool
-from counterpoise.synthesis.workers import STEPS, Sampler, Scorer, Work, commit
+from counterpoise.synthesis.workers import STEPS, Committer, Sampler, Scorer, Work
 
 _RESTARTS = 2  # of each actor, and of each shard: one that kills its worker must not do so for ever
 
@@ -90,7 +90,7 @@ def sample(
 
 @dataclass(frozen=True)
 class Sizes:
-    """How many actors sample and score, and how many tasks commit at once."""
+    """How many actors sample, score and commit."""
 
     samplers: int
     scorers: int
@@ -149,11 +149,14 @@ def graph(shards: Sequence[Shard], work: Work, pool: config.Pool, sizes: Sizes) 
     rows = [{"label": shard.label, "group": shard.group, "number": shard.number} for shard in shards]
     with _rays_own_warnings(), DataContext.current(_context()):
         dataset: Any = ray.data.from_items(rows, override_num_blocks=len(rows))
-        stages: list[tuple[Any, int, config.Workers]] = [
-            (Sampler, sizes.samplers, pool.sampling),
-            (Scorer, sizes.scorers, pool.scoring),
+        # Committers reserve nothing: samplers that fill the cluster would keep them waiting until the end. They are
+        # actors as well, because Ray ends a task's idle process after a second and pays another start for the next.
+        stages: list[tuple[Any, int, float, float]] = [
+            (Sampler, sizes.samplers, pool.sampling.num_cpus, pool.sampling.num_gpus),
+            (Scorer, sizes.scorers, pool.scoring.num_cpus, pool.scoring.num_gpus),
+            (Committer, sizes.committers, 0, 0),
         ]
-        for stage, size, workers in stages:
+        for stage, size, num_cpus, num_gpus in stages:
             if size:
                 dataset = dataset.map_batches(
                     stage,
@@ -161,21 +164,12 @@ def graph(shards: Sequence[Shard], work: Work, pool: config.Pool, sizes: Sizes) 
                     batch_size=1,
                     batch_format="pyarrow",
                     compute=ActorPoolStrategy(size=size),
-                    num_cpus=workers.num_cpus,
-                    num_gpus=workers.num_gpus,
+                    num_cpus=num_cpus,
+                    num_gpus=num_gpus,
                     max_restarts=_RESTARTS,
                     max_task_retries=_RESTARTS,
                 )
-        # Commits reserve nothing, or samplers that fill the cluster would keep them waiting until the end. Their
-        # number is bounded instead: unbounded, Ray starts a process for each.
-        return dataset.map_batches(
-            commit,
-            fn_args=(work,),
-            batch_size=1,
-            batch_format="pyarrow",
-            compute=TaskPoolStrategy(size=sizes.committers),
-            num_cpus=0,
-        )
+        return dataset
 
 
 def _check_scheduler(experiment: config.Experiment) -> None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import pickle
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,12 +66,14 @@ class Stage:
             self.failure = error
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        return _guarded(self._step, batch)
-
-    def _step(self, batch: pa.Table) -> pa.Table:
-        if self.failure is not None:
-            raise self.failure
-        return self.step(batch)
+        if "failure" in batch.column_names:
+            return batch
+        try:
+            if self.failure is not None:
+                raise self.failure
+            return self.step(batch)
+        except CounterpoiseError as error:
+            return _row(shard_of(batch), failure=pickle.dumps(error))
 
     def load(self) -> None:
         raise NotImplementedError
@@ -115,11 +116,14 @@ class Scorer(Stage):
         return _row(shard, table=making.to_ipc(table), started=batch["started"][0], **_laps_of(batch), **clock.laps)
 
 
-def commit(batch: pa.Table, work: Work) -> pa.Table:
-    def step(batch: pa.Table) -> pa.Table:
+class Committer(Stage):
+    def load(self) -> None:
+        """There is no model."""
+
+    def step(self, batch: pa.Table) -> pa.Table:
         shard, clock = shard_of(batch), _Clock()
         table = making.from_ipc(batch["table"][0].as_py())
-        created = work.store.create(shard.key(work.recipe.digest), making.to_parquet(table))
+        created = self.work.store.create(shard.key(self.work.recipe.digest), making.to_parquet(table))
         clock.lap("commit")
         return _row(
             shard,
@@ -130,17 +134,6 @@ def commit(batch: pa.Table, work: Work) -> pa.Table:
             **_laps_of(batch),
             **clock.laps,
         )
-
-    return _guarded(step, batch)
-
-
-def _guarded(step: Callable[[pa.Table], pa.Table], batch: pa.Table) -> pa.Table:
-    if "failure" in batch.column_names:
-        return batch
-    try:
-        return step(batch)
-    except CounterpoiseError as error:
-        return _row(shard_of(batch), failure=pickle.dumps(error))
 
 
 class _Clock:
