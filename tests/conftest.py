@@ -1,6 +1,7 @@
 """What all tests share: a home of their own, one thread per process, no telemetry, real images when they are there."""
 
 import os
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -65,3 +66,20 @@ def s3_server():
     host, port = server.get_host_and_port()
     yield f"http://{host}:{port}"
     server.stop()
+
+
+@pytest.fixture(scope="session")
+def strict_s3_server():
+    """A server that enforces policies: another moto, that asks for credentials from the first request on."""
+    code = (
+        "import os, sys; os.environ['INITIAL_NO_AUTH_ACTION_COUNT'] = '0'\n"
+        "from moto.server import ThreadedMotoServer\n"
+        "server = ThreadedMotoServer(ip_address='127.0.0.1', port=0, verbose=False); server.start()\n"
+        "print(*server.get_host_and_port(), flush=True); sys.stdin.read()"
+    )
+    pipe = subprocess.PIPE
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True) as server:
+        host, port = server.stdout.readline().split()
+        yield f"http://{host}:{port}"
+        server.kill()

@@ -241,27 +241,7 @@ def test_no_credentials(s3_server, monkeypatch, tmp_path):
         open_store("s3://pictures/x").check()
 
 
-def test_permission_denied(bucket, monkeypatch):
-    """A server that enforces policies: another moto, that asks for credentials from the first request on."""
-    monkeypatch.setenv("INITIAL_NO_AUTH_ACTION_COUNT", "0")
-    code = (
-        "import os, sys; os.environ['INITIAL_NO_AUTH_ACTION_COUNT'] = '0'\n"
-        "from moto.server import ThreadedMotoServer\n"
-        "server = ThreadedMotoServer(ip_address='127.0.0.1', port=0, verbose=False); server.start()\n"
-        "print(*server.get_host_and_port(), flush=True); sys.stdin.read()"
-    )
-    server = subprocess.Popen(
-        [sys.executable, "-c", code],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
-    with server:
-        host, port = server.stdout.readline().split()
-        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-        try:
-            with pytest.raises(StoreError, match=r"check the AWS credentials"):
-                open_store("s3://pictures/x").check()
-        finally:
-            server.kill()
+def test_permission_denied(bucket, strict_s3_server, monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", strict_s3_server)
+    with pytest.raises(StoreError, match=r"check the AWS credentials"):
+        open_store("s3://pictures/x").check()

@@ -292,7 +292,7 @@ def _experiment_id(client: MlflowClient, name: str, artifacts: str | None) -> st
     found = client.get_experiment_by_name(name)
     if found is None:
         try:
-            return client.create_experiment(name, artifact_location=artifacts)
+            return client.create_experiment(name, artifacts, {"mlflow.experimentKind": "custom_model_development"})
         except MlflowException:  # somebody else made it just now
             found = client.get_experiment_by_name(name)
             if found is None:

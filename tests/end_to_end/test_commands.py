@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import boto3
 import pytest
 from click.testing import CliRunner
 
@@ -133,6 +134,33 @@ def test_mlflow_has_a_nested_run_for_every_step_and_fit(ran, store):
     }
 
 
+def test_a_run_with_a_store_on_s3(s3_server, tmp_path, monkeypatch):
+    """Plan, pool, stages, results all in the bucket; the second run finds them there, from another folder."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server)
+    client = boto3.client("s3")
+    client.create_bucket(Bucket="runs")
+
+    def run(name):
+        (tmp_path / name).mkdir()
+        monkeypatch.chdir(tmp_path / name)
+        arguments = ["run", "demo", "store=s3://runs/demo", *SMALL, "methods=[ffr]", "training.epochs=1", "--json"]
+        done = CliRunner().invoke(main, arguments)
+        assert done.exit_code == 0, done.output
+        return json.loads(done.stdout.splitlines()[-1])
+
+    def keys():
+        return {item["Key"]: item["ETag"] for item in client.list_objects_v2(Bucket="runs")["Contents"]}
+
+    first, left = run("one"), keys()
+    assert {key.split("/")[1] for key in left} >= {"pool", "stages", "results"}
+    second = run("two")
+    assert first["synthesize"]["sampled"] > 0
+    assert second["synthesize"]["sampled"] == 0
+    assert second["rows"][0]["metrics"] == first["rows"][0]["metrics"]
+    assert keys() == left
+    client.close()
+
+
 CUSTOM = "{method: m, plans: {p: {strategy: custom, counts: {ring: {rad: 1}}}}, stages: [{name: s, data: [p]}]}"
 
 WRONG = {
@@ -172,6 +200,19 @@ def test_a_mistake_ends_in_a_few_helpful_lines(case, tmp_path, repository, monke
     assert 2 <= len(message.splitlines()) <= 8, message
     left = {path.relative_to(tmp_path / "store").parts[0] for path in (tmp_path / "store").rglob("*") if path.is_file()}
     assert not left & {"pool", "stages", "results"}
+
+
+@pytest.mark.parametrize("problem", ["bucket", "permission", "endpoint"])
+def test_a_store_on_s3_that_cannot_be_used(problem, s3_server, strict_s3_server, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    endpoints = {"bucket": s3_server, "permission": strict_s3_server, "endpoint": "http://127.0.0.1:9"}
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoints[problem])
+    done = CliRunner().invoke(main, ["run", "demo", "store=s3://nobodys-bucket/demo"])
+    assert done.exit_code == 2, (done.exception, done.output)
+    hint = {"bucket": "create the bucket", "permission": "AWS credentials", "endpoint": "AWS_ENDPOINT_URL"}[problem]
+    assert hint in done.stderr
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_tracking_server_that_is_not_there_is_said_before_any_work(tmp_path, monkeypatch):
