@@ -1,0 +1,123 @@
+"""The experiment: one validated tree. What each key means, what it may be, and what it is if left out.
+
+:mod:`counterpoise.compose` builds these from YAML files and command-line overrides. Every model here forbids keys it
+does not know. Wrong values are found here, before anything is read or loaded.
+"""
+
+from __future__ import annotations
+
+from pydantic import Field, PositiveInt, model_validator
+
+from counterpoise.config.base import NonNegativeInt, Section, Share
+from counterpoise.config.data import (
+    Biased,
+    Columns,
+    Counts,
+    CsvFolder,
+    Data,
+    Dataset,
+    HuggingFace,
+    ImageFolder,
+    Imbalance,
+    LongTailed,
+    ParquetTable,
+    Splits,
+    Testbed,
+    Tint,
+    Torchvision,
+)
+from counterpoise.config.synthesis import Generator, Plan, Pool, Prompts, Scorer, Selection, Workers
+from counterpoise.config.training import Objective, Optimizer, Stage, Training
+
+__all__ = [
+    "Biased",
+    "Columns",
+    "Counts",
+    "CsvFolder",
+    "Data",
+    "Dataset",
+    "Evaluation",
+    "Experiment",
+    "Generator",
+    "HuggingFace",
+    "ImageFolder",
+    "Imbalance",
+    "LongTailed",
+    "NonNegativeInt",
+    "Objective",
+    "Optimizer",
+    "ParquetTable",
+    "Plan",
+    "Pool",
+    "Prompts",
+    "Scorer",
+    "Section",
+    "Selection",
+    "Share",
+    "Splits",
+    "Stage",
+    "Testbed",
+    "Tint",
+    "Torchvision",
+    "Tracking",
+    "Training",
+    "Workers",
+]
+
+
+class Evaluation(Section):
+    bootstrap: NonNegativeInt = 1000  # resamples for the intervals
+    confidence: Share = 0.95
+    many: PositiveInt = 100  # a class is "many" above this many training images,
+    few: PositiveInt = 20  # and "few" below this many
+
+
+class Tracking(Section):
+    """MLflow. The server is MLFLOW_TRACKING_URI's, or a SQLite file in the store's folder."""
+
+    enabled: bool = True
+    experiment: str | None = None  # by default the experiment's name
+
+
+class Experiment(Section):
+    """One method on one dataset with one training seed."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    store: str = "counterpoise-store"  # a folder, or s3://bucket/prefix
+    method: str
+    seed: NonNegativeInt = 0  # of training; the dataset and the pool have their own
+    data: Data
+    prompts: Prompts = Prompts()
+    generator: Generator | None = None
+    scorer: Scorer | None = None  # null: nothing is scored
+    selection: Selection = Selection()
+    pool: Pool = Pool()
+    plans: dict[str, Plan] = {}
+    training: Training = Training()
+    stages: list[Stage] = Field(min_length=1)
+    evaluation: Evaluation = Evaluation()
+    tracking: Tracking = Tracking()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Experiment:
+        if "real" in self.plans:
+            raise ValueError('a plan cannot be called "real": that is the name of the dataset')
+        if self.plans and self.generator is None:
+            raise ValueError("there are plans for synthetic images but no `generator` to sample them")
+        if self.selection.clip_margin is not None and self.scorer is None:
+            raise ValueError("`selection.clip_margin` needs a `scorer`")
+        earlier: list[str] = []
+        for number, stage in enumerate(self.stages):
+            views = ["real", *self.plans]
+            for name in stage.data:
+                if name not in views:
+                    raise ValueError(f"stages.{number}.data: {name!r} is not a view; there are: {', '.join(views)}")
+            if stage.start not in (None, "scratch", *earlier):
+                raise ValueError(
+                    f"stages.{number}.start: {stage.start!r} is not an earlier stage; there are: "
+                    + ", ".join(["scratch", *earlier])
+                )
+            if stage.name in (*earlier, "scratch"):
+                raise ValueError(f"stages.{number}.name: {stage.name!r} is taken")
+            earlier.append(stage.name)
+        return self

@@ -1,0 +1,180 @@
+"""Where real images come from, and what is done to their counts."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import Field, PositiveInt, field_validator, model_validator
+
+from counterpoise.config.base import NonNegativeInt, Section, Share
+
+
+class Splits(Section):
+    """Shares of the splits that a dataset lacks, drawn from its training rows by seed within each cell. They sum to 1.
+
+    A dataset without splits gets all three. One with train and test gets ``validation`` from train, also (a tenth)
+    without this section. One without test gets it only if this section is there. See
+    :func:`counterpoise.data.splits.draw_splits`.
+    """
+
+    train: Share = 0.8
+    validation: Share = 0.1
+    test: Share = 0.1
+
+    @model_validator(mode="after")
+    def _sum(self) -> Splits:
+        total = self.train + self.validation + self.test
+        if abs(total - 1) > 1e-6:
+            raise ValueError(f"the shares of train, validation and test must sum to 1, not {total:g}")
+        return self
+
+
+class Biased(Section):
+    """FFR's rule: of each class's images the share ``rate`` is in its majority group, the rest in the others."""
+
+    kind: Literal["biased"]
+    rate: Annotated[float, Field(ge=0.5, lt=1)]
+    majority: dict[str, str] | None = None  # class -> its majority group; by default the i-th class has the i-th group
+    per_class: PositiveInt | None = None  # size of each class's majority cell; by default all there are
+
+
+class LongTailed(Section):
+    """CIFAR-LT's rule: n_i = n_max · factor^(-i / (classes - 1)), classes in the order of ``data.classes``."""
+
+    kind: Literal["long_tailed"]
+    factor: Annotated[float, Field(gt=1)]
+    largest: PositiveInt | None = None  # n_max; by default the smallest class's size before
+
+
+class Counts(Section):
+    """Images to keep, per class or per class and group."""
+
+    kind: Literal["counts"]
+    counts: dict[str, NonNegativeInt | dict[str, NonNegativeInt]]
+
+
+Imbalance = Annotated[Biased | LongTailed | Counts, Field(discriminator="kind")]
+
+
+class Tint(Section):
+    """A nuisance colour on grey images: the group of an image is the colour it is tinted with."""
+
+    colors: list[str] = Field(min_length=2)
+
+    @field_validator("colors")
+    @classmethod
+    def _different(cls, colors: list[str]) -> list[str]:
+        if len(set(colors)) < len(colors):
+            raise ValueError(f"the colors must differ; found {colors}")
+        return colors
+
+
+class Dataset(Section):
+    """What all adapters share."""
+
+    classes: list[str] | None = None  # which classes, in which order; by default all, in the dataset's order or sorted
+    groups: list[str] | None = None
+    rows: str | None = Field(default=None, pattern=r"^(-?\d+)?:(-?\d+)?(:[1-9]\d*)?$")  # of the training rows: "1::2"
+    splits: Splits | None = None  # for what the dataset's own splits lack
+    seed: NonNegativeInt = 0  # draws splits, tints and imbalance
+    imbalance: Imbalance | None = None  # made on purpose; train and validation, never test
+    tint: Tint | None = None
+    max_quarantined: Annotated[float, Field(ge=0, le=1)] = 0.01  # share of unreadable rows that is an error
+
+    @field_validator("classes", "groups")
+    @classmethod
+    def _different(cls, names: list[str] | None) -> list[str] | None:
+        if names is not None and (not names or len(set(names)) < len(names)):
+            raise ValueError(f"a list of different names, at least one; found {names}")
+        return names
+
+    @model_validator(mode="after")
+    def _one_source_of_groups(self) -> Dataset:
+        if self.tint is not None and self.groups is not None:
+            raise ValueError("the groups of a tinted dataset are `tint.colors`; leave out `groups`")
+        return self
+
+
+class Columns(Section):
+    """Names of a table's columns."""
+
+    image: str = "image"
+    label: str = "label"
+    group: str | None = None
+    split: str | None = None
+    id: str | None = None
+
+
+class CsvFolder(Dataset):
+    """A folder of image files and a CSV file; ``columns.image`` holds paths relative to ``root``."""
+
+    adapter: Literal["csv"]
+    root: str
+    table: str = "labels.csv"
+    columns: Columns = Columns()
+
+
+class ParquetTable(Dataset):
+    """Parquet files with encoded images: a file, a folder or a pattern, or one of these for each split."""
+
+    adapter: Literal["parquet"]
+    path: str | dict[Literal["train", "validation", "test"], str]
+    columns: Columns = Columns()
+
+
+class ImageFolder(Dataset):
+    """A tree of folders whose names say ``layout``: ``{label}``, ``{split}/{label}/{group}`` and the like."""
+
+    adapter: Literal["imagefolder"]
+    root: str
+    layout: str = "{label}"
+
+    @field_validator("layout")
+    @classmethod
+    def _placeholders(cls, layout: str) -> str:
+        found = re.findall(r"\{(.*?)\}", layout)
+        if "label" not in found or len(set(found)) < len(found) or not set(found) <= {"label", "group", "split"}:
+            raise ValueError(
+                f"a layout has {{label}}, and may have {{group}} and {{split}}, once each; found {layout!r}"
+            )
+        return layout
+
+
+class Torchvision(Dataset):
+    """A dataset class of torchvision by name, downloaded into ``root`` if ``download`` is true.
+
+    For MNIST and its kin ``root`` may also be a plain folder with the four idx files.
+    """
+
+    adapter: Literal["torchvision"]
+    dataset: str
+    root: str
+    download: bool = False
+
+
+class HuggingFace(Dataset):
+    """A Hugging Face dataset by name, or a folder written by ``save_to_disk``."""
+
+    adapter: Literal["huggingface"]
+    path: str
+    name: str | None = None
+    revision: str | None = None
+    columns: Columns = Columns()
+
+
+class Testbed(Dataset):
+    """The procedural world; ``label`` and ``group`` choose which of its factors play these parts."""
+
+    __test__ = False  # not a test class, whatever pytest thinks of the name
+
+    adapter: Literal["testbed"]
+    label: Literal["shape", "color", "background"] = "shape"
+    group: Literal["shape", "color", "background"] | None = "color"
+    rendering: Literal["real", "web"] = "real"
+    per_cell: dict[Literal["train", "validation", "test"], PositiveInt] = {"train": 500, "validation": 50, "test": 100}
+
+
+Data = Annotated[
+    CsvFolder | ParquetTable | ImageFolder | Torchvision | HuggingFace | Testbed, Field(discriminator="adapter")
+]
