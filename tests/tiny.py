@@ -7,24 +7,29 @@ from pathlib import Path
 import torch
 
 
+def tokenizer():
+    """CLIP's, with a vocabulary of single letters."""
+    from transformers import CLIPTokenizer
+
+    letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
+    words = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    return CLIPTokenizer(vocab={word: number for number, word in enumerate(words)}, merges=[], model_max_length=32)
+
+
 def make_diffusion(folder: Path, *, seed: int = 0, broken: bool = False, dtype: torch.dtype = torch.float32) -> Path:
     """A StableDiffusionPipeline of 16 × 16 pixels. ``broken``: its VAE returns NaN."""
     from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+    from transformers import CLIPTextConfig, CLIPTextModel
 
     torch.manual_seed(seed)
-    letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
-    words = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
-    vocabulary = {word: number for number, word in enumerate(words)}
-    start, end = vocabulary["<|startoftext|>"], vocabulary["<|endoftext|>"]
+    words = tokenizer()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        tokenizer = CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=32)
         text = CLIPTextModel(
             CLIPTextConfig(
                 vocab_size=len(words), hidden_size=16, intermediate_size=32, num_hidden_layers=1,
-                num_attention_heads=2, max_position_embeddings=32, bos_token_id=start, eos_token_id=end,
-                pad_token_id=end,
+                num_attention_heads=2, max_position_embeddings=32, bos_token_id=words.bos_token_id,
+                eos_token_id=words.eos_token_id, pad_token_id=words.eos_token_id,
             )
         )  # fmt: skip
         unet = UNet2DConditionModel(
@@ -42,7 +47,7 @@ def make_diffusion(folder: Path, *, seed: int = 0, broken: bool = False, dtype: 
             beta_schedule="scaled_linear", clip_sample=False, steps_offset=1, set_alpha_to_one=False
         )
         pipeline = StableDiffusionPipeline(
-            vae=vae, text_encoder=text, tokenizer=tokenizer, unet=unet, scheduler=scheduler, safety_checker=None,
+            vae=vae, text_encoder=text, tokenizer=words, unet=unet, scheduler=scheduler, safety_checker=None,
             feature_extractor=None, requires_safety_checker=False,
         )  # fmt: skip
         pipeline.to(dtype).save_pretrained(folder)

@@ -17,6 +17,7 @@ from transformers.utils import logging as transformers_logging
 
 from counterpoise import config
 from counterpoise.errors import ConfigError, ModelError, did_you_mean, one_of
+from counterpoise.generators.guidance import Guide, guided
 from counterpoise.locate import is_folder, locate
 
 _UNIFORM = 1 / 255  # standard deviation over an image's pixels, in every channel, below which there is no picture
@@ -62,8 +63,10 @@ class TextToImage:
         self._accepts = set(inspect.signature(self.pipeline.__call__).parameters)
         self._embeddings: dict[tuple[str, str], dict[str, torch.Tensor] | None] = {}
 
-    def sample(self, prompts: Sequence[str], negative: str, seeds: Sequence[int]) -> Samples:
-        """One batch: an image for each prompt and seed.
+    def sample(
+        self, prompts: Sequence[str], negative: str, seeds: Sequence[int], guide: Guide | None = None
+    ) -> Samples:
+        """One batch: an image for each prompt and seed, on a way that ``guide`` bends if there is one.
 
         Every image has a generator of its own, on the CPU, so that its noise depends on its seed alone. Its pixels
         still depend, in the last bit, on the batch it is in.
@@ -71,13 +74,20 @@ class TextToImage:
         if negative and "negative_prompt" not in self._accepts:
             found = f"{negative!r} for {type(self.pipeline).__name__}"
             raise ConfigError("this pipeline takes no negative prompt", where="prompts.negative", found=found)
-        output = self.pipeline(
-            **self._condition(list(prompts), negative),
-            generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
-            output_type="np",
-            **self._settings(),
-        )
+        with guided(self.pipeline, guide, len(prompts), self._size()):
+            output = self.pipeline(
+                **self._condition(list(prompts), negative),
+                generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
+                output_type="np",
+                **self._settings(),
+            )
         return to_samples(np.asarray(output.images), getattr(output, "nsfw_content_detected", None))
+
+    def _size(self) -> tuple[int, int] | None:
+        """Height and width in pixels of what the pipeline makes."""
+        default = getattr(self.pipeline, "default_sample_size", 0) * getattr(self.pipeline, "vae_scale_factor", 1)
+        height, width = self.config.height or default, self.config.width or default
+        return (height, width) if height and width else None
 
     def _settings(self) -> dict[str, Any]:
         names = ("num_inference_steps", "guidance_scale", "height", "width")
@@ -172,6 +182,9 @@ def _load(generator: config.Generator, dtype: torch.dtype, revision: str | None)
             "the generator cannot be loaded", where="generator.model", found=found, remedy=remedy
         ) from error
     pipeline.set_progress_bar_config(disable=True)
+    for component in pipeline.components.values():
+        if isinstance(component, torch.nn.Module):
+            component.requires_grad_(False)  # guidance wants the latents' gradient, never a weight's
     return pipeline
 
 

@@ -1,0 +1,149 @@
+"""Tiny pipelines with random weights of the families beside Stable Diffusion 1: each saved as the real ones are."""
+
+import warnings
+from pathlib import Path
+
+import torch
+
+from tiny import tokenizer
+
+TEXT = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+BLOCKS = {
+    "sample_size": 8, "block_out_channels": (8, 16), "layers_per_block": 1, "norm_num_groups": 4,
+    "attention_head_dim": 2, "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+}  # fmt: skip
+
+
+def text_config(words, **changes):
+    from transformers import CLIPTextConfig
+
+    start, end = words.bos_token_id, words.eos_token_id
+    sizes = {"vocab_size": len(words), "max_position_embeddings": 32}
+    special = {"bos_token_id": start, "eos_token_id": end, "pad_token_id": end}
+    return CLIPTextConfig(**TEXT, **sizes, **special, **changes)
+
+
+def autoencoder(channels=4, **changes):
+    from diffusers import AutoencoderKL
+
+    return AutoencoderKL(
+        block_out_channels=(8, 8), norm_num_groups=4, sample_size=16, layers_per_block=1, latent_channels=channels,
+        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2, **changes,
+    )  # fmt: skip
+
+
+def t5(words):
+    from transformers import T5Config, T5EncoderModel
+
+    sizes = {"d_model": 32, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 4}
+    return T5EncoderModel(T5Config(vocab_size=len(words), **sizes))
+
+
+def stable_diffusion(prediction_type="epsilon"):
+    from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+    from transformers import CLIPTextModel
+
+    words = tokenizer()
+    return StableDiffusionPipeline(
+        vae=autoencoder(), text_encoder=CLIPTextModel(text_config(words)), tokenizer=words,
+        unet=UNet2DConditionModel(**BLOCKS, cross_attention_dim=16),
+        scheduler=DDIMScheduler(
+            beta_schedule="scaled_linear", clip_sample=False, steps_offset=1, set_alpha_to_one=False,
+            prediction_type=prediction_type,
+        ),
+        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+    )  # fmt: skip
+
+
+def stable_diffusion_v():
+    return stable_diffusion("v_prediction")
+
+
+def stable_diffusion_xl():
+    from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection
+
+    words = tokenizer()
+    unet = UNet2DConditionModel(
+        **BLOCKS, cross_attention_dim=32, addition_embed_type="text_time", addition_time_embed_dim=8,
+        transformer_layers_per_block=(1, 1), projection_class_embeddings_input_dim=6 * 8 + 16,
+    )  # fmt: skip
+    return StableDiffusionXLPipeline(
+        vae=autoencoder(), text_encoder=CLIPTextModel(text_config(words)), tokenizer=words, tokenizer_2=words,
+        text_encoder_2=CLIPTextModelWithProjection(text_config(words, projection_dim=16)), unet=unet,
+        scheduler=EulerDiscreteScheduler(beta_schedule="scaled_linear", steps_offset=1), add_watermarker=False,
+    )  # fmt: skip
+
+
+def unclip():
+    from diffusers import DDIMScheduler, DDPMScheduler, StableUnCLIPImg2ImgPipeline, UNet2DConditionModel
+    from diffusers.pipelines.stable_diffusion.stable_unclip_image_normalizer import StableUnCLIPImageNormalizer
+    from transformers import CLIPImageProcessor, CLIPTextModel, CLIPVisionConfig, CLIPVisionModelWithProjection
+
+    words = tokenizer()
+    vision = CLIPVisionConfig(**TEXT, projection_dim=16, image_size=16, patch_size=8)
+    crop = {"height": 16, "width": 16}
+    unet = UNet2DConditionModel(
+        **BLOCKS, cross_attention_dim=16, class_embed_type="projection", projection_class_embeddings_input_dim=32
+    )
+    return StableUnCLIPImg2ImgPipeline(
+        feature_extractor=CLIPImageProcessor(size={"shortest_edge": 16}, crop_size=crop),
+        image_encoder=CLIPVisionModelWithProjection(vision).eval(),
+        image_normalizer=StableUnCLIPImageNormalizer(embedding_dim=16),
+        image_noising_scheduler=DDPMScheduler(beta_schedule="squaredcos_cap_v2"),
+        tokenizer=words, text_encoder=CLIPTextModel(text_config(words)), unet=unet, vae=autoencoder(),
+        scheduler=DDIMScheduler(beta_schedule="scaled_linear", clip_sample=False, prediction_type="v_prediction"),
+    )  # fmt: skip
+
+
+def stable_diffusion_3():
+    from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
+    from transformers import CLIPTextModelWithProjection
+
+    words = tokenizer()
+    transformer = SD3Transformer2DModel(
+        sample_size=8, patch_size=1, in_channels=4, num_layers=1, attention_head_dim=8, num_attention_heads=4,
+        joint_attention_dim=32, caption_projection_dim=32, pooled_projection_dim=32, out_channels=4,
+    )  # fmt: skip
+    return StableDiffusion3Pipeline(
+        transformer=transformer, scheduler=FlowMatchEulerDiscreteScheduler(), vae=autoencoder(shift_factor=0.1),
+        text_encoder=CLIPTextModelWithProjection(text_config(words, projection_dim=16)), tokenizer=words,
+        text_encoder_2=CLIPTextModelWithProjection(text_config(words, projection_dim=16)), tokenizer_2=words,
+        text_encoder_3=t5(words), tokenizer_3=words, image_encoder=None, feature_extractor=None,
+    )  # fmt: skip
+
+
+def flux():
+    from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
+    from transformers import CLIPTextModel
+
+    words = tokenizer()
+    transformer = FluxTransformer2DModel(
+        patch_size=1, in_channels=4, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2,
+        joint_attention_dim=32, pooled_projection_dim=16, axes_dims_rope=(4, 4, 8),
+    )  # fmt: skip
+    return FluxPipeline(
+        transformer=transformer, scheduler=FlowMatchEulerDiscreteScheduler(),
+        vae=autoencoder(1, shift_factor=0.1, use_quant_conv=False, use_post_quant_conv=False),
+        text_encoder=CLIPTextModel(text_config(words)), tokenizer=words,
+        text_encoder_2=t5(words), tokenizer_2=words,
+    )  # fmt: skip
+
+
+FAMILIES = {
+    "sd-epsilon": stable_diffusion,
+    "sd-v": stable_diffusion_v,
+    "sdxl": stable_diffusion_xl,
+    "sd3": stable_diffusion_3,
+    "flux": flux,
+    "unclip": unclip,
+}
+
+
+def save(family: str, folder: Path) -> Path:
+    torch.manual_seed(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        FAMILIES[family]().save_pretrained(folder)
+    return folder
