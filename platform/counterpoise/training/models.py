@@ -31,8 +31,27 @@ class Classifier(nn.Module):
         for name, values in (("mean", IMAGENET_MEAN), ("deviation", IMAGENET_STD)):
             self.register_buffer(name, 255 * torch.tensor(values).view(1, 3, 1, 1), persistent=False)
 
-    def forward(self, images: UInt8[Tensor, "n 3 height width"]) -> Float[Tensor, "n classes"]:
-        return self.backbone((images.float() - self.mean) / self.deviation)
+    def forward(
+        self, images: UInt8[Tensor, "n 3 height width"] | Float[Tensor, "n 3 height width"]
+    ) -> Float[Tensor, "n classes"]:
+        """Logits of images with values from 0 to 255; floats have gradients."""
+        return self.backbone((images.to(self.mean.dtype) - self.mean) / self.deviation)
+
+    def logits_and_features(
+        self, images: UInt8[Tensor, "n 3 height width"] | Float[Tensor, "n 3 height width"]
+    ) -> tuple[Float[Tensor, "n classes"], Float[Tensor, "n d"]]:
+        """Logits, and what the last linear layer makes them from."""
+        seen: list[Tensor] = []
+        handle = self.head.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+        try:
+            return self(images), seen[0].flatten(1)
+        finally:
+            handle.remove()
+
+    @property
+    def head(self) -> nn.Linear:
+        """The last linear layer: of all of torchvision's classifiers, and of ours, the one that gives the logits."""
+        return [module for module in self.backbone.modules() if isinstance(module, nn.Linear)][-1]
 
 
 def small_cnn(classes: int) -> nn.Module:
