@@ -53,7 +53,7 @@ class Guide:
     stop: float = 1.0
     blend: bool = True
     checkpoint: bool = True
-    decoder: torch.nn.Module | None = None
+    decoder: Any = None
 
     def guides(self, step: int, steps: int) -> bool:
         """Whether step number ``step`` of ``steps`` is guided."""
@@ -163,7 +163,7 @@ def denoiser_of(pipeline: Any) -> torch.nn.Module:
 
 
 def decode(
-    pipeline: Any, latents: Tensor, decoder: torch.nn.Module | None, size: tuple[int, int] | None
+    pipeline: Any, latents: Tensor, decoder: Any, size: tuple[int, int] | None
 ) -> Float[Tensor, "n 3 height width"]:
     """Images with values around [0, 1] from a pipeline's latents; of pixel models the latents are the images."""
     autoencoder = decoder or getattr(pipeline, "vae", None)

@@ -8,6 +8,7 @@ mostly from a logit-normal (Esser et al. 2024, https://arxiv.org/abs/2403.03206)
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
@@ -22,7 +23,7 @@ LEARNING_RATE = {"shapes": 4e-3, "fashion": 2e-3}  # of Muon; AdamW at 2e-3 was 
 UNCONDITIONAL = 0.1  # how often a caption is replaced by the empty one, for classifier-free guidance
 
 
-def make_unet() -> UNet2DConditionModel:
+def make_unet(**changes: Any) -> UNet2DConditionModel:
     return UNet2DConditionModel(
         sample_size=16,
         in_channels=4,
@@ -34,6 +35,7 @@ def make_unet() -> UNet2DConditionModel:
         attention_head_dim=4,
         cross_attention_dim=WIDTH,
         norm_num_groups=8,
+        **changes,
     )
 
 
