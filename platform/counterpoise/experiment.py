@@ -8,7 +8,7 @@ again: a step that finds everything there costs next to nothing.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from types import TracebackType
 from typing import Any
@@ -22,8 +22,9 @@ from counterpoise.data import dataset
 from counterpoise.errors import DataError
 from counterpoise.progress import Progress
 from counterpoise.store import open_store
-from counterpoise.synthesis import select
+from counterpoise.synthesis import feedback, select
 from counterpoise.synthesis.address import check_pipeline_folder, identify_scorer
+from counterpoise.synthesis.feedback import Teacher
 from counterpoise.synthesis.plan import wanted
 from counterpoise.synthesis.pool import Pool
 from counterpoise.table import SPLITS, Names
@@ -125,14 +126,26 @@ class Job:
 
     @cached_property
     def pools(self) -> dict[str, Pool]:
-        """Each method's pool; methods that ask the same of the generator share one."""
+        """Each method's pool, of the first round; methods that ask the same of the generator share one."""
         shared: dict[str, Pool] = {}
         pools = {}
         for experiment in self.experiments:
             if experiment.plans and experiment.method not in pools:
-                pool = Pool(experiment, self.names, self.store)
+                pool = Pool(experiment, self.names, self.store, self.train_view, self._first_teacher(experiment))
                 pools[experiment.method] = shared.setdefault(pool.digest, pool)
         return pools
+
+    def _first_teacher(self, experiment: Experiment) -> Teacher | None:
+        """The classifier of the first round of feedback: it has seen real images alone."""
+        if experiment.feedback is None:
+            return None
+        if experiment.feedback.stage is None:
+            return feedback.of_checkpoint(experiment, self.train_view)
+        return feedback.of_stage(experiment, self._real, self.splits["validation"], experiment.feedback.stage)
+
+    @property
+    def _real(self) -> dict[str, View]:
+        return {"real": self.train_view}
 
     def _by_pool(self) -> dict[str, tuple[Pool, dict[PlanKey, Counts]]]:
         grouped: dict[str, tuple[Pool, dict[PlanKey, Counts]]] = {}
@@ -164,11 +177,42 @@ class Job:
 
     @cached_property
     def realized(self) -> dict[str, select.Realized]:
-        """The views of all plans, sampled as needed; one entry for each pool."""
-        with self._timed("synthesize"):
-            results = {digest: select.realize(pool, plans) for digest, (pool, plans) in self._by_pool().items()}
+        """The views of all plans, sampled as needed; one entry for each pool, also of earlier rounds of feedback."""
+        results: dict[str, select.Realized] = {}
+        for digest, (pool, plans) in self._by_pool().items():
+            self._teach(pool, self._real)
+            with self._timed("synthesize"):
+                results[digest] = select.realize(pool, plans)
+        self.last_pools = dict(self.pools)
+        for method, pool in self.pools.items():
+            for _ in range(1, pool.experiment.feedback.rounds if pool.experiment.feedback else 1):
+                pool = self._next_round(pool, method, results)
+            self.last_pools[method] = pool
         record.synthesis(self.tracked, select.summary(list(results.values())), self.seconds["synthesize"])
         return results
+
+    def _teach(self, pool: Pool, views: Mapping[str, View], stage: str | None = None) -> None:
+        """Trains the classifier that guides a pool, and takes the statistics it needs."""
+        if pool.teacher is None or pool.experiment.feedback is None:
+            return
+        stage = stage or pool.experiment.feedback.stage
+        with self._timed("teach"):
+            if stage is not None:
+                feedback.teach(pool.experiment, views, self.splits["validation"], stage)
+            pool.teacher.compute_statistics(self.train_view)
+
+    def _next_round(self, before: Pool, method: str, results: dict[str, select.Realized]) -> Pool:
+        """Trains on the images of one round and samples those of the next, guided by what was trained."""
+        experiment, validation = before.experiment, self.splits["validation"]
+        plans = {key: counts for key, counts in self.wanted.items() if key[0] == method}
+        views = self._real | {name: results[before.digest].views[method, name] for _, name in plans}
+        last = experiment.stages[-1].name
+        teacher = feedback.of_stage(experiment, views, validation, last)
+        pool = Pool(experiment, self.names, self.store, self.train_view, teacher)
+        self._teach(pool, views, last)
+        with self._timed("synthesize"):
+            results[pool.digest] = select.realize(pool, plans)
+        return pool
 
     def synthesize(self) -> dict[str, Any]:
         """Fills the pools until every plan is met or its bound is reached."""
@@ -177,10 +221,9 @@ class Job:
     # -- training and evaluation ---------------------------------------------------------------------------------------
 
     def _task(self, experiment: Experiment) -> fitting.Task:
-        views = {"real": self.train_view}
+        results, views = self.realized, dict(self._real)
         for name in experiment.plans:
-            result = self.realized[self.pools[experiment.method].digest]
-            views[name] = result.views[experiment.method, name]
+            views[name] = results[self.last_pools[experiment.method].digest].views[experiment.method, name]
         return fitting.Task(experiment, views, self.splits["validation"], self.splits["test"], self.store)
 
     @cached_property

@@ -94,7 +94,8 @@ def tell(job: Job) -> Report:
         synthesis=job.synthesize() if job.wanted else None,
         samples=_samples(job),
         seconds=job.seconds,
-        digests={"dataset": job.loaded.view.digest} | {f"pool of {name}": p.digest for name, p in job.pools.items()},
+        digests={"dataset": job.loaded.view.digest}
+        | {f"pool of {name}": p.digest for name, p in job.last_pools.items()},
         versions={"counterpoise": __version__, **{name: version(name) for name in _LIBRARIES}},
         confidence=first.evaluation.confidence,
     )
@@ -132,14 +133,14 @@ def _dataset(job: Job) -> str:
 def _plans(job: Job) -> list[Plan]:
     plans = []
     for (method, name), counts in job.wanted.items():
-        chosen = job.realized[job.pools[method].digest].views[method, name].counts
+        chosen = job.realized[job.last_pools[method].digest].views[method, name].counts
         plans.append(Plan(name, [method], counts.tolist(), chosen.tolist()))
     return plans
 
 
 def _samples(job: Job) -> list[CellSamples]:
     names, train = job.names, job.train_view
-    pools = {pool.digest: pool for pool in job.pools.values()}
+    pools = {pool.digest: pool for pool in job.last_pools.values()}
     pool = next(iter(pools.values()), None)
     prompts = cell_prompts(job.first.prompts, names) if pool else None
     chosen = [view for result in job.realized.values() for view in result.views.values()] if pool else []

@@ -36,6 +36,8 @@ SYNTHETIC = pa.schema(
         ("seed", pa.uint64()),
         ("attempt", pa.int32()),  # 0 for the first sample, n after n rejected ones
         ("defect", pa.string()),  # null, or why every attempt was rejected: the row is quarantined
+        ("condition_id", pa.string()),  # of the real image that was the condition; null without one
+        ("criterion", pa.float32()),  # what feedback guidance made larger, of the finished image; null without it
         ("clip_similarity", pa.float32()),  # cosine between the image and its own prompt
         ("clip_margin", pa.float32()),  # that cosine minus the largest among the rival cells' prompts
     ]

@@ -26,18 +26,30 @@ from counterpoise.config.data import (
     Tint,
     Torchvision,
 )
-from counterpoise.config.synthesis import Generator, Plan, Pool, Prompts, Scorer, Selection, Workers
+from counterpoise.config.synthesis import (
+    Condition,
+    Feedback,
+    Generator,
+    Plan,
+    Pool,
+    Prompts,
+    Scorer,
+    Selection,
+    Workers,
+)
 from counterpoise.config.training import Objective, Optimizer, Stage, Training
 
 __all__ = [
     "Biased",
     "Columns",
+    "Condition",
     "Counts",
     "CsvFolder",
     "Data",
     "Dataset",
     "Evaluation",
     "Experiment",
+    "Feedback",
     "Generator",
     "HuggingFace",
     "ImageFolder",
@@ -89,6 +101,7 @@ class Experiment(Section):
     data: Data
     prompts: Prompts = Prompts()
     generator: Generator | None = None
+    feedback: Feedback | None = None
     scorer: Scorer | None = None  # null: nothing is scored
     selection: Selection = Selection()
     pool: Pool = Pool()
@@ -106,6 +119,7 @@ class Experiment(Section):
             raise ValueError("there are plans for synthetic images but no `generator` to sample them")
         if self.selection.clip_margin is not None and self.scorer is None:
             raise ValueError("`selection.clip_margin` needs a `scorer`")
+        self._check_feedback()
         earlier: list[str] = []
         for number, stage in enumerate(self.stages):
             views = ["real", *self.plans]
@@ -121,3 +135,16 @@ class Experiment(Section):
                 raise ValueError(f"stages.{number}.name: {stage.name!r} is taken")
             earlier.append(stage.name)
         return self
+
+    def _check_feedback(self) -> None:
+        if self.feedback is None or self.feedback.stage is None:
+            return
+        names = [stage.name for stage in self.stages]
+        if self.feedback.stage not in names:
+            raise ValueError(f"feedback.stage: {self.feedback.stage!r} is not a stage; there are: {', '.join(names)}")
+        for stage in self.stages[: names.index(self.feedback.stage) + 1]:
+            if stage.data != ["real"]:
+                raise ValueError(
+                    f"feedback.stage: the classifier is there before any synthetic image, but stage {stage.name!r} "
+                    f"trains on {', '.join(stage.data)}; let it train on real images alone"
+                )

@@ -41,8 +41,23 @@ class Prompts(Section):
     negative: str = ""
 
 
+class Condition(Section):
+    """Real images as a condition beside the prompt: each synthetic image sees the embedding of one of its cell."""
+
+    dropout: Annotated[float, Field(ge=0, le=1)] = 0.0  # probability that a part of the embedding becomes zero
+    dropout_of: Literal["element", "embedding"] = "element"  # what a part is: each number (as in FG), or all at once
+    rescale: bool = False  # divide what is kept by 1 - dropout
+    noise_level: Annotated[int, Field(ge=0, lt=1000)] = 0  # of the noise that the pipeline adds to the embedding
+
+    @model_validator(mode="after")
+    def _rescalable(self) -> Condition:
+        if self.rescale and self.dropout == 1:
+            raise ValueError("nothing is kept at `dropout: 1`, so nothing can be rescaled")
+        return self
+
+
 class Generator(Section):
-    """A text-to-image pipeline of diffusers."""
+    """A pipeline of diffusers: text to image, or with ``condition`` an image variation (StableUnCLIPImg2Img)."""
 
     model: str  # a hub id, a folder, or package:NAME/path
     revision: str | None = None
@@ -53,7 +68,40 @@ class Generator(Section):
     guidance_scale: Annotated[float, Field(ge=0)] = 7.5
     height: PositiveInt | None = None  # by default the model's own
     width: PositiveInt | None = None
+    condition: Condition | None = None
     seed: NonNegativeInt = 0
+
+
+class Feedback(Section):
+    """Guidance by the task's own classifier (FG); see :mod:`counterpoise.synthesis.criteria`."""
+
+    criterion: str | dict[str, float] = "entropy"  # loss, entropy, hardness, module:function; or weights of several
+    stage: str | None = None  # the classifier: a stage of this experiment, trained on real images alone;
+    checkpoint: str | None = None  # or weights (safetensors) of the same `training.backbone`
+    scale: float = 0.03  # length of the nudge ÷ length of the latents
+    every: PositiveInt = 5  # guide one step in so many
+    start: Annotated[float, Field(ge=0, le=1)] = 0.0  # share of the steps before guidance
+    stop: Annotated[float, Field(ge=0, le=1)] = 1.0
+    predicted: Literal["blend", "plain"] = "blend"  # see counterpoise.generators.guidance.Guide.blend
+    decoder: str | None = None  # an AutoencoderTiny for the predicted image, by hub id or folder
+    checkpoint_decoder: bool = False  # decode twice to save memory
+    rounds: PositiveInt = 1  # train → sample → train again: how often the classifier is renewed, and the pool with it
+    seed: NonNegativeInt = 0  # of the classifier's training, whatever the experiment's is: one pool for all seeds
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Feedback:
+        if (self.stage is None) == (self.checkpoint is None):
+            raise ValueError("the classifier is either a `stage` or a `checkpoint`")
+        if self.rounds > 1 and self.stage is None:
+            raise ValueError("`rounds` train the classifier anew: name a `stage`, not a `checkpoint`")
+        if self.stop <= self.start:
+            raise ValueError(f"`stop` must come after `start`; found {self.start:g} and {self.stop:g}")
+        return self
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Criteria by name, with their weights."""
+        return {self.criterion: 1.0} if isinstance(self.criterion, str) else self.criterion
 
 
 class Scorer(Section):

@@ -56,20 +56,27 @@ class TextToImage:
         ConfigError: The scheduler does not exist, or a negative prompt is given to a pipeline that takes none.
     """
 
+    family = "AutoPipelineForText2Image"
+
     def __init__(self, generator: config.Generator, device: str, dtype: str, revision: str | None = None) -> None:
         self.config = generator
-        self.pipeline = _load(generator, getattr(torch, dtype), revision).to(device)
+        self.pipeline = _load(self.family, generator, getattr(torch, dtype), revision).to(device)
         self.device = device
         self._accepts = set(inspect.signature(self.pipeline.__call__).parameters)
         self._embeddings: dict[tuple[str, str], dict[str, torch.Tensor] | None] = {}
 
     def sample(
-        self, prompts: Sequence[str], negative: str, seeds: Sequence[int], guide: Guide | None = None
+        self,
+        prompts: Sequence[str],
+        negative: str,
+        seeds: Sequence[int],
+        conditions: Sequence[UInt8[np.ndarray, "height width 3"]] = (),
+        guide: Guide | None = None,
     ) -> Samples:
-        """One batch: an image for each prompt and seed, on a way that ``guide`` bends if there is one.
+        """One batch: an image for each prompt and seed, and for each condition image where the pipeline takes these.
 
-        Every image has a generator of its own, on the CPU, so that its noise depends on its seed alone. Its pixels
-        still depend, in the last bit, on the batch it is in.
+        ``guide`` bends the way from noise to image. Every image has a generator of its own, on the CPU, so that its
+        noise depends on its seed alone. Its pixels still depend, in the last bit, on the batch it is in.
         """
         if negative and "negative_prompt" not in self._accepts:
             found = f"{negative!r} for {type(self.pipeline).__name__}"
@@ -77,11 +84,15 @@ class TextToImage:
         with guided(self.pipeline, guide, len(prompts), self._size()):
             output = self.pipeline(
                 **self._condition(list(prompts), negative),
+                **self._image_condition(conditions, seeds),
                 generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
                 output_type="np",
                 **self._settings(),
             )
         return to_samples(np.asarray(output.images), getattr(output, "nsfw_content_detected", None))
+
+    def _image_condition(self, conditions: Sequence[np.ndarray], seeds: Sequence[int]) -> dict[str, Any]:
+        return {}
 
     def _size(self) -> tuple[int, int] | None:
         """Height and width in pixels of what the pipeline makes."""
@@ -160,13 +171,13 @@ def to_samples(images: Float[np.ndarray, "n height width 3"], unsafe: Sequence[b
     return Samples(pixels, defects)
 
 
-def _load(generator: config.Generator, dtype: torch.dtype, revision: str | None) -> Any:
+def _load(family: str, generator: config.Generator, dtype: torch.dtype, revision: str | None) -> Any:
     _quiet()
     located = locate(generator.model, "generator.model")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of old files' missing or renamed settings: not the user's to mend
-            pipeline = diffusers.AutoPipelineForText2Image.from_pretrained(
+            pipeline = getattr(diffusers, family).from_pretrained(
                 located,
                 revision=None if is_folder(located) else revision,
                 dtype=dtype,
@@ -177,7 +188,9 @@ def _load(generator: config.Generator, dtype: torch.dtype, revision: str | None)
                 pipeline.scheduler = scheduler.from_config(pipeline.scheduler.config)
     except (OSError, ValueError, RuntimeError, AttributeError, ImportError, KeyError) as error:
         found = f"{generator.model}: {_first_line(error)}"
-        remedy = "name a text-to-image pipeline that diffusers' AutoPipelineForText2Image.from_pretrained can load"
+        remedy = f"name a pipeline that diffusers' {family}.from_pretrained can load"
+        if family == TextToImage.family:
+            remedy += "; for an image variation pipeline set generator.condition"
         raise ModelError(
             "the generator cannot be loaded", where="generator.model", found=found, remedy=remedy
         ) from error

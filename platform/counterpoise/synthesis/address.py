@@ -93,8 +93,16 @@ def _device(device: str, num_gpus: float, where: str, reserved: str) -> str:
     return device
 
 
-def generation(experiment: Experiment, names: Names) -> dict[str, Any]:
+def generation(
+    experiment: Experiment, names: Names, conditions: str | None = None, feedback: dict[str, Any] | None = None
+) -> dict[str, Any]:
     """All that decides the pool's pixels and scores, as a JSON-able value.
+
+    Args:
+        experiment: The config.
+        names: Classes and groups.
+        conditions: Digest of the view that condition images are drawn from, if there are any.
+        feedback: The identity of the classifier that guides, and how it does, if it does.
 
     Raises:
         ConfigError, ModelError: The prompts are wrong, or generator or scorer do not exist.
@@ -112,6 +120,8 @@ def generation(experiment: Experiment, names: Names) -> dict[str, Any]:
             "weights": fingerprint(generator.model, generator.revision, "generator.model"),
             "dtype": devices(experiment).dtype,
         },
+        "conditions": conditions,
+        "feedback": feedback,
         "prompts": prompts,
         "negative": experiment.prompts.negative,
         "scorer": identify_scorer(experiment.scorer) if experiment.scorer else None,

@@ -10,6 +10,7 @@ import json
 import warnings
 from collections.abc import Iterable
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -23,6 +24,9 @@ from counterpoise.synthesis.address import Shard, circumstances, digest_of, fold
 from counterpoise.table import Names
 from counterpoise.view import View
 
+if TYPE_CHECKING:
+    from counterpoise.synthesis.feedback import Teacher
+
 
 class Pool:
     """What the store holds of an experiment's synthetic images. Reads and addresses; sampling is elsewhere.
@@ -31,6 +35,8 @@ class Pool:
         experiment: Its generator, prompts, scorer and shard size decide which pool this is.
         names: Classes and groups of the dataset.
         store: Where the pool lies.
+        real: The real training images, for a generator that is conditioned on them.
+        teacher: The classifier that guides, if one does.
 
     Attributes:
         generation: All that decides the images.
@@ -40,9 +46,23 @@ class Pool:
         ConfigError, ModelError: The prompts are wrong, or generator or scorer do not exist.
     """
 
-    def __init__(self, experiment: Experiment, names: Names, store: Store) -> None:
-        self.experiment, self.names, self.store = experiment, names, store
-        self.generation = generation(experiment, names)
+    def __init__(
+        self,
+        experiment: Experiment,
+        names: Names,
+        store: Store,
+        real: View | None = None,
+        teacher: Teacher | None = None,
+    ) -> None:
+        self.experiment, self.names, self.store, self.teacher = experiment, names, store, teacher
+        conditioned = experiment.generator is not None and experiment.generator.condition is not None
+        self.conditions = real if conditioned else None
+        self.generation = generation(
+            experiment,
+            names,
+            self.conditions.digest if self.conditions is not None else None,
+            teacher.identity if teacher is not None else None,
+        )
         self.digest = digest_of(self.generation)
         self._rows: dict[Shard, pa.Table] = {}
 

@@ -59,6 +59,8 @@ class Draft:
     seeds: list[int]
     attempts: list[int]
     defects: list[str | None]
+    condition_ids: list[str | None]
+    criteria: list[float | None]
 
 
 def draw(sample: Callable[[Sequence[str], str, Sequence[int]], Samples], recipe: Recipe, shard: Shard) -> Draft:
@@ -68,7 +70,7 @@ def draw(sample: Callable[[Sequence[str], str, Sequence[int]], Samples], recipe:
     """
     prompt = recipe.prompts[shard.label][shard.group]
     size = recipe.shard_size
-    draft = Draft([np.empty(0, np.uint8)] * size, [0] * size, [0] * size, [None] * size)
+    draft = Draft([np.empty(0, np.uint8)] * size, [0] * size, [0] * size, [None] * size, [None] * size, [None] * size)
     wanted = list(range(size))
     for attempt in range(recipe.max_attempts):
         indices = [shard.number * size + position for position in wanted]
@@ -104,6 +106,8 @@ def to_table(draft: Draft, recipe: Recipe, shard: Shard, threads: int = 1) -> pa
         "seed": draft.seeds,
         "attempt": draft.attempts,
         "defect": draft.defects,
+        "condition_id": draft.condition_ids,
+        "criterion": draft.criteria,
         "clip_similarity": [None] * n,
         "clip_margin": [None] * n,
     }

@@ -12,7 +12,7 @@ from __future__ import annotations
 import pickle
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
@@ -22,6 +22,10 @@ from counterpoise.store import Store
 from counterpoise.synthesis import shard as making
 from counterpoise.synthesis.address import Devices, Shard, devices
 from counterpoise.synthesis.pool import Pool
+from counterpoise.view import View
+
+if TYPE_CHECKING:
+    from counterpoise.synthesis.feedback import Teacher
 
 STEPS = ("sample", "encode", "score", "commit")
 
@@ -37,6 +41,8 @@ class Work:
     revision: str | None
     store: Store
     cpus: tuple[float, float]  # of a sampler, of a scorer
+    conditions: View | None
+    teacher: Teacher | None
 
     @classmethod
     def of(cls, pool: Pool) -> Work:
@@ -52,6 +58,8 @@ class Work:
             made["generator"]["weights"].get("revision"),
             pool.store,
             (experiment.pool.sampling.num_cpus, experiment.pool.scoring.num_cpus),
+            pool.conditions,
+            pool.teacher,
         )
 
 
@@ -84,15 +92,14 @@ class Stage:
 
 class Sampler(Stage):
     def load(self) -> None:
-        from counterpoise.generators.text_to_image import TextToImage
+        from counterpoise.synthesis.artist import Artist
 
-        work = self.work
-        self.threads = _one_thread_per_cpu(work.cpus[0])
-        self.generator = TextToImage(work.generator, work.devices.generator, work.devices.dtype, work.revision)
+        self.threads = _one_thread_per_cpu(self.work.cpus[0])
+        self.artist = Artist(self.work)
 
     def step(self, batch: pa.Table) -> pa.Table:
         shard, started, clock = shard_of(batch), time.time(), _Clock()
-        draft = making.draw(self.generator.sample, self.work.recipe, shard)
+        draft = self.artist.draw(shard)
         clock.lap("sample")
         table = making.to_table(draft, self.work.recipe, shard, self.threads)
         clock.lap("encode")
