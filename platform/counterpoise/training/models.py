@@ -147,6 +147,20 @@ def build_model(training: Training, classes: int, seed: int) -> Classifier:
     return Classifier(backbone).to(memory_format=torch.channels_last)
 
 
+@torch.inference_mode()
+def penultimate(model: Classifier, images: UInt8[Tensor, "n 3 height width"]) -> Float[Tensor, "n d"]:
+    """Features of the images: what the last linear layer takes, or the logits of a network without one (SqueezeNet)."""
+    taken: list[Tensor] = []
+    linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    handles = [layer.register_forward_pre_hook(lambda _, inputs: taken.append(inputs[0])) for layer in linear[-1:]]
+    try:
+        logits = model(images)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return taken[0] if taken else logits
+
+
 def weights_name(training: Training) -> str | None:
     """Which published weights a model starts from: ``ResNet50_Weights.IMAGENET1K_V2``; None for fresh ones."""
     if not training.pretrained:
