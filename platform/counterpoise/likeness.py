@@ -71,8 +71,8 @@ def measure(
         judge: For the extractor ``model``.
 
     Returns:
-        For each set of images: ``methods``, ``extractor`` (name, resizer, dimension), ``k``, ``max_images``, ``rows`` as
-        of :func:`counterpoise.scoring.realism.realism`, ``digest`` and ``reused``.
+        For each set of images: ``methods``, ``extractor`` (name, resizer, dimension), ``k``, ``max_images``, ``rows``
+        as of :func:`counterpoise.scoring.realism.realism`, ``versions``, ``digest`` and ``reused``.
     """
     settings = experiment.realism
     identity, open_extractor = _source(experiment, real.names, judge)
@@ -132,7 +132,9 @@ def _place(key: str) -> str:
     return f"realism/{key}.json"
 
 
-def _source(experiment: Experiment, names: Names, judge: Judge | None) -> tuple[dict[str, Any], Callable[[], Extractor]]:
+def _source(
+    experiment: Experiment, names: Names, judge: Judge | None
+) -> tuple[dict[str, Any], Callable[[], Extractor]]:
     """Whose features these are, for the address, and how to come by the extractor."""
     kind, device = extractor_of(experiment), "cuda" if torch.cuda.is_available() else "cpu"
     if kind == "inception":

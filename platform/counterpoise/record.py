@@ -49,11 +49,11 @@ def synthesis(parent: Run, done: Mapping[str, Any], seconds: float) -> None:
 
 
 def realism(parent: Run, measured: Sequence[Mapping[str, Any]], seconds: float) -> None:
-    """Each method's measures in all (``usb/fid``) and per class (``usb/fid/circle``), and what they were measured with."""
+    """Each method's measures in all (``usb/fid``) and per class (``usb/fid/circle``), and on whose features."""
     with parent.child("realism", {"step": "realism"}) as run:
         for found in measured:
-            run.params({f"{', '.join(found['methods'])}": {**found["extractor"], "k": found["k"]}})
             for method in found["methods"]:
+                run.params({method: {**found["extractor"], "k": found["k"]}})
                 for number, row in enumerate(found["rows"]):
                     place = f"/{row['class']}" if number else ""
                     names = (*METRICS, "n_real", "n_synthetic")

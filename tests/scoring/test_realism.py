@@ -153,7 +153,7 @@ def test_the_probe_finds_a_difference_whatever_its_scale():
 
 def test_the_probes_accuracy_is_that_of_the_best_line():
     """Two Gaussians at distance δ: Φ(δ/2)."""
-    found = domain_probe(normal(20_000, 2, 0), normal(20_000, 2, 1) + [1.5, 0], seed=0)
+    found = domain_probe(normal(20_000, 2, 0), normal(20_000, 2, 1) + np.array([1.5, 0]), seed=0)
     assert found == pytest.approx(0.5 * (1 + math.erf(0.75 / 2**0.5)), abs=0.01)
 
 

@@ -73,7 +73,7 @@ def check_inception() -> None:
             where="realism.extractor",
             found=f"nothing at {_inception_path()}",
             allowed="auto, clip (the scorer), model, none; inception once its weights are there",
-            remedy="fetch them once: python -c \"import torchvision; torchvision.models.inception_v3(weights='DEFAULT')\"",
+            remedy="fetch them once: python -c \"from torchvision.models import *; inception_v3(weights='DEFAULT')\"",
         )
 
 

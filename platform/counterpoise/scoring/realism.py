@@ -5,8 +5,8 @@
 - Domain probe: Ye-Bin et al., "SYNAuG: Exploiting Synthetic Data for Data Imbalance Problems", 2023, where a linear
   classifier tells real from synthetic features in 74 % of 2,500 + 2,500 cases.
 
-Both sides are cut into blocks, so that no array of all pairs is ever made: 50,000 real and 50,000 synthetic images
-need some 200 MB beside their features.
+No array of all pairs is ever made: 50,000 real and 50,000 synthetic images of 512 features need 0.4 GB beside these
+(measured), half of which is a centred copy.
 """
 
 from __future__ import annotations
@@ -61,7 +61,10 @@ def density_and_coverage(
         Density, 0 or more; coverage in [0, 1].
     """
     center = real.mean(axis=0, dtype=np.float64)  # the nearer to the origin, the less float32 cancels
-    real, synthetic = (np.asarray(side - center, np.float32) for side in (real, synthetic))
+    real, synthetic = (
+        np.subtract(side, center, out=np.empty(side.shape, np.float32), casting="same_kind")
+        for side in (real, synthetic)
+    )
     lengths, other_lengths = ((side**2).sum(axis=1) for side in (real, synthetic))
     inside = covered = 0
     for start in range(0, len(real), block):
@@ -147,7 +150,7 @@ def _gaussian(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     mean = features.mean(axis=0, dtype=np.float64)
     root = np.empty((0, features.shape[1]))
     for start in range(0, len(features), _ROWS):
-        root = np.linalg.qr(np.concatenate([root, features[start : start + _ROWS] - mean]), mode="r")
+        root = np.asarray(np.linalg.qr(np.concatenate([root, features[start : start + _ROWS] - mean]), mode="r"))
     return mean, root / np.sqrt(len(features) - 1)
 
 
