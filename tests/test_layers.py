@@ -15,7 +15,7 @@ FLOORS = [
     {"compose"},
     {"data", "generators", "scoring", "training", "evaluation"},
     {"synthesis", "report", "tracking"},
-    {"fitting"},
+    {"fitting", "likeness"},
     {"record"},
     {"experiment"},
     {"story"},

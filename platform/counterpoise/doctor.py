@@ -100,12 +100,20 @@ def _experiment(experiment: Experiment) -> Iterator[Check]:
     if experiment.scorer is not None:
         scorer = experiment.scorer
         yield _guarded("scorer", lambda: ", ".join(identify_scorer(scorer).values()))
+    if experiment.plans:
+        yield _guarded("realism", lambda: _realism(experiment))
     yield _guarded("dataset", lambda: _dataset(experiment))
 
 
 def _generator(model: str) -> str:
     check_pipeline_folder(model)
     return locate(model, "generator.model")
+
+
+def _realism(experiment: Experiment) -> str:
+    from counterpoise.likeness import extractor_of
+
+    return f"on features of: {extractor_of(experiment)}"
 
 
 def _store(experiment: Experiment) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from counterpoise import fitting, record
+from counterpoise import fitting, likeness, record
 from counterpoise.config import Experiment
 from counterpoise.data import audit as auditing
 from counterpoise.data import dataset
@@ -29,6 +29,7 @@ from counterpoise.synthesis.plan import wanted
 from counterpoise.synthesis.pool import Pool
 from counterpoise.table import SPLITS, Names
 from counterpoise.tracking import Tracker
+from counterpoise.training import stages
 from counterpoise.training.models import check_backbone
 from counterpoise.view import View
 
@@ -65,6 +66,7 @@ class Job:
                 check_pipeline_folder(experiment.generator.model)
                 if experiment.scorer:
                     identify_scorer(experiment.scorer)
+                likeness.extractor_of(experiment)
         self.tracker = Tracker(self.first, self.store.uri)
         self.tracker.check()
 
@@ -217,6 +219,33 @@ class Job:
     def synthesize(self) -> dict[str, Any]:
         """Fills the pools until every plan is met or its bound is reached."""
         return select.summary(list(self.realized.values()))
+
+    # -- realism -------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def likenesses(self) -> list[dict[str, Any]]:
+        """How like the real training images each method's synthetic ones are; see :func:`likeness.measure`."""
+        kind = likeness.extractor_of(self.first) if self.wanted else "none"
+        if kind == "none":
+            return []
+        made: dict[str, list[View]] = {}
+        for result in self.realized.values():
+            for (method, _), view in result.views.items():
+                made.setdefault(method, []).append(view)
+        judge = self._judge() if kind == "model" else None
+        with self._timed("realism"):
+            measured = likeness.measure(self.first, self.train_view, made, self.store, judge)
+        record.realism(self.tracked, measured, self.seconds["realism"])
+        return measured
+
+    def _judge(self) -> likeness.Judge:
+        """The first classifier that saw no synthetic images; the first of all if there is none."""
+        number = next((n for n, experiment in enumerate(self.experiments) if not experiment.plans), 0)
+        return likeness.Judge(self.experiments[number], stages.Fitted(**self.outcomes[number].stages[-1]))
+
+    def realism(self) -> list[dict[str, Any]]:
+        """FID, density, coverage and domain probe of each method's synthetic images, in all and per class."""
+        return self.likenesses
 
     # -- training and evaluation ---------------------------------------------------------------------------------------
 

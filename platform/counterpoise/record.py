@@ -13,6 +13,7 @@ from counterpoise.data.audit import Audit
 from counterpoise.fitting import Outcome, Task
 from counterpoise.report import figures
 from counterpoise.report.content import Report
+from counterpoise.scoring.realism import METRICS
 from counterpoise.tracking import Run
 from counterpoise.training import stages
 from counterpoise.training.pixels import Pixels
@@ -45,6 +46,20 @@ def synthesis(parent: Run, done: Mapping[str, Any], seconds: float) -> None:
         run.metrics({name: done[name] for name in names} | {"seconds": seconds})
         run.metrics({f"seconds_{step}": value for step, value in done["cost"].items()})
         run.json("synthesis.json", done)
+
+
+def realism(parent: Run, measured: Sequence[Mapping[str, Any]], seconds: float) -> None:
+    """Each method's measures in all (``usb/fid``) and per class (``usb/fid/circle``), and on whose features."""
+    with parent.child("realism", {"step": "realism"}) as run:
+        for found in measured:
+            for method in found["methods"]:
+                run.params({method: {**found["extractor"], "k": found["k"]}})
+                for number, row in enumerate(found["rows"]):
+                    place = f"/{row['class']}" if number else ""
+                    names = (*METRICS, "n_real", "n_synthetic")
+                    run.metrics({f"{method}/{name}{place}": row[name] for name in names})
+        run.metrics({"seconds": seconds})
+        run.json("realism.json", list(measured))
 
 
 def outcome(parent: Run, result: Outcome, task: Task) -> str | None:

@@ -33,7 +33,7 @@ def run(job: Job, out: Path | None) -> dict[str, Any]:
     """All steps and the report."""
     started = time.monotonic()
     result: dict[str, Any] = {"audit": job.audit().to_json(), "plan": job.plan(), "synthesize": job.synthesize()}
-    result |= job.evaluate() | write(job, out)
+    result |= {"realism": job.realism()} | job.evaluate() | write(job, out)
     return result | {"seconds": round(time.monotonic() - started, 1)}
 
 
@@ -92,6 +92,7 @@ def tell(job: Job) -> Report:
         baseline=baseline(job.experiments),
         plans=_plans(job),
         synthesis=job.synthesize() if job.wanted else None,
+        realism=job.realism(),
         samples=_samples(job),
         seconds=job.seconds,
         digests={"dataset": job.loaded.view.digest}

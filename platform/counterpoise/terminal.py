@@ -84,8 +84,20 @@ def run(done: Mapping[str, Any]) -> Iterator[RenderableType]:
     yield ""
     yield comparison(done["summary"], done["confidence"])
     yield ""
+    yield from realism(done["realism"])
     yield from done["verdict"]
     yield from files(done["files"])
+
+
+def realism(measured: Sequence[Mapping[str, Any]]) -> Iterator[RenderableType]:
+    """Each set of synthetic images beside the real ones, all classes together."""
+    for found in measured:
+        all_classes, extractor = found["rows"][0], found["extractor"]
+        values = " · ".join(f"{name} {_number(all_classes[name])}" for name in ("fid", "density", "coverage", "probe"))
+        yield (
+            f"realism of {', '.join(found['methods'])}: {values} ({all_classes['n_synthetic']:,} images against "
+            f"{all_classes['n_real']:,} real ones; {extractor['name']}, {extractor['resizer']})"
+        )
 
 
 def files(written: Mapping[str, str]) -> Iterator[RenderableType]:

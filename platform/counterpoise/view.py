@@ -8,19 +8,25 @@ never has to fit in memory.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Int, UInt8
 
+from counterpoise.errors import DataError
 from counterpoise.store import Store
-from counterpoise.table import REAL, Names, cell_counts
+from counterpoise.table import REAL, Names, cell_counts, decode_image
+
+_WINDOW = 256  # images decoded at a time; bounds memory, feeds the threads
 
 
 @dataclass(frozen=True)
@@ -117,6 +123,32 @@ class View:
             here = here[np.argsort(rows[here], kind="stable")]
             with self.store.open(key) as file:
                 yield from _images_of_file(pq.ParquetFile(file), here, rows[here])
+
+    def decoded(self, size: int | None = None) -> Iterator[tuple[int, UInt8[np.ndarray, "height width 3"]]]:
+        """(position, pixels) of every row, in the order of :meth:`images`; see :func:`counterpoise.table.decode_image`.
+
+        Raises:
+            DataError: An image cannot be read.
+        """
+
+        def decode(item: tuple[int, bytes]) -> tuple[int, np.ndarray]:
+            position, data = item
+            try:
+                return position, decode_image(data, size)
+            except OSError as error:
+                row = self.index["id"][position].as_py()
+                remedy = "import the dataset again, into a new store: its file has been damaged since"
+                raise DataError("an image cannot be read", where=f"row {row}", found=error, remedy=remedy) from error
+
+        images = self.images()
+        with ThreadPoolExecutor(_threads()) as threads:  # Pillow decodes and resizes outside of Python's lock
+            while window := list(islice(images, _WINDOW)):
+                yield from threads.map(decode, window)
+
+
+def _threads() -> int:
+    """Threads to decode with: those of this process (Ray limits its workers' this way), or all cores."""
+    return int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
 
 
 def _images_of_file(

@@ -77,7 +77,23 @@ def test_a_run_leaves_a_report_and_rows(ran):
     page = (out / "report.html").read_text()
     assert "ffr" in page
     assert "data:image/" in page
-    assert {"audit", "plan", "synthesize", "run_id", "metrics", "cells", "rows"} <= result.keys()
+    assert {"audit", "plan", "synthesize", "realism", "run_id", "metrics", "cells", "rows"} <= result.keys()
+
+
+def test_a_run_says_how_real_its_images_are(ran):
+    result, out = ran
+    (found,) = result["realism"]
+    assert found["methods"] == ["ffr"]
+    assert found["extractor"]["name"].startswith("CLIP")
+    everything, *classes = found["rows"]
+    assert [row["class"] for row in classes] == result["audit"]["labels"]
+    assert everything["n_synthetic"] == result["synthesize"]["images"] == sum(row["n_synthetic"] for row in classes)
+    assert everything["n_real"] == sum(map(sum, result["audit"]["counts"]))
+    assert 0 <= everything["coverage"] <= 1
+    assert 0 <= everything["probe"] <= 1
+    page = (out / "report.html").read_text()
+    assert "How real the synthetic images look" in page
+    assert found["extractor"]["resizer"] in page
 
 
 def test_a_second_run_computes_nothing(call, ran, tmp_path):
@@ -86,6 +102,8 @@ def test_a_second_run_computes_nothing(call, ran, tmp_path):
     assert again["synthesize"]["sampled"] == 0
     assert again["synthesize"]["reused"] == first["synthesize"]["sampled"]
     assert [row["metrics"] for row in again["rows"]] == [row["metrics"] for row in first["rows"]]
+    assert [found["reused"] for found in again["realism"]] == [True]
+    assert again["realism"][0]["rows"] == first["realism"][0]["rows"]
     (row,) = (r for r in json.loads((tmp_path / "again" / "results.json").read_text()) if r["method"] == "ffr")
     assert row["images_sampled"] == 0
     assert row["images_reused"] > 0
@@ -121,7 +139,17 @@ def test_mlflow_has_a_nested_run_for_every_step_and_fit(ran, store):
     result, _ = ran
     experiment = client.get_run(result["run_id"]).info.experiment_id
     children = client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{result['run_id']}'")
-    assert {run.info.run_name for run in children} == {"audit", "plan", "synthesize", "erm seed 0", "ffr seed 0"}
+    assert {run.info.run_name for run in children} == {
+        "audit",
+        "plan",
+        "synthesize",
+        "realism",
+        "erm seed 0",
+        "ffr seed 0",
+    }
+    realism = next(run for run in children if run.info.run_name == "realism")
+    assert realism.data.metrics["ffr/fid"] == pytest.approx(result["realism"][0]["rows"][0]["fid"])
+    assert "bicubic" in realism.data.params["ffr.resizer"]
     fit = next(run for run in children if run.info.run_name == "ffr seed 0")
     assert fit.data.metrics["test/worst_group_accuracy"] == pytest.approx(
         result["rows"][1]["metrics"]["worst_group_accuracy"]
@@ -169,6 +197,7 @@ WRONG = {
     "model that is not there": (["run", "demo", "generator.model=./nowhere"], "generator.model"),
     "folder that is no pipeline": (["synthesize", "demo", "generator.model=./configs"], "generator.model"),
     "unknown backbone": (["train", "demo", "training.backbone=resnet81"], "did you mean"),
+    "Inception without its weights": (["run", "demo", "realism.extractor=inception"], "realism.extractor"),
     "scheduler that is not there": (
         ["synthesize", "demo", "generator.scheduler=EulerScheduler"],
         "generator.scheduler",

@@ -153,6 +153,21 @@ def make_report() -> Callable[..., Report]:
             "majority_rate": {c: max(row) / sum(row) if groups else None for c, row in zip(classes, counts)},  # noqa: B905
             "suggestions": [*(f"cell {' × '.join(cell)} has no training image" for cell in empty), ADVICE],
         }  # fmt: skip
+        rows_of_realism = [
+            {"class": name, "n_real": 500, "n_synthetic": 480, "fid": 12.345 + n, "density": 0.874, "coverage": 0.731,
+             "probe": 0.742, "missing": {}}
+            for n, name in enumerate(["all", *classes])
+        ]  # fmt: skip
+        rows_of_realism[-1] |= {
+            "fid": None,
+            "n_synthetic": 1,
+            "missing": {"fid": "needs 2 real and 2 synthetic images"},
+        }
+        realism = {
+            "methods": sorted({method for plan in plans for method in plan.methods}), "k": 5, "max_images": 500,
+            "extractor": {"name": "CLIP ViT-B-32", "resizer": "bicubic antialias 224", "dimension": 512},
+            "rows": rows_of_realism,
+        }  # fmt: skip
         given = {
             "title": "demo",
             "dataset": "testbed: shape by colour, bias 0.98",
@@ -167,6 +182,7 @@ def make_report() -> Callable[..., Report]:
             "baseline": "erm" if "erm" in methods else None,
             "plans": plans,
             "synthesis": synthesis if plans else None,
+            "realism": [realism] if plans else [],
             "samples": samples,
             "seconds": {"load": 1.2, "audit": 0.1, "synthesize": 148.2, "train": 131.9},
             "digests": {"dataset": "9d1b7f6a55cc0e21", "pool": "0f3c9a2be1d47788"},

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from counterpoise.report.content import CellSamples, Plan
-from counterpoise.report.page import depth, dot_scale, duration, percent, points, render
+from counterpoise.report.page import depth, dot_scale, duration, figures, percent, points, render
 
 _VOID = {"meta", "img", "br", "hr", "link", "input"}
 _EMPTY_SVG = {"line", "rect", "circle"}
@@ -107,6 +107,25 @@ def test_the_numbers_are_there(make_report):
         assert f"{percent(row.metrics['accuracy'])} {percent(low)} – {percent(high)}" in text
     for value in ("5,888", "41.3 images sampled per second", "0f3c9a2be1d47788", "2 min 28 s", report.command):
         assert value in text
+
+
+def test_realism_stands_beside_extractor_resizer_and_counts(make_report):
+    html = render(make_report())
+    text = Page(html).text
+    for value in ("CLIP ViT-B-32", "512 numbers", "bicubic antialias 224", "5 neighbours", "at most 500 images"):
+        assert value in text
+    assert "all 500 480 12.3 0.874 73.1 % 74.2 %" in text
+    assert "hexagon 500 1 – 0.874" in text
+    assert 'title="needs 2 real and 2 synthetic images"' in html
+    assert "How real" not in Page(render(make_report(methods=("erm",)))).text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(None, "–"), (0, "0"), (0.00234567, "0.00235"), (0.9, "0.900"), (12.345, "12.3"), (1234.5, "1,234")],
+)
+def test_three_figures(value, text):
+    assert figures(value) == text
 
 
 def test_empty_short_unmeasured_and_worst_cells_are_marked(make_report):

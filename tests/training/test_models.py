@@ -7,7 +7,14 @@ from torchvision.transforms import v2
 
 from counterpoise.config import Training
 from counterpoise.errors import ConfigError, ModelError
-from counterpoise.training.models import Classifier, backbones, build_model, check_backbone, small_cnn, weights_name
+from counterpoise.training.models import (
+    Classifier,
+    backbones,
+    build_model,
+    check_backbone,
+    small_cnn,
+    weights_name,
+)
 
 
 @pytest.mark.parametrize("name", ["small_cnn", "small_resnet", "resnet18", "mobilenet_v3_small", "squeezenet1_1"])
@@ -100,3 +107,22 @@ def test_pretrained_weights_that_cannot_be_downloaded_are_a_model_error(monkeypa
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # refused at once
     with pytest.raises(ModelError, match="TORCH_HOME"):
         build_model(Training(backbone="squeezenet1_1", pretrained=True), 3, seed=0)
+
+
+@pytest.mark.parametrize(("backbone", "width"), [("small_cnn", 96), ("resnet18", 512), ("vgg11", 4096)])
+def test_features_are_what_the_last_layer_takes(backbone, width):
+    model = build_model(Training(backbone=backbone, image_size=32), 3, seed=0).eval()
+    images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    _, features = model.logits_and_features(images)
+    last = [module for module in model.modules() if isinstance(module, torch.nn.Linear)][-1]
+    assert features.shape == (2, width)
+    with torch.no_grad():
+        torch.testing.assert_close(last(features), model(images))
+    assert not last._forward_pre_hooks
+
+
+def test_features_without_a_linear_layer_are_the_logits():
+    model = build_model(Training(backbone="squeezenet1_1", image_size=32), 3, seed=0).eval()
+    images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    with torch.no_grad():
+        torch.testing.assert_close(model.logits_and_features(images)[1], model(images))

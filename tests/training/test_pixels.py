@@ -9,9 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 from toy_bias import NAMES, make_view
 
+import counterpoise.view
 from counterpoise.errors import DataError, StoreError
 from counterpoise.table import REAL, decode_image, make_table
-from counterpoise.training import pixels
 from counterpoise.training.pixels import Pixels, cache_folder
 from counterpoise.view import View
 
@@ -55,15 +55,15 @@ def test_what_is_in_the_cache_is_not_decoded_again(view, monkeypatch):
     def fail(*_):
         raise AssertionError("decoded twice")
 
-    monkeypatch.setattr(pixels, "decode_image", fail)
+    monkeypatch.setattr(counterpoise.view, "decode_image", fail)
     Pixels([view], 16)
     with pytest.raises(AssertionError, match="decoded twice"):
         Pixels([view], 8)
 
 
 def test_fits_that_start_together_decode_once(view, monkeypatch):
-    counted, decode = [], pixels.decode_image
-    monkeypatch.setattr(pixels, "decode_image", lambda *a: counted.append(1) or decode(*a))
+    counted, decode = [], decode_image
+    monkeypatch.setattr(counterpoise.view, "decode_image", lambda *a: counted.append(1) or decode(*a))
     threads = [threading.Thread(target=Pixels, args=([view], 16)) for _ in range(4)]
     for thread in threads:
         thread.start()

@@ -6,6 +6,8 @@ does not know. Wrong values are found here, before anything is read or loaded.
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field, PositiveInt, model_validator
 
 from counterpoise.config.base import NonNegativeInt, Section, Share
@@ -62,6 +64,7 @@ __all__ = [
     "Plan",
     "Pool",
     "Prompts",
+    "Realism",
     "Scorer",
     "Section",
     "Selection",
@@ -82,6 +85,16 @@ class Evaluation(Section):
     confidence: Share = 0.95
     many: PositiveInt = 100  # a class is "many" above this many training images,
     few: PositiveInt = 20  # and "few" below this many
+
+
+class Realism(Section):
+    """How like the real training images the synthetic ones are: FID, density, coverage, domain probe."""
+
+    # on whose features; auto: Inception's if its weights are there, else the scorer's, else the trained classifier's
+    extractor: Literal["auto", "inception", "clip", "model", "none"] = "auto"
+    k: PositiveInt = 5  # neighbours, for density and coverage
+    max_images: PositiveInt = 500  # of each class, real and synthetic each, drawn by seed
+    seed: NonNegativeInt = 0  # of the images drawn and of the probe
 
 
 class Tracking(Section):
@@ -109,6 +122,7 @@ class Experiment(Section):
     training: Training = Training()
     stages: list[Stage] = Field(min_length=1)
     evaluation: Evaluation = Evaluation()
+    realism: Realism = Realism()
     tracking: Tracking = Tracking()
 
     @model_validator(mode="after")
@@ -119,6 +133,8 @@ class Experiment(Section):
             raise ValueError("there are plans for synthetic images but no `generator` to sample them")
         if self.selection.clip_margin is not None and self.scorer is None:
             raise ValueError("`selection.clip_margin` needs a `scorer`")
+        if self.realism.extractor == "clip" and self.scorer is None:
+            raise ValueError("`realism.extractor: clip` needs a `scorer`")
         self._check_feedback()
         earlier: list[str] = []
         for number, stage in enumerate(self.stages):

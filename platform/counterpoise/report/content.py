@@ -114,6 +114,8 @@ class Report:
         baseline: The method that real images alone give; None if it was not run.
         plans: Without one, the page is about real images only.
         synthesis: ``select.summary()``; None if nothing was asked of a generator.
+        realism: Each set of synthetic images against the real ones: ``methods``, ``extractor``, ``k``, ``rows``; see
+            :func:`counterpoise.scoring.realism.realism`.
         samples: Images of cells; of very many cells, only the rarest are shown.
         seconds: Step -> seconds of wall clock.
         digests: Name -> address of what the results follow from.
@@ -134,6 +136,7 @@ class Report:
     baseline: str | None = None
     plans: list[Plan] = field(default_factory=list)
     synthesis: Mapping[str, Any] | None = None
+    realism: Sequence[Mapping[str, Any]] = ()
     samples: list[CellSamples] = field(default_factory=list)
     seconds: Mapping[str, int | float] = field(default_factory=dict)
     digests: Mapping[str, str] = field(default_factory=dict)

@@ -32,6 +32,7 @@ def render(report: Report) -> str:
     )
     environment.filters |= {
         "percent": percent,
+        "figures": figures,
         "points": points,
         "count": count,
         "duration": duration,
@@ -85,6 +86,16 @@ def dot_scale(report: Report, metric: str) -> Scale | None:
 
 def percent(value: int | float | None) -> str:
     return "–" if value is None or math.isnan(value) else f"{100 * value:.1f}"
+
+
+def figures(value: int | float | None) -> str:
+    """Three significant digits, without an exponent; more before the point."""
+    if value is None:
+        return "–"
+    if value == 0 or abs(value) < 5e-7:
+        return "0"
+    places = max(2 - math.floor(math.log10(abs(value))), 0)
+    return f"{value:,.{places}f}"
 
 
 def points(change: int | float | None) -> str:

@@ -50,6 +50,13 @@ class Clip:
             ) from error
         self._model, self._device = model.eval(), device
 
+    @property
+    def resizer(self) -> str:
+        """How images come to the model's size: ``bicubic antialias 224 shortest``."""
+        how = self._model.visual.preprocess_cfg
+        sides = dict.fromkeys(np.atleast_1d(how["size"]).tolist())  # of a square, one
+        return f"{how['interpolation']} antialias {'×'.join(map(str, sides))} {how['resize_mode']}"
+
     @torch.inference_mode()
     def embed_texts(self, texts: Sequence[str]) -> Float[np.ndarray, "m d"]:
         """Unit vectors of the texts."""

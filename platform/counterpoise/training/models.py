@@ -40,18 +40,16 @@ class Classifier(nn.Module):
     def logits_and_features(
         self, images: UInt8[Tensor, "n 3 height width"] | Float[Tensor, "n 3 height width"]
     ) -> tuple[Float[Tensor, "n classes"], Float[Tensor, "n d"]]:
-        """Logits, and what the last linear layer makes them from."""
-        seen: list[Tensor] = []
-        handle = self.head.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+        """Logits, and what the last linear layer takes: of a network without one (SqueezeNet) the logits again."""
+        taken: list[Tensor] = []
+        linear = [module for module in self.backbone.modules() if isinstance(module, nn.Linear)]
+        handles = [layer.register_forward_pre_hook(lambda _, inputs: taken.append(inputs[0])) for layer in linear[-1:]]
         try:
-            return self(images), seen[0].flatten(1)
+            logits = self(images)
         finally:
-            handle.remove()
-
-    @property
-    def head(self) -> nn.Linear:
-        """The last linear layer: of all of torchvision's classifiers, and of ours, the one that gives the logits."""
-        return [module for module in self.backbone.modules() if isinstance(module, nn.Linear)][-1]
+            for handle in handles:
+                handle.remove()
+        return logits, taken[0].flatten(1) if taken else logits
 
 
 def small_cnn(classes: int) -> nn.Module:

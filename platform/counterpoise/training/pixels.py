@@ -7,20 +7,15 @@ what is hot stays in the operating system's page cache, what is cold costs no me
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from filelock import FileLock
 from jaxtyping import Int, UInt8
 
-from counterpoise.errors import DataError, StoreError
-from counterpoise.table import decode_image
+from counterpoise.errors import StoreError
 from counterpoise.view import View
-
-_WINDOW = 256  # images decoded at a time; bounds memory, feeds the threads
 
 
 class Pixels:
@@ -82,30 +77,9 @@ def _decode(view: View, size: int, path: Path) -> None:
     temporary = path.with_name(f".{path.name}")  # what a killed process left is overwritten: the lock is ours
     try:
         array = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=(len(view), size, size, 3))
-        for position, image in _decoded_images(view, size):
+        for position, image in view.decoded(size):
             array[position] = image
         array.flush()
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def _decoded_images(view: View, size: int) -> Iterator[tuple[int, np.ndarray]]:
-    def decode(item: tuple[int, bytes]) -> tuple[int, np.ndarray]:
-        position, data = item
-        try:
-            return position, decode_image(data, size)
-        except OSError as error:
-            row = view.index["id"][position].as_py()
-            remedy = "import the dataset again, into a new store: its file has been damaged since"
-            raise DataError("an image cannot be read", where=f"row {row}", found=error, remedy=remedy) from error
-
-    images = view.images()
-    with ThreadPoolExecutor(_threads()) as threads:  # Pillow decodes and resizes outside of Python's lock
-        while window := list(islice(images, _WINDOW)):
-            yield from threads.map(decode, window)
-
-
-def _threads() -> int:
-    """Threads to decode with: those of this process (Ray limits its workers' this way), or all cores."""
-    return int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)

@@ -1,0 +1,135 @@
+"""Named extractors: what turns images into the features that realism is measured on, and a view's features.
+
+A value of FID, density or coverage means something beside the extractor and the resizer it was measured with, and
+nothing without: so an extractor carries both names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torchvision.models import Inception_V3_Weights, inception_v3
+
+from counterpoise import config
+from counterpoise.errors import ModelError
+from counterpoise.progress import Progress
+from counterpoise.view import View
+
+Images = Sequence[UInt8[np.ndarray, "height width 3"]]
+_BATCH = 64
+_WEIGHTS, _INCEPTION_SIZE = Inception_V3_Weights.IMAGENET1K_V1, 299
+
+INCEPTION = str(_WEIGHTS)  # the weights' name, which stands for their content
+
+
+@dataclass(frozen=True)
+class Extractor:
+    """A network that describes images.
+
+    Attributes:
+        name: Which network, with which weights.
+        resizer: How images come to the network's size.
+        size: Height and width that :func:`features` decodes images to; None if ``embed`` resizes them itself.
+        embed: Features of a batch of images, (n, d).
+    """
+
+    name: str
+    resizer: str
+    size: int | None
+    embed: Callable[[Images], Float[np.ndarray, "n d"]]
+
+
+def bilinear(size: int) -> str:
+    """The name of the resizer of :func:`counterpoise.table.decode_image`."""
+    return f"bilinear antialias {size}"
+
+
+def clip(scorer: config.Scorer, device: str) -> Extractor:
+    """The image tower of a CLIP; features are unit vectors. Raises ModelError if it cannot be loaded."""
+    from counterpoise.scoring.clip import Clip  # open_clip takes seconds to import
+
+    model = Clip(scorer, device)
+    name = f"{scorer.model} {scorer.pretrained}" if scorer.pretrained else scorer.model
+    return Extractor(f"CLIP {name}", f"{model.resizer} (open_clip)", None, model.embed_images)
+
+
+def has_inception() -> bool:
+    """Whether Inception's weights are in torch's hub cache."""
+    return _inception_path().is_file()
+
+
+def check_inception() -> None:
+    """Raises ModelError unless Inception's weights are in torch's hub cache; nothing is ever downloaded."""
+    if not has_inception():
+        raise ModelError(
+            "Inception's weights are not on this machine",
+            where="realism.extractor",
+            found=f"nothing at {_inception_path()}",
+            allowed="auto, clip (the scorer), model, none; inception once its weights are there",
+            remedy="fetch them once: python -c \"from torchvision.models import *; inception_v3(weights='DEFAULT')\"",
+        )
+
+
+def inception(device: str) -> Extractor:
+    """Inception v3 as torchvision has it: the 2,048 features before the last layer.
+
+    FIDs in papers are mostly measured with another conversion of Inception and other resizers: values from here
+    compare with each other, not with those.
+
+    Raises:
+        ModelError: The weights are not there, or cannot be loaded.
+    """
+    check_inception()
+    path = _inception_path()
+    model = inception_v3(weights=None, init_weights=False, transform_input=False)
+    try:
+        model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    except Exception as error:  # a torn file makes torch raise almost anything
+        remedy = "delete the file and fetch it again"
+        raise ModelError(
+            "Inception's weights cannot be loaded", where=path, found=type(error).__name__, remedy=remedy
+        ) from error
+    model.fc = torch.nn.Identity()
+    model.eval().to(device)
+
+    @torch.inference_mode()
+    def embed(images: Images) -> Float[np.ndarray, "n d"]:
+        batch = torch.from_numpy(np.stack(images)).to(device).permute(0, 3, 1, 2)
+        return model(batch.float() / 127.5 - 1).cpu().numpy()
+
+    return Extractor(f"torchvision {INCEPTION}", bilinear(_INCEPTION_SIZE), _INCEPTION_SIZE, embed)
+
+
+def _inception_path() -> Path:
+    return Path(torch.hub.get_dir(), "checkpoints", Path(urlsplit(_WEIGHTS.url).path).name)
+
+
+def features(view: View, extractor: Extractor, progress: Progress | None = None) -> Float[np.ndarray, "n d"]:
+    """Features of the view's images, in its order. Images are streamed; no more than some hundred are in memory.
+
+    Args:
+        view: At least one image.
+
+    Raises:
+        DataError: An image cannot be read.
+    """
+    found = None
+    decoded = view.decoded(extractor.size)
+    while batch := list(islice(decoded, _BATCH)):
+        positions, images = zip(*batch, strict=True)
+        embedded = extractor.embed(images)
+        if found is None:
+            found = np.empty((len(view), embedded.shape[1]), np.float32)
+        found[list(positions)] = embedded
+        if progress is not None:
+            progress.advance(len(batch))
+    if found is None:
+        raise ValueError("features of no image have no dimension")
+    return found
