@@ -166,5 +166,5 @@ def class_statistics(features: Float[Tensor, "n d"], labels: Int[Tensor, " n"], 
     ridge = 1e-6 * stacked.diagonal(dim1=1, dim2=2).mean(1).clamp_min(1e-12)  # for features that never move
     stacked = stacked + ridge[:, None, None] * torch.eye(features.shape[1], dtype=torch.float64)
     return ClassStatistics(
-        means.float(), torch.linalg.inv(stacked).float(), torch.linalg.slogdet(stacked).logabsdet.float()
+        means.float(), torch.linalg.inv(stacked).float().contiguous(), torch.linalg.slogdet(stacked).logabsdet.float()
     )

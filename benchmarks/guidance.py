@@ -1,0 +1,193 @@
+"""What feedback guidance costs, as ratios measured in one run on one machine.
+
+Against the same pipeline without guidance at the same batch; and against the paper's way as its authors coded it:
+one image at a time, the conditional noise prediction computed a second time under gradients, every weight asking for a
+gradient, prompts encoded for each image. Criterion: entropy of a small_cnn with random weights.
+
+    python benchmarks/guidance.py                          # the testbed's model, on a CPU
+    python benchmarks/guidance.py --device cuda --random   # a pipeline of Stable Diffusion 2.1's size, random weights
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import torch
+
+from counterpoise.config import Generator, Training
+from counterpoise.generators.guidance import Guide
+from counterpoise.generators.text_to_image import TextToImage
+from counterpoise.synthesis.criteria import Judge, mixture
+from counterpoise.training.models import build_model
+
+PROMPT, CLASSES = "a photo of a red star", 8
+OVERHEAD, SPEEDUP = 1.35, 3.0  # guided ÷ unguided time; batched ÷ one by one images per second
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    model = "package:counterpoise/testbed/models/shapes/diffusion"
+    parser.add_argument("--model", default=model, help="a Stable Diffusion pipeline [%(default)s]")
+    parser.add_argument("--random", action="store_true", help="a pipeline of Stable Diffusion 2.1's size instead")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--dtype", default="float32", help="of the pipeline [%(default)s]")
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 4, 16, 64])
+    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--guidance-scale", type=float, default=3.0)
+    parser.add_argument("--every", type=int, default=5)
+    parser.add_argument("--image-size", type=int, default=32, help="of the classifier [%(default)s]")
+    parser.add_argument("--backbone", default="small_cnn", help="of the classifier [%(default)s]")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--one-by-one", type=int, default=8, help="images of the paper's way [%(default)s]")
+    return parser.parse_args()
+
+
+def timed(run: Callable[[], Any], device: str, repeats: int) -> float:
+    """Seconds of the fastest of several runs, after one that warms up."""
+    run()
+    best = float("inf")
+    for _ in range(repeats):
+        started = time.perf_counter()
+        run()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - started)
+    return best
+
+
+def one_by_one(pipeline: Any, judge: Judge, options: argparse.Namespace, images: int) -> None:
+    """Section 2 of the authors' sampler, restated: batch 1, an own DDIM loop, guidance by a second forward pass."""
+    unet, vae, scheduler = pipeline.unet, pipeline.vae, pipeline.scheduler
+    entropy, side = mixture({"entropy": 1.0}), unet.config.sample_size
+    for number in range(images):
+        text, empty = pipeline.encode_prompt(PROMPT, options.device, 1, True)
+        scheduler.set_timesteps(options.steps, device=options.device)
+        noise = torch.Generator().manual_seed(number)
+        z = torch.randn(1, 4, side, side, generator=noise).to(options.device, unet.dtype) * scheduler.init_noise_sigma
+        for step, t in enumerate(scheduler.timesteps):
+            with torch.no_grad():
+                both = unet(torch.cat([z, z]), t, encoder_hidden_states=torch.cat([empty, text])).sample
+            plain, prompted = both.chunk(2)
+            output = plain + options.guidance_scale * (prompted - plain)
+            if step % options.every == 0:
+                z = z.detach().requires_grad_(True)
+                again = unet(z, t, encoder_hidden_states=text).sample
+                signal = scheduler.alphas_cumprod[int(t)].to(z)
+                clean = signal.sqrt() * z - (1 - signal).sqrt() * again  # v-prediction
+                blend = (1 - signal).sqrt() * clean + (1 - (1 - signal).sqrt()) * z
+                image = vae.decode(blend / vae.config.scaling_factor).sample / 2 + 0.5
+                image = (image - image.min().detach()) / image.max().detach()
+                value = entropy(image, torch.zeros(1, dtype=torch.long, device=z.device), judge)
+                (g,) = torch.autograd.grad(value.sum(), z)
+                judge.forget()
+                z = (z + g / (g.norm() + 1e-8) * z.norm() * 0.03).detach()
+            z = scheduler.step(output, t, z).prev_sample
+        with torch.no_grad():
+            vae.decode(z / vae.config.scaling_factor)
+
+
+def random_pipeline(dtype: torch.dtype) -> Any:
+    """Stable Diffusion 2.1's shapes with random weights."""
+    import diffusers
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    unet = diffusers.UNet2DConditionModel(
+        sample_size=64, attention_head_dim=(5, 10, 20, 20), cross_attention_dim=1024, use_linear_projection=True
+    )
+    vae = diffusers.AutoencoderKL(
+        block_out_channels=(128, 256, 512, 512), layers_per_block=2, sample_size=512,
+        down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
+    )  # fmt: skip
+    text = CLIPTextModel(CLIPTextConfig(hidden_size=1024, intermediate_size=4096, num_hidden_layers=23))
+    from counterpoise.locate import locate
+
+    tokenizer = diffusers.StableDiffusionPipeline.from_pretrained(
+        locate("package:counterpoise/testbed/models/shapes/diffusion", "--model")
+    ).tokenizer
+    return diffusers.StableDiffusionPipeline(
+        vae=vae, text_encoder=text, tokenizer=tokenizer, unet=unet, safety_checker=None, feature_extractor=None,
+        scheduler=diffusers.DDIMScheduler(beta_schedule="scaled_linear", prediction_type="v_prediction"),
+        requires_safety_checker=False,
+    ).to(dtype)  # fmt: skip
+
+
+def main() -> None:
+    options = arguments()
+    torch.set_num_threads(1 if options.device == "cpu" else 8)
+    settings = {"num_inference_steps": options.steps, "guidance_scale": options.guidance_scale}
+    model = TextToImage(Generator(model=options.model, **settings), "cpu", options.dtype)
+    if options.random:
+        model.pipeline = random_pipeline(getattr(torch, options.dtype))
+        model.pipeline.set_progress_bar_config(disable=True)
+        for part in (model.pipeline.unet, model.pipeline.vae, model.pipeline.text_encoder):
+            part.requires_grad_(False)
+    model.pipeline.to(options.device)
+    model.device = options.device
+    training = Training(backbone=options.backbone, image_size=options.image_size)
+    judge = Judge(build_model(training, CLASSES, 0).to(options.device), options.image_size)
+    entropy = mixture({"entropy": 1.0})
+
+    def criterion(images: torch.Tensor) -> torch.Tensor:
+        values = entropy(images, torch.zeros(len(images), dtype=torch.long, device=images.device), judge)
+        judge.forget()
+        return values
+
+    rows = []
+    for batch in options.batches:
+        row: dict[str, float] = {"batch": batch}
+        for name, guide in (
+            ("unguided", None),
+            ("guided", Guide(criterion, 0.03, options.every, checkpoint=False)),
+            ("checkpointed", Guide(criterion, 0.03, options.every, checkpoint=True)),
+        ):
+            if options.device == "cuda":
+                torch.cuda.reset_peak_memory_stats()
+            seconds = timed(
+                lambda guide=guide, batch=batch: model.sample([PROMPT] * batch, "", list(range(batch)), guide=guide),
+                options.device,
+                options.repeats,
+            )
+            row[name] = batch / seconds
+            if options.device == "cuda":
+                row[f"{name}_gib"] = torch.cuda.max_memory_allocated() / 2**30
+        rows.append(row)
+        print(json.dumps(row), flush=True)
+    for part in (model.pipeline.unet, model.pipeline.vae):
+        part.requires_grad_(True)
+    judge.classifier.requires_grad_(True)
+    seconds = timed(
+        lambda: one_by_one(model.pipeline, judge, options, options.one_by_one), options.device, options.repeats
+    )
+    paper, best = options.one_by_one / seconds, max(row["guided"] for row in rows)
+    print(table(rows, paper))
+    print(json.dumps({"rows": rows, "one_by_one": paper, "speedup": best / paper, "torch": version("torch")}))
+
+
+def table(rows: list[dict[str, float]], paper: float) -> str:
+    lines = [
+        "| batch | unguided images/s | guided images/s | guided ÷ unguided time | with a checkpointed decoder |",
+        "|---|---|---|---|---|",
+    ]
+    for row in rows:
+        ratio, twice = row["unguided"] / row["guided"], row["unguided"] / row["checkpointed"]
+        lines.append(
+            f"| {row['batch']} | {row['unguided']:.2f} | {row['guided']:.2f} "
+            f"| {ratio:.3f} (goal {OVERHEAD}) | {twice:.3f} |"
+        )
+    best = max(row["guided"] for row in rows)
+    lines.append(
+        f"\nThe paper's way, one by one: {paper:.2f} images/s; ours is {best / paper:.2f} times that (goal {SPEEDUP})"
+    )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
