@@ -22,7 +22,7 @@ from counterpoise.data import dataset
 from counterpoise.errors import DataError
 from counterpoise.progress import Progress
 from counterpoise.store import open_store
-from counterpoise.synthesis import select
+from counterpoise.synthesis import filters, select
 from counterpoise.synthesis.address import check_pipeline_folder, identify_scorer
 from counterpoise.synthesis.plan import wanted
 from counterpoise.synthesis.pool import Pool
@@ -62,6 +62,7 @@ class Job:
             check_backbone(experiment.training)
             if experiment.plans and experiment.generator:
                 check_pipeline_folder(experiment.generator.model)
+                filters.chosen(experiment.selection)
                 if experiment.scorer:
                     identify_scorer(experiment.scorer)
         self.tracker = Tracker(self.first, self.store.uri)
