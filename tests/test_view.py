@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from counterpoise.store import open_store
-from counterpoise.table import REAL, Names, cell_counts, decode_image, digest, encode_image, make_table
+from counterpoise.table import REAL, SYNTHETIC, Names, cell_counts, decode_image, digest, encode_image, make_table
 from counterpoise.view import View
 
 NAMES = Names(("cat", "dog"), ("day", "night", "dusk"))
@@ -109,3 +109,22 @@ def test_a_broken_image_is_an_os_error(cut):
     whole = encode_image(np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8))
     with pytest.raises(OSError, match=r".+"):
         decode_image(whole[:cut])
+
+
+def test_embeddings_are_read_on_their_own(store):
+    """They are no part of the index; a view has them in its order, of length 1, and NaN where there is none."""
+    vectors = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float16)
+    columns = {
+        "label": [0] * 5,
+        "clip_embedding": [None if row == 2 else vector for row, vector in enumerate(vectors)],
+    } | {name: [None] * 5 for name in SYNTHETIC.names if name not in ("label", "clip_embedding")}
+    buffer = io.BytesIO()
+    pq.write_table(make_table(columns, SYNTHETIC, NAMES), buffer, row_group_size=2)
+    store.create("s.parquet", buffer.getvalue())
+    view = View.open(store, ["s.parquet"])
+    assert not {"image", "clip_embedding"} & set(view.index.column_names)
+    found = view.take(np.array([4, 2, 0, 1, 4])).embeddings()
+    expected = vectors.astype(np.float64) / np.linalg.norm(vectors.astype(np.float64), axis=1, keepdims=True)
+    np.testing.assert_allclose(found, np.where([[0], [1], [0], [0], [0]], np.nan, expected[[4, 2, 0, 1, 4]]), atol=1e-6)
+    assert view.take(np.array([2])).embeddings().shape == (1, 0)
+    assert view.take(np.array([], int)).embeddings().shape == (0, 0)

@@ -22,7 +22,7 @@ from counterpoise.data import dataset
 from counterpoise.errors import DataError
 from counterpoise.progress import Progress
 from counterpoise.store import open_store
-from counterpoise.synthesis import feedback, select
+from counterpoise.synthesis import feedback, filters, select
 from counterpoise.synthesis.address import check_pipeline_folder, identify_scorer
 from counterpoise.synthesis.feedback import Teacher
 from counterpoise.synthesis.plan import wanted
@@ -64,6 +64,7 @@ class Job:
             check_backbone(experiment.training)
             if experiment.plans and experiment.generator:
                 check_pipeline_folder(experiment.generator.model)
+                filters.chosen(experiment.selection)
                 if experiment.scorer:
                     identify_scorer(experiment.scorer)
                 likeness.extractor_of(experiment)

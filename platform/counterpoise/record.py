@@ -42,8 +42,9 @@ def plan(parent: Run, planned: Mapping[str, Any]) -> None:
 def synthesis(parent: Run, done: Mapping[str, Any], seconds: float) -> None:
     """Images sampled, reused and refused, their rate, and where the time went."""
     with parent.child("synthesize", {"step": "synthesize"}) as run:
-        names = ("images", "shards", "sampled", "reused", "quarantined", "rejected", "images_per_second")
+        names = ("images", "shards", "sampled", "reused", "quarantined", "purity", "images_per_second")
         run.metrics({name: done[name] for name in names} | {"seconds": seconds})
+        run.metrics({f"rejected_{name}": count for name, count in done["rejected"].items()})
         run.metrics({f"seconds_{step}": value for step, value in done["cost"].items()})
         run.json("synthesis.json", done)
 

@@ -17,15 +17,15 @@ from counterpoise.config import Experiment
 from counterpoise.errors import ConfigError
 from counterpoise.evaluation import Summary, summarize
 from counterpoise.experiment import Job
-from counterpoise.report.content import CellSamples, Plan, Report, ResultRow
+from counterpoise.report.content import CellSamples, Filtered, Plan, Report, ResultRow
 from counterpoise.report.page import render
 from counterpoise.report.verdict import verdict
-from counterpoise.synthesis.pool import Pool
+from counterpoise.synthesis.pool import QUARANTINED
 from counterpoise.synthesis.prompts import cell_prompts
 from counterpoise.view import View
 
 _REAL, _ACCEPTED, _REJECTED = 6, 12, 6  # images shown of each cell
-_SHARDS_SEARCHED = 4  # of each cell, for rejected images
+_FILTERED = 12  # images shown of each filter
 _LIBRARIES = ("torch", "diffusers", "open_clip_torch", "ray", "mlflow")
 
 
@@ -93,6 +93,7 @@ def tell(job: Job) -> Report:
         plans=_plans(job),
         synthesis=job.synthesize() if job.wanted else None,
         realism=job.realism(),
+        filtered=_filtered(job) if job.wanted else [],
         samples=_samples(job),
         seconds=job.seconds,
         digests={"dataset": job.loaded.view.digest}
@@ -144,16 +145,17 @@ def _samples(job: Job) -> list[CellSamples]:
     pools = {pool.digest: pool for pool in job.last_pools.values()}
     pool = next(iter(pools.values()), None)
     prompts = cell_prompts(job.first.prompts, names) if pool else None
+    rejects = _rejects(job) if pool else None
     chosen = [view for result in job.realized.values() for view in result.views.values()] if pool else []
     samples = []
     for label, group in np.ndindex(names.shape):
         cell: dict[str, Any] = {"label": names.classes[label], "group": names.groups[group] if names.groups else None}
         where = {"label": label} | ({"group": group} if names.groups else {})
         cell["real"] = _images(train.where(**where), _REAL)
-        if pool and prompts:
+        if rejects is not None and prompts:
             largest = max((view.where(**where) for view in chosen), key=len)
             cell |= {"prompt": prompts[label][group], "accepted": _images(largest, _ACCEPTED)}
-            cell["rejected"] = _rejected(pool, label, group)
+            cell["rejected"] = _with_reasons(rejects.where(**where), np.arange(_REJECTED))
         samples.append(CellSamples(**cell))
     return samples
 
@@ -163,16 +165,25 @@ def _images(view: View, count: int) -> list[bytes]:
     return [data for _, data in sorted(first.images())]
 
 
-def _rejected(pool: Pool, label: int, group: int) -> list[tuple[bytes | None, str]]:
-    """The first images of the cell that the filter refused, and why."""
-    shards = sorted(shard for shard in pool.shards() if (shard.label, shard.group) == (label, group))
-    refused = [np.flatnonzero(~pool.accepted(shard)) for shard in shards[:_SHARDS_SEARCHED]]
-    view = pool.view(shards[:_SHARDS_SEARCHED], refused)
-    view = view.take(np.arange(min(_REJECTED, len(view))))
-    if not len(view):
-        return []
-    threshold = pool.experiment.selection.clip_margin
-    reasons = [
-        row["defect"] or f"CLIP margin {row['clip_margin']:.3f}, below {threshold}" for row in view.index.to_pylist()
-    ]
-    return [(data, reasons[position]) for position, data in sorted(view.images())]
+def _rejects(job: Job) -> View:
+    """The rejected images of all pools."""
+    first, *others = (result.rejects for result in job.realized.values())
+    return sum(others, first)
+
+
+def _filtered(job: Job) -> list[Filtered]:
+    """What each filter kept out, with examples from all over the cells."""
+    rejects, filtered = _rejects(job), []
+    done = job.synthesize()
+    for name in (*done["rejected"], *([QUARANTINED] if done["quarantined"] else [])):
+        view = rejects.where(filter=name)
+        spread = np.unique(np.linspace(0, max(len(view) - 1, 0), _FILTERED).round().astype(int))
+        filtered.append(Filtered(name, len(view), _with_reasons(view, spread)))
+    return filtered
+
+
+def _with_reasons(view: View, positions: np.ndarray) -> list[tuple[bytes | None, str]]:
+    """The images at these positions, as far as there are so many, and why they were rejected."""
+    shown = view.take(positions[positions < len(view)])
+    reasons = shown.index["reason"].to_pylist()
+    return [(data, reasons[position]) for position, data in sorted(shown.images(), key=lambda found: found[0])]

@@ -40,8 +40,13 @@ SYNTHETIC = pa.schema(
         ("criterion", pa.float32()),  # what feedback guidance made larger, of the finished image; null without it
         ("clip_similarity", pa.float32()),  # cosine between the image and its own prompt
         ("clip_margin", pa.float32()),  # that cosine minus the largest among the rival cells' prompts
+        ("clip_label", pa.int32()),  # zero-shot: class and group of the cell whose prompt fits best
+        ("clip_group", pa.int32()),
+        # CLIP's unit vector. Of no fixed size: Parquet readers do not take fixed-size lists of which some are null.
+        ("clip_embedding", pa.list_(pa.float16())),
     ]
 )
+BULKY = ("image", "clip_embedding")  # columns that are read only when they are asked for
 SPLITS = ("train", "validation", "test")
 
 

@@ -59,6 +59,10 @@ def synthesis(done: Mapping[str, Any]) -> Iterator[RenderableType]:
         f"{done['images']:,} images chosen: {done['sampled']:,} sampled now, {done['reused']:,} reused, "
         f"{done['quarantined']:,} quarantined; {done['shards']:,} shards, {_number(done['images_per_second'])} images/s"
     )
+    if done["rejected"]:
+        yield "rejected: " + ", ".join(f"{count:,} by {name}" for name, count in done["rejected"].items())
+    if done["purity"] is not None:
+        yield f"purity: CLIP puts {_percent(done['purity'])} % of the images into the cell they were asked for"
     for short in done["short_cells"]:
         yield Text(f"short: {short['cell']} has {short['got']:,} of {short['wanted']:,}", style="yellow")
 

@@ -20,11 +20,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from jaxtyping import Bool, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 
 from counterpoise.errors import DataError
 from counterpoise.store import Store
-from counterpoise.table import REAL, Names, cell_counts, decode_image
+from counterpoise.table import BULKY, REAL, Names, cell_counts, decode_image
 
 _WINDOW = 256  # images decoded at a time; bounds memory, feeds the threads
 
@@ -36,8 +36,8 @@ class View:
     Attributes:
         store: Where the tables are.
         names: Names of classes and groups.
-        index: Every column of the rows but ``image``, and ``key`` and ``row``: the Parquet file in the store and the
-            row in it.
+        index: Every column of the rows but the bulky ones (images and embeddings), and ``key`` and ``row``: the
+            Parquet file in the store and the row in it.
     """
 
     store: Store
@@ -51,7 +51,7 @@ class View:
         for key in keys:
             with store.open(key) as file:
                 table = pq.ParquetFile(file)
-                columns = [name for name in table.schema_arrow.names if name != "image"]
+                columns = [name for name in table.schema_arrow.names if name not in BULKY]
                 part = table.read(columns=columns)
             part = part.append_column("key", pa.array([key] * len(part), pa.string()))
             parts.append(part.append_column("row", pa.array(np.arange(len(part)))))
@@ -117,12 +117,34 @@ class View:
 
     def images(self) -> Iterator[tuple[int, bytes]]:
         """(position, encoded image) of every row, file by file; row groups without a wanted row are not read."""
+        for positions, rows, column in self._read("image"):
+            for position, row in zip(positions, rows, strict=True):
+                yield int(position), column[int(row)].as_py()
+
+    def embeddings(self) -> Float[np.ndarray, "n d"]:
+        """CLIP's vectors of synthetic rows in float32, of length 1; NaN for an image that was not scored.
+
+        Without any scored image, d is 0.
+        """
+        vectors = np.full((len(self), 0), np.nan, np.float32)
+        for positions, rows, column in self._read("clip_embedding"):
+            part = column.take(pa.array(rows)).combine_chunks()
+            scored = positions[part.is_valid().to_numpy(zero_copy_only=False)]
+            if len(scored):
+                values = part.drop_null().flatten().to_numpy().astype(np.float32).reshape(len(scored), -1)
+                if not vectors.size:
+                    vectors = np.full((len(self), values.shape[1]), np.nan, np.float32)
+                vectors[scored] = values / np.linalg.norm(values, axis=1, keepdims=True)  # float16 has rounded them
+        return vectors
+
+    def _read(self, column: str) -> Iterator[tuple[Int[np.ndarray, " m"], Int[np.ndarray, " m"], pa.ChunkedArray]]:
+        """For each row group: positions in this view, rows in the group, and the group's values of a bulky column."""
         keys, rows = self.index["key"].to_numpy(zero_copy_only=False), self.column("row")
         for key in dict.fromkeys(keys):
             here = np.flatnonzero(keys == key)
             here = here[np.argsort(rows[here], kind="stable")]
             with self.store.open(key) as file:
-                yield from _images_of_file(pq.ParquetFile(file), here, rows[here])
+                yield from _read_file(pq.ParquetFile(file), column, here, rows[here])
 
     def decoded(self, size: int | None = None) -> Iterator[tuple[int, UInt8[np.ndarray, "height width 3"]]]:
         """(position, pixels) of every row, in the order of :meth:`images`; see :func:`counterpoise.table.decode_image`.
@@ -151,15 +173,13 @@ def _threads() -> int:
     return int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
 
 
-def _images_of_file(
-    file: pq.ParquetFile, positions: Int[np.ndarray, " n"], rows: Int[np.ndarray, " n"]
-) -> Iterator[tuple[int, bytes]]:
+def _read_file(
+    file: pq.ParquetFile, column: str, positions: Int[np.ndarray, " n"], rows: Int[np.ndarray, " n"]
+) -> Iterator[tuple[Int[np.ndarray, " m"], Int[np.ndarray, " m"], pa.ChunkedArray]]:
     first = 0
     for number in range(file.num_row_groups):
         size = file.metadata.row_group(number).num_rows
         wanted = slice(*np.searchsorted(rows, [first, first + size]))
         if wanted.start < wanted.stop:
-            column = file.read_row_group(number, columns=["image"])["image"]
-            for position, row in zip(positions[wanted], rows[wanted], strict=True):
-                yield int(position), column[int(row) - first].as_py()
+            yield positions[wanted], rows[wanted] - first, file.read_row_group(number, columns=[column])[column]
         first += size

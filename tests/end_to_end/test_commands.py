@@ -17,6 +17,7 @@ SMALL = [
     "data.imbalance={kind: biased, rate: 0.9}",
     "generator.num_inference_steps=2",
     "pool.shard_size=8",
+    "selection.near_duplicate=0.999",
     "training.epochs=2",
     "seeds=[0]",
     "evaluation.bootstrap=50",
@@ -113,6 +114,16 @@ def test_synthesize_speaks_of_the_pool(call, ran):
     done = call("synthesize", "methods=[ffr]")
     keys = ["pool", "shards", "images", "sampled", "reused", "quarantined", "short_cells", "images_per_second"]
     assert set(keys) <= done.keys()
+    assert done["rejected"].keys() == {"near_duplicate"}
+    assert 0 <= done["purity"] <= 1
+
+
+def test_the_report_shows_what_the_filters_kept_out(ran):
+    result, out = ran
+    page = (out / "report.html").read_text()
+    assert "CLIP puts" in page
+    assert result["synthesize"]["rejected"]["near_duplicate"] > 0
+    assert "near-duplicate of" in page
 
 
 @pytest.mark.parametrize("command", ["train", "evaluate"])
@@ -210,6 +221,7 @@ WRONG = {
     "store that is a file": (["audit", "demo", "store=README.md"], "store"),
     "store of an unknown kind": (["audit", "demo", "store=ftp://host/folder"], "ftp"),
     "prompt with an unknown word": (["synthesize", "demo", "prompts.template=a {colour} {label}"], "colour"),
+    "filter that is not there": (["synthesize", "demo", "selection.custom={nowhere:f: 1}"], "selection.custom"),
     "template without the group": (["synthesize", "demo", "prompts.template=a {label}"], "group"),
 }
 

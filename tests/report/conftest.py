@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, ImageDraw
 from scipy import stats
 
-from counterpoise.report.content import CellSamples, Plan, Report, ResultRow
+from counterpoise.report.content import CellSamples, Filtered, Plan, Report, ResultRow
 
 COLORS = {"red": "#c0392b", "green": "#27ae60", "blue": "#2e6fbf", "yellow": "#e1b12c"}
 SIDES = {"triangle": 3, "square": 4, "pentagon": 5, "hexagon": 6}
@@ -129,6 +129,11 @@ def make_report() -> Callable[..., Report]:
             )
             for number, (label, group) in enumerate(cells[:shown])
         ]
+        filtered = [
+            Filtered("clip_margin", 14, [(image("square", "red", rng, size), "clip_margin 0.012 < 0.02")]),
+            Filtered("near_duplicate", 0),
+            Filtered("quarantined", 3, [(None, "quarantined: one colour all over")] * 3),
+        ]
         synthesis = {
             "pool": "0f3c9a2be1d47788",
             "shards": 184,
@@ -136,7 +141,12 @@ def make_report() -> Callable[..., Report]:
             "sampled": 5888,
             "reused": 0,
             "quarantined": 3,
-            "rejected": 14,
+            "rejected": {"clip_margin": 14, "near_duplicate": 1},
+            "purity": 0.931,
+            "cell_purity": [
+                [0.875 if (i, j) == (1, 0) else None if (i, j) == (0, 1) else 0.964 for j in range(len(groups or "-"))]
+                for i in range(len(classes))
+            ],
             "short_cells": [{"plan": "ffr/synthetic", "cell": "triangle × green", "wanted": 367, "got": 336}],
             "images_per_second": 41.3,
             "cost": {"startup": 6.1, "sample": 131.0, "encode": 1.9, "score": 11.4, "commit": 2.2},
@@ -183,6 +193,7 @@ def make_report() -> Callable[..., Report]:
             "plans": plans,
             "synthesis": synthesis if plans else None,
             "realism": [realism] if plans else [],
+            "filtered": filtered if plans else [],
             "samples": samples,
             "seconds": {"load": 1.2, "audit": 0.1, "synthesize": 148.2, "train": 131.9},
             "digests": {"dataset": "9d1b7f6a55cc0e21", "pool": "0f3c9a2be1d47788"},

@@ -12,7 +12,7 @@ from html.parser import HTMLParser
 import pytest
 from PIL import Image
 
-from counterpoise.report.content import CellSamples, Plan
+from counterpoise.report.content import CellSamples, Filtered, Plan
 from counterpoise.report.page import depth, dot_scale, duration, figures, percent, points, render
 
 _VOID = {"meta", "img", "br", "hr", "link", "input"}
@@ -133,8 +133,21 @@ def test_empty_short_unmeasured_and_worst_cells_are_marked(make_report):
     cells = [" ".join(name.split()) for name in Page(render(report)).cells]
     assert sum("zero" in name for name in cells) == len(report.audit["empty_cells"])
     assert sum("short" in name for name in cells) == 1  # triangle × green, see make_report
-    assert cells.count("none") == 2  # the cell without test images, for each method
-    assert sum("worst" in name for name in cells) == 2
+    assert cells.count("none") == 3  # the cell without test images, for each method, and one without synthetic images
+    assert sum("worst" in name for name in cells) == 3  # of each method, and the least pure
+
+
+def test_what_each_filter_kept_out_and_how_pure_the_cells_are(make_report):
+    html = render(make_report())
+    page = Page(html)
+    assert "93.1 % of the synthetic images" in page.text
+    assert "87.5" in page.text
+    for text in ("clip_margin kept out 14 images", "near_duplicate kept out 0 images", "clip_margin 0.012 < 0.02"):
+        assert text in page.text
+    assert "quarantined: one colour all over" in page.text
+    unscored = dict(make_report().synthesis) | {"purity": None, "cell_purity": None}
+    assert "CLIP puts" not in render(make_report(synthesis=unscored))
+    assert 'id="filters"' not in render(make_report(synthesis=unscored, filtered=[]))
 
 
 def test_best_is_the_best_mean_in_its_direction(make_report):
@@ -173,6 +186,7 @@ def test_hostile_names_are_text(make_report):
         command=f"counterpoise run {attack}",
         config_yaml=f"name: {attack}",
         plans=[Plan(attack, ["ffr"], [[1, 1]] * 3, [[1, 0]] * 3)],
+        filtered=[Filtered(attack, 1, [(None, attack)])],
         samples=[CellSamples(attack, "{{ 7 * 7 }}", attack, [b"no image"], [], [(None, attack)])],
     )
     page = Page(render(report))
@@ -190,7 +204,7 @@ def test_small_images_keep_their_bytes_and_large_ones_shrink(make_report):
 
     small, large = encoded(32, "PNG"), encoded(1024, "PNG")
     sample = CellSamples("square", "red", None, [small], [large, encoded(40, "BMP")], [(b"broken", "unreadable")])
-    html = render(make_report(samples=[sample]))
+    html = render(make_report(samples=[sample], filtered=[]))
     uris = [reference for reference in Page(html).references if reference.startswith("data:")]
     images = [base64.b64decode(uri.partition(",")[2]) for uri in uris]
     assert images[0] == small

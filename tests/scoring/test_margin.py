@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from counterpoise.scoring.margin import rivals_of, similarity_and_margin
+from counterpoise.scoring.margin import nearest, rivals_of, similarity_and_margin
 
 TEXTS = np.array([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8]])
 
@@ -21,3 +21,20 @@ def test_without_rivals_the_lead_is_infinite():
 
 def test_an_equal_prompt_is_no_rival():
     assert rivals_of(1, ["a", "b", "b", "c"]).tolist() == [0, 3]
+
+
+def test_zero_shot_is_the_best_of_all_texts():
+    images = np.array([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0], [0.95, 0.3122499]])
+    cosines = images @ TEXTS.T
+    assert nearest(images, TEXTS, 0, np.array([1, 2])).tolist() == cosines.argmax(axis=1).tolist() == [0, 2, 1, 0]
+
+
+def test_the_own_text_wins_ties_and_loses_to_no_equal_one():
+    texts = np.array([[0.0, 1.0], [1.0, 0.0], [1.0, 0.0]])
+    images = np.array([[1.0, 0.0], [0.0, 1.0], [0.5**0.5, 0.5**0.5]])
+    assert nearest(images, texts, 2, rivals_of(2, ["b", "a", "a"])).tolist() == [2, 0, 2]
+    assert nearest(images, texts[:1], 0, rivals_of(0, ["b"])).tolist() == [0, 0, 0]
+
+
+def test_no_images():
+    assert nearest(np.empty((0, 2)), TEXTS, 0, np.array([1])).shape == (0,)

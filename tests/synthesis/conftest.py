@@ -1,10 +1,16 @@
 """Fixtures of the synthesis tests: tiny experiments and their pools."""
 
+import sys
+from pathlib import Path
+
 import pytest
 
 from counterpoise.store import open_store
+from counterpoise.synthesis import sampling
 from counterpoise.synthesis.pool import Pool
 from counterpoise.table import Names
+
+sys.path.append(str(Path(__file__).parent))  # filler is a module of the tests
 
 
 @pytest.fixture
@@ -22,3 +28,14 @@ def make_pool(tiny_models, tmp_path, names):
         return Pool(experiment, names, open_store(experiment.store))
 
     return make
+
+
+@pytest.fixture
+def fill(monkeypatch):
+    """Has a Filler sample in place of Ray."""
+
+    def use(filler):
+        monkeypatch.setattr(sampling, "sample", filler)
+        return filler
+
+    return use

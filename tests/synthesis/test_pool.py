@@ -19,7 +19,7 @@ from counterpoise.synthesis import shard as making
 from counterpoise.synthesis.address import Shard
 from counterpoise.synthesis.sampling import Sizes, pool_sizes
 from counterpoise.synthesis.workers import Work
-from counterpoise.table import SYNTHETIC, decode_image
+from counterpoise.table import BULKY, SYNTHETIC, Names, decode_image
 
 SHARDS = [Shard(0, 0, 0), Shard(0, 0, 1), Shard(1, 1, 0)]
 
@@ -60,7 +60,8 @@ def test_shards_are_what_a_plain_loop_makes(make_pool):
     assert table.schema.remove_metadata().equals(SYNTHETIC)
     assert table["index"].to_pylist() == list(range(8, 16))
     assert decode_image(table["image"][0].as_py()).shape == (16, 16, 3)
-    assert table["clip_margin"].null_count == 0
+    assert table["clip_margin"].null_count == table["clip_embedding"].null_count == 0
+    assert set(pool.rows(SHARDS[1]).column_names) == (set(SYNTHETIC.names) | {"key", "row"}) - set(BULKY)
     assert pool.rate() > 0
     assert pool.held().tolist() == [[16, 0], [0, 8]]
 
@@ -79,6 +80,29 @@ def test_the_way_over_s3_and_without_a_scorer(make_pool, s3_store):
     assert len(images) == 18
     assert decode_image(images[17]).shape == (16, 16, 3)
     assert select.realize(make_pool(store=s3_store, scorer=None), wanted).sampled == 0
+
+
+def test_the_testbeds_pool_through_filters(make_pool):
+    """Real scores of real samples: CLIP finds nearly all in their cell, and what is taken passes every filter."""
+    model = "package:counterpoise/testbed/models/shapes"
+    pool = make_pool(
+        names=Names(("circle", "ring"), ("red", "blue")),
+        generator={"model": f"{model}/diffusion", "num_inference_steps": 10, "guidance_scale": 3.0},
+        scorer={"model": f"{model}/clip"},
+        selection={"zero_shot": "cell", "near_duplicate": 0.999, "grey": 0.76},
+    )
+    realized = select.realize(pool, {"p": np.array([[0, 12], [12, 0]])})
+    view = realized.views["p"]
+    assert len(view) == 24
+    assert (view.column("clip_label") == view.labels).all()
+    assert (view.column("clip_group") == view.groups).all()
+    for label, group in ((0, 1), (1, 0)):
+        vectors = view.where(label=label, group=group).embeddings()
+        assert np.tril(vectors @ vectors.T, -1).max() < 0.999
+    summary = select.summary([realized])
+    assert summary["purity"] > 0.8
+    assert sum(summary["rejected"].values()) == len(realized.rejects)
+    assert len(view) + len(realized.rejects) <= realized.sampled
 
 
 def test_a_broken_generator_is_an_error(make_pool, tmp_path):

@@ -4,64 +4,13 @@ Shards are written here without Ray, with scores and defects that follow from th
 images must be taken; test_pool.py draws real ones.
 """
 
-import time
-
 import numpy as np
 import pytest
+from filler import Filler
 
 from counterpoise.errors import SynthesisError
-from counterpoise.generators.text_to_image import to_samples
-from counterpoise.synthesis import sampling, select
-from counterpoise.synthesis import shard as making
+from counterpoise.synthesis import select
 from counterpoise.synthesis.address import Shard
-from counterpoise.synthesis.workers import Work
-
-
-class Filler:
-    """Puts shards into a pool, without Ray: ``margin`` and ``defect`` say what the image of an address is like."""
-
-    def __init__(self, margin=lambda label, group, index: 1.0, defect=lambda label, group, index: False):
-        self.margin, self.defect, self.rounds = margin, defect, []
-
-    def put(self, pool, shard):
-        recipe, size = Work.of(pool).recipe, pool.shard_size
-        indices = range(shard.number * size, (shard.number + 1) * size)
-        bad = [self.defect(shard.label, shard.group, index) for index in indices]
-
-        def sample(prompts, negative, seeds):
-            attempted = (
-                indices if len(seeds) == size else [index for index, is_bad in zip(indices, bad, strict=True) if is_bad]
-            )
-            rng = np.random.default_rng(seeds)
-            return to_samples(
-                np.stack(
-                    [rng.random((4, 4, 3)) * (not self.defect(shard.label, shard.group, index)) for index in attempted]
-                )
-            )
-
-        table = making.to_table(making.draw(sample, recipe, shard), recipe, shard)
-        margins = [self.margin(shard.label, shard.group, index) for index in indices]
-        position = table.schema.get_field_index("clip_margin")
-        table = table.set_column(position, table.schema.field(position), [np.array(margins, np.float32)])
-        created = pool.store.create(shard.key(pool.digest), making.to_parquet(table))
-        return sampling.Receipt(shard, created, size, sum(bad), time.time(), {"sample": 0.5})
-
-    def __call__(self, pool, shards, on_receipt):
-        self.rounds.append(sorted(shards))
-        receipts = []
-        for shard in shards:
-            receipts.append(self.put(pool, shard))
-            on_receipt(receipts[-1])
-        return receipts
-
-
-@pytest.fixture
-def fill(monkeypatch):
-    def use(filler):
-        monkeypatch.setattr(sampling, "sample", filler)
-        return filler
-
-    return use
 
 
 def scattered(label, group, index):
@@ -135,7 +84,8 @@ def test_tops_up_until_the_plan_is_met(make_pool, fill):
     drawn = sum(map(len, filler.rounds)) * 8
     assert realized.sampled == drawn
     assert 260 <= drawn <= 400  # 120 wanted, of which two in five pass
-    assert realized.rejected == rejected
+    assert realized.rejected == {"clip_margin": rejected}
+    assert select.summary([realized, realized])["rejected"] == {"clip_margin": 2 * rejected}
 
 
 def test_another_threshold_resamples_nothing(make_pool, fill):

@@ -1,6 +1,9 @@
 """Shards as plain functions: what is drawn, drawn again, scored and written."""
 
+import io
+
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from counterpoise.generators.text_to_image import Samples, to_samples
@@ -109,9 +112,40 @@ def test_scores_belong_to_the_cell(tiny_models):
     texts = clip.embed_texts(RECIPE.all_prompts)
     scored = making.score(clip, texts, RECIPE, SHARD, table)
     assert scored.schema.equals(table.schema, check_metadata=True)
+    assert table["clip_embedding"].null_count == 4
     images = clip.embed_images([decode_image(table["image"][row].as_py()) for row in (0, 2, 3)])
     for row, image in zip((0, 2, 3), images, strict=True):
         own, rival = float(texts[1] @ image), float(texts[0] @ image)
         assert scored["clip_similarity"][row].as_py() == pytest.approx(own, abs=1e-6)
         assert scored["clip_margin"][row].as_py() == pytest.approx(own - rival, abs=1e-6)
-    assert scored["clip_margin"][1].as_py() is None
+        own_cell = own >= rival
+        seen = (scored["clip_label"][row].as_py(), scored["clip_group"][row].as_py())
+        assert seen == (0, 1 if own_cell else 0)
+        np.testing.assert_array_equal(scored["clip_embedding"][row].as_py(), image.astype(np.float16))
+    for name in ("similarity", "margin", "label", "group", "embedding"):
+        assert scored[f"clip_{name}"][1].as_py() is None
+    assert pq.read_table(io.BytesIO(making.to_parquet(scored))).equals(scored)
+
+
+def test_scores_of_a_shard_without_a_usable_image():
+    table = making.to_table(
+        making.draw(Sampler(uniform=[address(i, a) for i in range(8, 12) for a in range(3)]), RECIPE, SHARD),
+        RECIPE,
+        SHARD,
+    )
+    assert making.score(None, np.eye(2, dtype=np.float32), RECIPE, SHARD, table).equals(table)
+
+
+def test_zero_shot_without_groups():
+    recipe = making.Recipe("d", Names(("star", "disc")), [["star"], ["disc"]], "", 3, 1)
+    samples = Samples(np.random.default_rng(0).integers(0, 255, (3, 4, 4, 3), np.uint8), [None] * 3)
+    table = making.to_table(making.draw(lambda *_: samples, recipe, Shard(1, 0, 0)), recipe, Shard(1, 0, 0))
+
+    class Clip:
+        def embed_images(self, images):
+            return np.array([[0.6, 0.8], [0.8, 0.6], [0.0, 1.0]], np.float32)
+
+    scored = making.score(Clip(), np.eye(2, dtype=np.float32), recipe, Shard(1, 0, 0), table)
+    assert scored["clip_label"].to_pylist() == [1, 0, 1]
+    assert scored["clip_group"].to_pylist() == [-1, -1, -1]
+    np.testing.assert_allclose(scored["clip_margin"], [0.2, -0.2, 1.0], atol=1e-6)

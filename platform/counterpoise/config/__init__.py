@@ -131,8 +131,8 @@ class Experiment(Section):
             raise ValueError('a plan cannot be called "real": that is the name of the dataset')
         if self.plans and self.generator is None:
             raise ValueError("there are plans for synthetic images but no `generator` to sample them")
-        if self.selection.clip_margin is not None and self.scorer is None:
-            raise ValueError("`selection.clip_margin` needs a `scorer`")
+        if self.scorer is None and self.selection.scored:
+            raise ValueError(f"`selection.{self.selection.scored[0]}` needs a `scorer`")
         if self.realism.extractor == "clip" and self.scorer is None:
             raise ValueError("`realism.extractor: clip` needs a `scorer`")
         self._check_feedback()

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
-from counterpoise.config.base import NonNegativeInt, Section
+from counterpoise.config.base import NonNegativeInt, Section, Share
 
 
 class Plan(Section):
@@ -113,10 +113,30 @@ class Scorer(Section):
 
 
 class Selection(Section):
-    """Which pool images a plan may take."""
+    """Which pool images a plan may take: filters (:mod:`counterpoise.synthesis.filters`), each of them off at null."""
 
-    clip_margin: float | None = None  # least cosine margin of the own prompt over every rival cell's; null: take all
+    clip_similarity: float | None = None  # least cosine with the own prompt
+    clip_margin: float | None = None  # least lead of the own prompt's cosine over every rival cell's
+    zero_shot: Literal["label", "cell"] | None = None  # CLIP must see the class, or class and group, asked for
+    near_duplicate: Share | None = None  # a cosine with an earlier image of the cell from which on one is too many
+    grey: PositiveFloat | None = None  # levels of 255 by which red must differ from the mean channel
+    custom: dict[str, Any] = {}  # module:function of your own: its settings
     max_draw: Annotated[float, Field(ge=1)] = 3.0  # a cell may draw at most this many times what its plan wants
+
+    @field_validator("custom")
+    @classmethod
+    def _references(cls, custom: dict[str, Any]) -> dict[str, Any]:
+        for name in custom:
+            module, _, function = name.partition(":")
+            if not (function.isidentifier() and all(part.isidentifier() for part in module.split("."))):
+                raise ValueError(f"{name!r} is not of the form module:function")
+        return custom
+
+    @property
+    def scored(self) -> list[str]:
+        """The filters that are on and need CLIP's scores."""
+        needing = ("clip_similarity", "clip_margin", "zero_shot", "near_duplicate")
+        return [name for name in needing if getattr(self, name) is not None]
 
 
 class Workers(Section):

@@ -74,6 +74,15 @@ class CellSamples:
 
 
 @dataclass(frozen=True)
+class Filtered:
+    """What a filter kept out: how many images, and some of them with the reason."""
+
+    name: str
+    count: int
+    images: list[tuple[bytes | None, str]] = field(default_factory=list)  # None: there is no image to show
+
+
+@dataclass(frozen=True)
 class ResultRow:
     """One method trained with one seed, measured on the test images.
 
@@ -116,6 +125,7 @@ class Report:
         synthesis: ``select.summary()``; None if nothing was asked of a generator.
         realism: Each set of synthetic images against the real ones: ``methods``, ``extractor``, ``k``, ``rows``; see
             :func:`counterpoise.scoring.realism.realism`.
+        filtered: For each filter that is on, and for the quarantine, what it kept out.
         samples: Images of cells; of very many cells, only the rarest are shown.
         seconds: Step -> seconds of wall clock.
         digests: Name -> address of what the results follow from.
@@ -137,6 +147,7 @@ class Report:
     plans: list[Plan] = field(default_factory=list)
     synthesis: Mapping[str, Any] | None = None
     realism: Sequence[Mapping[str, Any]] = ()
+    filtered: list[Filtered] = field(default_factory=list)
     samples: list[CellSamples] = field(default_factory=list)
     seconds: Mapping[str, int | float] = field(default_factory=dict)
     digests: Mapping[str, str] = field(default_factory=dict)

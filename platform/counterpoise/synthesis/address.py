@@ -20,7 +20,7 @@ from counterpoise.locate import fingerprint, hash_of_file, is_folder, locate
 from counterpoise.synthesis.prompts import cell_prompts
 from counterpoise.table import Names, digest
 
-_FORMAT = 1  # of shards; another one is another pool
+_FORMAT = 2  # of shards; another one is another pool
 _LIBRARIES = ("torch", "torchvision", "diffusers", "transformers", "open_clip_torch", "numpy", "pillow", "pyarrow")
 _KEY = re.compile(r".*/(\d+)-(\d+)/(\d{6,})\.parquet")
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -20,12 +20,14 @@ from jaxtyping import Bool, Int
 from counterpoise.config import Experiment
 from counterpoise.errors import SynthesisError
 from counterpoise.store import Store, read
+from counterpoise.synthesis import filters
 from counterpoise.synthesis.address import Shard, circumstances, digest_of, folder, generation
 from counterpoise.table import Names
 from counterpoise.view import View
 
 if TYPE_CHECKING:
     from counterpoise.synthesis.feedback import Teacher
+QUARANTINED = "quarantined"  # the verdict on an image without a usable sample
 
 
 class Pool:
@@ -41,9 +43,10 @@ class Pool:
     Attributes:
         generation: All that decides the images.
         digest: Its address.
+        filters: Those that are on.
 
     Raises:
-        ConfigError, ModelError: The prompts are wrong, or generator or scorer do not exist.
+        ConfigError, ModelError: The prompts are wrong, or a filter, the generator or the scorer do not exist.
     """
 
     def __init__(
@@ -64,7 +67,10 @@ class Pool:
             teacher.identity if teacher is not None else None,
         )
         self.digest = digest_of(self.generation)
+        self.filters = filters.chosen(experiment.selection)
         self._rows: dict[Shard, pa.Table] = {}
+        self._verdicts: dict[Shard, list[filters.Reject | None]] = {}
+        self._candidates: dict[Shard, filters.Candidates] = {}
 
     @property
     def shard_size(self) -> int:
@@ -76,20 +82,63 @@ class Pool:
         return {shard for shard in map(Shard.from_key, keys) if shard is not None}
 
     def rows(self, shard: Shard) -> pa.Table:
-        """A shard's rows as in :attr:`View.index`, without images. Shards never change: each is read once."""
+        """A shard's rows as in :attr:`View.index`. Shards never change: each is read once."""
         if shard not in self._rows:
             self._rows[shard] = View.open(self.store, [shard.key(self.digest)]).index
         return self._rows[shard]
 
+    def verdicts(self, shard: Shard) -> list[filters.Reject | None]:
+        """For each image of a shard None if a plan may take it, or why not. The cell's earlier shards must be there."""
+        if shard not in self._verdicts:
+            verdicts: list[filters.Reject | None] = [
+                filters.Reject(QUARANTINED, f"quarantined: {defect}") if defect is not None else None
+                for defect in self.rows(shard)["defect"].to_pylist()
+            ]
+            judged = iter(filters.judge(self._usable(shard), self.filters))
+            self._verdicts[shard] = [verdict or next(judged) for verdict in verdicts]
+        return self._verdicts[shard]
+
+    def _usable(self, shard: Shard) -> filters.Candidates:
+        """What filters see of a shard, with its cell up to there. What they read of a cell is kept until the next."""
+        if Shard(shard.label, shard.group, 0) not in self._candidates:
+            self._candidates.clear()
+        for number in range(len(self._candidates), shard.number + 1):
+            here = Shard(shard.label, shard.group, number)
+            view = View(self.store, self.names, self.rows(here))
+            usable = view.take(np.flatnonzero(view.index["defect"].is_null()))
+            self._candidates[here] = filters.Candidates(usable, tuple(self._candidates.values()))
+        return self._candidates[shard]
+
     def accepted(self, shard: Shard) -> Bool[np.ndarray, " n"]:
-        """Which images of a shard a plan may take: not quarantined, and clear enough of their rivals."""
-        return acceptable(self.rows(shard), self.experiment.selection.clip_margin)
+        """Which images of a shard a plan may take."""
+        return np.array([verdict is None for verdict in self.verdicts(shard)], dtype=bool)
+
+    def rejects(self, shards: Sequence[Shard]) -> View:
+        """The images of shards that no plan may take, in order, with the columns ``filter`` and ``reason``."""
+        view = self.view(shards, [np.flatnonzero(~self.accepted(shard)) for shard in shards])
+        verdicts = [verdict for shard in shards for verdict in self.verdicts(shard) if verdict]
+        index = view.index.append_column("filter", pa.array([verdict.filter for verdict in verdicts], pa.string()))
+        index = index.append_column("reason", pa.array([verdict.reason for verdict in verdicts], pa.string()))
+        return View(self.store, self.names, index)
 
     def held(self) -> Int[np.ndarray, "classes groups"]:
-        """Usable images per cell."""
-        counts = np.zeros(self.names.shape, dtype=np.int64)
-        for shard in self.shards():
-            counts[shard.label, shard.group] += int(self.accepted(shard).sum())
+        """Images per cell that a plan could take now: from the first shard to the first that is missing."""
+        counts, reached = np.zeros((2, *self.names.shape), dtype=np.int64)
+        for shard in sorted(self.shards()):
+            cell = shard.label, shard.group
+            if shard.number == reached[cell]:
+                reached[cell] += 1
+                counts[cell] += int(self.accepted(shard).sum())
+        return counts
+
+    def purity(self, shards: Iterable[Shard]) -> Int[np.ndarray, "2 classes groups"]:
+        """Per cell, the scored images of shards, and those that CLIP puts into the cell they were asked for."""
+        counts = np.zeros((2, *self.names.shape), dtype=np.int64)
+        for shard in shards:
+            rows = self.rows(shard)
+            label, group = (pc.equal(rows[name], rows[f"clip_{name}"]) for name in ("label", "group"))
+            seen = pc.and_(label, group).drop_null()  # a quarantined image was not looked at
+            counts[:, shard.label, shard.group] += (len(seen), int(np.sum(seen.to_numpy())))
         return counts
 
     def view(self, shards: Iterable[Shard], taken: Iterable[Int[np.ndarray, " _"]]) -> View:
@@ -145,12 +194,3 @@ class Pool:
     def record_rate(self, images_per_second: float, workers: int) -> None:
         record = {"images_per_second": round(images_per_second, 4), "workers": workers}
         self.store.replace(self._rate_key, json.dumps(record).encode())
-
-
-def acceptable(rows: pa.Table, clip_margin: float | None) -> Bool[np.ndarray, " n"]:
-    """Which rows are no defects and, if a margin is asked for, have at least that one."""
-    good = np.asarray(pc.is_null(rows["defect"]))
-    if clip_margin is None:
-        return good
-    clear = pc.greater_equal(rows["clip_margin"].cast(pa.float64()), clip_margin)
-    return good & np.asarray(pc.fill_null(clear, False))

@@ -1,4 +1,4 @@
-"""A plan is a view on the pool: of each cell the first images, in index order, that pass the filter.
+"""A plan is a view on the pool: of each cell the first images, in index order, that pass the filters.
 
 What a view shows follows from the plan and the pool's address alone, not from who drew which shard when. So two plans
 share the images that both want, a larger plan contains the smaller one, and another threshold samples only what is
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -16,11 +17,9 @@ from typing import Any, TypeVar
 import numpy as np
 from jaxtyping import Int
 
-from counterpoise.errors import SynthesisError
-from counterpoise.progress import Progress
-from counterpoise.synthesis import sampling
+from counterpoise.synthesis.account import Account
 from counterpoise.synthesis.address import Shard
-from counterpoise.synthesis.pool import Pool
+from counterpoise.synthesis.pool import QUARANTINED, Pool
 from counterpoise.view import View
 
 Counts = Int[np.ndarray, "classes groups"]
@@ -52,7 +51,9 @@ class Realized:
         sampled: Images that this call sampled; also those that turned out not to be needed.
         reused: Images in the shards looked into that were there before.
         quarantined: Images in the shards looked into without a usable sample.
-        rejected: Images in them below the threshold.
+        rejected: Usable images in them that a filter kept out, by filter.
+        rejects: These two kinds of images, with the columns ``filter`` and ``reason``.
+        purity: Images in them that CLIP looked at and, of these, images that it puts into the cell asked for.
         fresh: Keys of the shards that this call sampled.
         seconds: Wall-clock time of this call.
         images_per_second: Images sampled per second of sampling, start-up aside; None if none were.
@@ -67,7 +68,9 @@ class Realized:
     sampled: int
     reused: int
     quarantined: int
-    rejected: int
+    rejected: dict[str, int]
+    rejects: View
+    purity: Int[np.ndarray, "2 classes groups"]
     fresh: frozenset[str]
     seconds: float
     images_per_second: float | None
@@ -90,7 +93,7 @@ def realize(pool: Pool, wanted: Mapping[Plan, Counts]) -> Realized:
     """
     started = time.monotonic()
     union = _union(pool, wanted)
-    account = _Account(pool)
+    account = Account(pool)
     here = pool.shards()
     while missing := _missing(pool, union, here):
         account.draw(missing, _considered(pool, union, here))
@@ -98,10 +101,8 @@ def realize(pool: Pool, wanted: Mapping[Plan, Counts]) -> Realized:
     considered = _considered(pool, union, here)
     account.check_quarantine(considered)
     views = {plan: _view(pool, counts, here) for plan, counts in wanted.items()}
-    sizes = [len(pool.rows(shard)) for shard in considered]
-    reused = sum(size for shard, size in zip(considered, sizes, strict=True) if shard not in account.receipts)
-    accepted = sum(int(pool.accepted(shard).sum()) for shard in considered)
-    quarantined = sum(_quarantined(pool, shard) for shard in considered)
+    rejects = pool.rejects(considered)
+    reasons = Counter(rejects.index["filter"].to_pylist())
     got = [view.counts for view in views.values()]
     return Realized(
         pool=pool.digest,
@@ -110,9 +111,11 @@ def realize(pool: Pool, wanted: Mapping[Plan, Counts]) -> Realized:
         images=int(np.maximum.reduce(got).sum()) if got else 0,
         shards=len(considered),
         sampled=account.images,
-        reused=reused,
-        quarantined=quarantined,
-        rejected=sum(sizes) - accepted - quarantined,
+        reused=sum(len(pool.rows(shard)) for shard in considered if shard not in account.receipts),
+        quarantined=reasons[QUARANTINED],
+        rejected={name: reasons[name] for name, *_ in pool.filters},
+        rejects=rejects,
+        purity=pool.purity(considered),
         fresh=frozenset(shard.key(pool.digest) for shard in account.receipts),
         seconds=time.monotonic() - started,
         images_per_second=account.images / account.sampling if account.images else None,
@@ -129,6 +132,9 @@ def summary(results: Sequence[Realized]) -> dict[str, Any]:
     """What several pools gave, as one JSON-able value."""
     sampling_seconds = sum(result.sampled / result.images_per_second for result in results if result.images_per_second)
     sampled = sum(result.sampled for result in results)
+    rejected = Counter[str]()
+    for result in results:
+        rejected.update(result.rejected)
     return {
         "pool": " ".join(result.pool for result in results),
         "shards": sum(result.shards for result in results),
@@ -136,7 +142,8 @@ def summary(results: Sequence[Realized]) -> dict[str, Any]:
         "sampled": sampled,
         "reused": sum(result.reused for result in results),
         "quarantined": sum(result.quarantined for result in results),
-        "rejected": sum(result.rejected for result in results),
+        "rejected": dict(rejected),
+        **_purity(results),
         "short_cells": [
             {"plan": _name(short.plan), "cell": short.cell, "wanted": short.wanted, "got": short.got}
             for result in results
@@ -148,6 +155,21 @@ def summary(results: Sequence[Realized]) -> dict[str, Any]:
             for step in ("startup", "sample", "encode", "score", "commit")
         },
     }
+
+
+def _purity(results: Sequence[Realized]) -> dict[str, Any]:
+    """Shares of images that CLIP puts into the cell they were asked for; None where it looked at none."""
+    if not results:
+        return {"purity": None, "cell_purity": None}
+    counts = np.sum([result.purity for result in results], axis=0)
+    scored, pure = counts.tolist()
+    cells = [[_share(*cell) for cell in zip(*rows, strict=True)] for rows in zip(pure, scored, strict=True)]
+    total, right = counts.sum(axis=(1, 2)).tolist()
+    return {"purity": _share(right, total), "cell_purity": cells if total else None}
+
+
+def _share(part: int, whole: int) -> float | None:
+    return round(part / whole, 4) if whole else None
 
 
 def shards_to_draw(accepted: int, drawn: int, wanted: int, typical: float, shard_size: int) -> int:
@@ -168,65 +190,6 @@ def shards_to_draw(accepted: int, drawn: int, wanted: int, typical: float, shard
 def bound(wanted: int, max_draw: float, shard_size: int) -> int:
     """The most shards that a cell may look into for ``wanted`` images."""
     return math.ceil(wanted * max_draw / shard_size - 1e-9)
-
-
-class _Account:
-    """What this call drew, and what that cost."""
-
-    def __init__(self, pool: Pool) -> None:
-        self.pool = pool
-        self.receipts: dict[Shard, sampling.Receipt] = {}
-        self.sampling = 0.0  # seconds between the first sample and the last commit, over all rounds
-        self.cost: dict[str, float] = {}
-
-    @property
-    def images(self) -> int:
-        return sum(receipt.images for receipt in self.receipts.values())
-
-    def draw(self, shards: Sequence[Shard], considered: Sequence[Shard]) -> None:
-        """One round; ends early as soon as it is certain that too many images are quarantined."""
-        begun, first, total = time.time(), math.inf, len(shards) * self.pool.shard_size
-        bad = sum(_quarantined(self.pool, shard) for shard in considered)
-        allowed = self.pool.experiment.pool.max_quarantined * (total + len(considered) * self.pool.shard_size)
-        with Progress("sampling", total, "images") as progress:
-
-            def on_receipt(receipt: sampling.Receipt) -> None:
-                nonlocal bad, first
-                if receipt.started < first:
-                    first = receipt.started
-                    progress.restart_clock(time.time() - first)
-                bad += receipt.quarantined
-                progress.advance(receipt.images, f"{bad} quarantined" if bad else "")
-                self.receipts[receipt.shard] = receipt
-                if bad > allowed:
-                    self._too_many(bad, progress.done + len(considered) * self.pool.shard_size, receipt.shard)
-
-            receipts = sampling.sample(self.pool, shards, on_receipt)
-        self.sampling += time.time() - first
-        self._charge("startup", first - begun)
-        for receipt in receipts:
-            for step, seconds in receipt.seconds.items():
-                self._charge(step, seconds)
-
-    def check_quarantine(self, considered: Sequence[Shard]) -> None:
-        """Raises SynthesisError if too many of the images are quarantined, also if they were so before."""
-        bad = [_quarantined(self.pool, shard) for shard in considered]
-        total = len(considered) * self.pool.shard_size
-        if total and sum(bad) > self.pool.experiment.pool.max_quarantined * total:
-            self._too_many(sum(bad), total, considered[int(np.argmax(bad))])
-
-    def _charge(self, step: str, seconds: float) -> None:
-        self.cost[step] = self.cost.get(step, 0.0) + seconds
-
-    def _too_many(self, bad: int, total: int, example: Shard) -> None:
-        defects = self.pool.rows(example)["defect"].drop_null().to_pylist()
-        raise SynthesisError(
-            "the generator makes too many useless images",
-            where=f"{self.pool.store.uri}/{example.key(self.pool.digest)}",
-            found=f"{bad} of {total} images quarantined: {', '.join(sorted(set(defects)))}",
-            allowed=f"pool.max_quarantined: {self.pool.experiment.pool.max_quarantined:g} of all",
-            remedy="look at generator.dtype (float16 overflows in some models), guidance_scale and the prompts",
-        )
 
 
 def _union(pool: Pool, wanted: Mapping[Any, Counts]) -> Counts:
@@ -289,11 +252,6 @@ def _short(plan: Any, wanted: Counts, view: View) -> list[Short]:
         for label, group, count in _cells(wanted)
         if got[label, group] < count
     ]
-
-
-def _quarantined(pool: Pool, shard: Shard) -> int:
-    rows = pool.rows(shard)
-    return len(rows) - rows["defect"].null_count
 
 
 def _name(plan: Any) -> str:

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Float
 
-from counterpoise.scoring.margin import rivals_of, similarity_and_margin
+from counterpoise.scoring.margin import nearest, rivals_of, similarity_and_margin
 from counterpoise.synthesis.address import Shard, seed
 from counterpoise.table import SYNTHETIC, Names, decode_image, encode_image, make_table
 
@@ -108,14 +108,13 @@ def to_table(draft: Draft, recipe: Recipe, shard: Shard, threads: int = 1) -> pa
         "defect": draft.defects,
         "condition_id": draft.condition_ids,
         "criterion": draft.criteria,
-        "clip_similarity": [None] * n,
-        "clip_margin": [None] * n,
+        **{field.name: [None] * n for field in SYNTHETIC if field.name.startswith("clip_")},
     }
     return make_table(columns, SYNTHETIC, recipe.names)
 
 
 def score(clip: Clip, texts: Float[np.ndarray, "m d"], recipe: Recipe, shard: Shard, table: pa.Table) -> pa.Table:
-    """The table with CLIP's similarities and margins; a quarantined image has none.
+    """The table with all that CLIP says, from one batch; of a quarantined image it says nothing.
 
     Args:
         clip: The scorer.
@@ -124,18 +123,29 @@ def score(clip: Clip, texts: Float[np.ndarray, "m d"], recipe: Recipe, shard: Sh
         shard: Which one ``table`` is.
         table: From :func:`to_table`.
     """
-    usable = [row for row, image in enumerate(table["image"]) if image.is_valid]
-    similarities: list[float | None] = [None] * len(table)
-    margins: list[float | None] = [None] * len(table)
-    if usable:
-        images = clip.embed_images([decode_image(table["image"][row].as_py()) for row in usable])
-        own = shard.label * len(recipe.prompts[0]) + shard.group
-        cosines, leads = similarity_and_margin(images, texts, own, rivals_of(own, recipe.all_prompts))
-        for row, cosine, lead in zip(usable, cosines, leads, strict=True):
-            similarities[row], margins[row] = float(cosine), float(lead)
-    for name, values in (("clip_similarity", similarities), ("clip_margin", margins)):
+    usable = np.flatnonzero(table["image"].is_valid())
+    if not len(usable):
+        return table
+    images = clip.embed_images([decode_image(table["image"][int(row)].as_py()) for row in usable])
+    columns = len(recipe.prompts[0])
+    own = shard.label * columns + shard.group
+    rivals = rivals_of(own, recipe.all_prompts)
+    similarities, margins = similarity_and_margin(images, texts, own, rivals)
+    seen = nearest(images, texts, own, rivals)
+    scores: dict[str, np.ndarray | list] = {
+        "clip_similarity": similarities,
+        "clip_margin": margins,
+        "clip_label": seen // columns,
+        "clip_group": seen % columns if recipe.names.groups else np.full(len(seen), -1),
+        "clip_embedding": list(images.astype(np.float16)),
+    }
+    ranks = np.full(len(table), -1)
+    ranks[usable] = np.arange(len(usable))
+    order = pa.array(ranks, pa.int32(), mask=ranks < 0)  # a null here becomes a null in the column
+    for name, values in scores.items():
         position = table.schema.get_field_index(name)
-        table = table.set_column(position, table.schema.field(name), pa.array(values, pa.float32()))
+        field = table.schema.field(name)
+        table = table.set_column(position, field, pa.array(values, field.type).take(order))
     return table
 
 
