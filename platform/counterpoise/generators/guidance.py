@@ -25,7 +25,7 @@ from torch.utils.checkpoint import checkpoint
 
 from counterpoise.generators.prediction import noise_level, predict_clean, prediction_type
 
-Criterion = Callable[[Float[Tensor, "n 3 height width"]], Float[Tensor, " n"]]
+Criterion = Callable[[Float[Tensor, "n channels height width"]], Float[Tensor, " n"]]
 
 _TINY = 1e-12
 
@@ -164,7 +164,7 @@ def denoiser_of(pipeline: Any) -> torch.nn.Module:
 
 def decode(
     pipeline: Any, latents: Tensor, decoder: Any, size: tuple[int, int] | None
-) -> Float[Tensor, "n 3 height width"]:
+) -> Float[Tensor, "n channels height width"]:
     """Images with values around [0, 1] from a pipeline's latents; of pixel models the latents are the images."""
     autoencoder = decoder or getattr(pipeline, "vae", None)
     if autoencoder is None:
