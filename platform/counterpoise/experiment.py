@@ -23,6 +23,7 @@ from counterpoise.errors import DataError
 from counterpoise.progress import Progress
 from counterpoise.store import open_store
 from counterpoise.synthesis import select
+from counterpoise.synthesis import verify as verifying
 from counterpoise.synthesis.address import check_pipeline_folder, identify_scorer
 from counterpoise.synthesis.plan import wanted
 from counterpoise.synthesis.pool import Pool
@@ -173,6 +174,13 @@ class Job:
     def synthesize(self) -> dict[str, Any]:
         """Fills the pools until every plan is met or its bound is reached."""
         return select.summary(list(self.realized.values()))
+
+    def verify(self, regenerate: int) -> dict[str, Any]:
+        """What is wrong with the pools' shards, and whether that many images of each pool come out again."""
+        pools = {pool.digest: pool for pool in self.pools.values()}.values()
+        found = verifying.summary([verifying.verify(pool, regenerate, self.first.seed) for pool in pools])
+        self.tracked.json("verify.json", found)
+        return found
 
     # -- training and evaluation ---------------------------------------------------------------------------------------
 
