@@ -18,7 +18,7 @@ FLOORS = [
     {"fitting", "likeness"},
     {"record"},
     {"experiment"},
-    {"story"},
+    {"story", "export", "preview"},
     {"doctor", "terminal"},
     {"cli"},
 ]

@@ -77,8 +77,10 @@ def _command(name: str, short_help: str, *options: Callable) -> Callable:
                 click.echo(json.dumps(result, allow_nan=False))
             else:
                 _show(tables)
+            if not result.get("ok", True):
+                sys.exit(1)
 
-        for option in reversed(options):
+        for option in options:
             command = option(command)
         return command
 
@@ -203,6 +205,91 @@ def report(job: Job, out: Path | None) -> tuple[dict, Any]:
 
     written = story.write(job, out)
     return written, terminal.files(written["files"])
+
+
+@_command(
+    "preview",
+    "Draw a few images of each cell, in seconds.",
+    click.option("--per-cell", type=click.IntRange(1, 64), default=4, help="Images of each cell [4]."),
+    click.option("--cells", type=click.IntRange(1, 400), default=24, help="Most cells to show, spread over all [24]."),
+    click.option("--sweep", metavar="KEY=V1,V2,…", help="The same seeds for each value of a key, side by side."),
+    click.option(
+        "--out", type=click.Path(dir_okay=False, path_type=Path), default="preview.png", help="PNG [preview.png]."
+    ),
+)
+def preview(job: Job, per_cell: int, cells: int, sweep: str | None, out: Path) -> tuple[dict, Any]:
+    """Sample a few images of each cell in this process and draw them: a look before the long run.
+
+    They are the first images of the pool's cells, but for the last bits; nothing is put into the pool.
+
+    \b
+    Example:  counterpoise preview demo --out look.png
+              counterpoise preview demo --method ffr --per-cell 3 --sweep generator.guidance_scale=1,3,5
+    """
+    from counterpoise import compose, terminal
+    from counterpoise.preview import preview
+
+    typed = click.get_current_context().params
+
+    def load(override: str) -> list:
+        return compose.load(typed["config"], (*typed["overrides"], override), only_method=typed["method"])
+
+    drawn = preview(job, load, out, per_cell, cells, sweep)
+    return drawn, terminal.preview(drawn)
+
+
+@_command(
+    "export",
+    "Write a method's images as a dataset for others.",
+    click.option(
+        "--format",
+        "form",
+        type=click.Choice(["imagefolder", "parquet", "webdataset", "huggingface"]),
+        required=True,
+        help="What the folder is to be.",
+    ),
+    click.option("--out", type=click.Path(path_type=Path), required=True, help="A folder that is empty or not there."),
+    click.option("--plan", "plans", multiple=True, help="Only this plan of the method; may be repeated."),
+    click.option("--with-real", is_flag=True, help="Put the real training images beside the synthetic ones."),
+    click.option(
+        "--per-file", type=click.IntRange(1), default=1000, help="Images per Parquet, tar or Arrow file [1000]."
+    ),
+)
+def export(job: Job, form: str, out: Path, plans: tuple[str, ...], with_real: bool, per_file: int) -> tuple[dict, Any]:
+    """Write the images that a method's plans take, with labels, prompts, seeds and a card, for other tools to read.
+
+    What the pool lacks is sampled first. The folder is there whole at the end, or not at all.
+
+    \b
+    Example:  counterpoise export demo --method ffr --format parquet --out ffr_images
+              counterpoise export demo --method usb --format imagefolder --with-real --out repaired
+    """
+    from counterpoise import terminal
+    from counterpoise.export.write import export
+
+    written = export(job, form, out, plans, with_real, per_file)
+    return written, terminal.export(written)
+
+
+@_command(
+    "verify",
+    "Check the pool's files; sample some images anew.",
+    click.option("--regenerate", type=click.IntRange(0), default=0, help="Images to sample anew and compare [0]."),
+)
+def verify(job: Job, regenerate: int) -> tuple[dict, Any]:
+    """Check every shard of the pools: hash, rows, seeds, pixels that decode. Exit with status 1 if one is bad.
+
+    With --regenerate, images are sampled anew, in this process, and must come out as they are in the pool. The seed of
+    the first method chooses them: seeds=[1] chooses others.
+
+    \b
+    Example:  counterpoise verify demo
+              counterpoise verify demo --method ffr --regenerate 64 --json
+    """
+    from counterpoise import terminal
+
+    found = job.verify(regenerate)
+    return found, terminal.verify(found)
 
 
 @main.command("doctor", short_help="Check this machine, and an experiment on it.")

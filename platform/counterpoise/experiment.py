@@ -23,6 +23,7 @@ from counterpoise.errors import DataError
 from counterpoise.progress import Progress
 from counterpoise.store import open_store
 from counterpoise.synthesis import feedback, filters, select
+from counterpoise.synthesis import verify as verifying
 from counterpoise.synthesis.address import check_pipeline_folder, identify_scorer
 from counterpoise.synthesis.feedback import Teacher
 from counterpoise.synthesis.plan import wanted
@@ -221,6 +222,13 @@ class Job:
         """Fills the pools until every plan is met or its bound is reached."""
         return select.summary(list(self.realized.values()))
 
+    def verify(self, regenerate: int) -> dict[str, Any]:
+        """What is wrong with the pools' shards, and whether that many images of each pool come out again."""
+        pools = {pool.digest: pool for pool in self.pools.values()}.values()
+        found = verifying.summary([verifying.verify(pool, regenerate, self.first.seed) for pool in pools])
+        self.tracked.json("verify.json", found)
+        return found
+
     # -- realism -------------------------------------------------------------------------------------------------------
 
     @cached_property
@@ -229,10 +237,9 @@ class Job:
         kind = likeness.extractor_of(self.first) if self.wanted else "none"
         if kind == "none":
             return []
-        made: dict[str, list[View]] = {}
-        for result in self.realized.values():
-            for (method, _), view in result.views.items():
-                made.setdefault(method, []).append(view)
+        results, made = self.realized, dict[str, list[View]]()
+        for method, name in self.wanted:
+            made.setdefault(method, []).append(results[self.last_pools[method].digest].views[method, name])
         judge = self._judge() if kind == "model" else None
         with self._timed("realism"):
             measured = likeness.measure(self.first, self.train_view, made, self.store, judge)

@@ -109,6 +109,37 @@ def files(written: Mapping[str, str]) -> Iterator[RenderableType]:
         yield f"{kind}: {path}"
 
 
+def preview(drawn: Mapping[str, Any]) -> Iterator[RenderableType]:
+    left = f" ({len(drawn['left_out']):,} cells left out: raise --cells)" if drawn["left_out"] else ""
+    yield (
+        f"{drawn['images']:,} images of {drawn['cells']:,} cells{left} in {_duration(drawn['seconds'])}, "
+        f"{_number(drawn['images_per_second'])} images/s"
+    )
+    if drawn["defects"]:
+        yield Text(f"{drawn['defects']:,} of them are useless: the grey squares", style="yellow")
+    yield str(drawn["file"])
+
+
+def export(written: Mapping[str, Any]) -> Iterator[RenderableType]:
+    size = f"{written['files']:,} files, {written['bytes'] / 1e6:,.1f} MB"
+    yield f"{written['images']:,} images as {written['format']}: {size}"
+    yield str(written["out"])
+
+
+def verify(found: Mapping[str, Any]) -> Iterator[RenderableType]:
+    for bad in found["bad"]:
+        yield Text.assemble(("bad ", _STATES["fail"]), f"{bad['key']}: {bad['wrong']}")
+    if found["bad"]:
+        yield "To mend a shard, remove its file from the store and run synthesize again: it is sampled anew."
+    yield f"{found['shards']:,} shards, {len(found['bad']):,} bad"
+    if found["unhashed"]:
+        yield f"{found['unhashed']:,} shards carry no hash: their pixels decode, but were not compared"
+    if found["regenerated"]:
+        equal = f"{found['equal']:,} of {found['regenerated']:,} images sampled anew are equal"
+        difference = found["largest_difference"]
+        yield equal + ("" if difference is None else f"; the largest difference is {difference} of 255")
+
+
 def checks(found: Sequence[Any]) -> Iterator[RenderableType]:
     table = Table(box=None, show_header=False, pad_edge=False)
     for check in found:

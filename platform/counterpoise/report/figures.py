@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from PIL import Image
+from PIL import Image, ImageOps
 
 from counterpoise.report import content
 from counterpoise.report.content import PRIMARY, CellSamples, Grid, Rates, Report
@@ -101,6 +101,58 @@ def samples(report: Report) -> Figure:
     axis.set_xticks(np.arange(3) * width / 3, ["real", "synthetic", "filtered"], fontsize=8, ha="left")
     _plain(axis)
     return figure
+
+
+def grid(
+    strips: Sequence[Sequence[Sequence[bytes | None]]], rows: Sequence[str], columns: Sequence[str], title: str
+) -> Figure:
+    """Strips of encoded images under labels; None is a grey square.
+
+    Args:
+        strips: Images by row and column; all strips are of one length.
+        rows: Labels of the rows.
+        columns: Labels of the columns.
+        title: One line or several.
+    """
+    side = _side(strips)
+    pictures = [np.concatenate([_squares(strip, side) for strip in row], axis=1) for row in strips]
+    canvas = np.concatenate(pictures)
+    height, width, _ = canvas.shape
+    margin = 0.3 + 0.07 * min(max(map(len, rows)), 40)
+    figure = Figure(figsize=(max(width / 100 + margin, 6.5), height / 100 + 0.9), layout="constrained")
+    axis = figure.subplots()
+    axis.imshow(canvas, interpolation="nearest")
+    axis.set_yticks((np.arange(len(rows)) + 0.5) * height / len(rows), [_short(name, 40) for name in rows], fontsize=8)
+    axis.xaxis.tick_top()
+    letters = max(4, width // len(columns) // 8)
+    axis.set_xticks(
+        np.arange(len(columns)) * width / len(columns), [_short(n, letters) for n in columns], fontsize=8, ha="left"
+    )
+    axis.set_title(_short(title, 400), loc="left", fontsize=8, color=_SOFT)
+    _plain(axis)
+    return figure
+
+
+def _side(strips: Sequence[Sequence[Sequence[bytes | None]]]) -> int:
+    """Pixels of a square: the images' own, if these can be seen and do not fill the wall."""
+    for data in (data for row in strips for strip in row for data in strip if data is not None):
+        with Image.open(io.BytesIO(data)) as image:
+            return min(max(*image.size, _SIDE), 2 * _SIDE)
+    return _SIDE
+
+
+def _squares(strip: Sequence[bytes | None], side: int) -> UInt8[np.ndarray, "height width 3"]:
+    """Images side by side on white, each fitted into a square, with a gap after the last."""
+    canvas = Image.new("RGB", (len(strip) * (side + 2) + 10, side + 4), "white")
+    for number, data in enumerate(strip):
+        picture = Image.new("RGB", (side, side), (235, 235, 235))
+        if data is not None:
+            with Image.open(io.BytesIO(data)) as image:
+                smaller = max(image.size) < side
+                resampling = Image.Resampling.NEAREST if smaller else Image.Resampling.LANCZOS
+                picture = ImageOps.pad(image.convert("RGB"), (side, side), resampling, color="white")
+        canvas.paste(picture, (number * (side + 2), 2))
+    return np.asarray(canvas)
 
 
 def _kinds(cell: CellSamples) -> tuple[list[bytes], list[bytes], list[bytes]]:

@@ -153,13 +153,24 @@ class Pool:
         Raises:
             SynthesisError: ``generation.json`` is damaged or speaks of something else.
         """
-        key = f"{folder(self.digest)}generation.json"
         record = {"generation": self.generation, "recorded": circumstances(self.experiment)}
-        if self.store.create(key, json.dumps(record, indent=1, sort_keys=True).encode()):
-            return
-        where = f"{self.store.uri}/{key}"
+        if not self.store.create(self.description_key, json.dumps(record, indent=1, sort_keys=True).encode()):
+            self.check_description()
+
+    @cached_property
+    def description_key(self) -> str:
+        return f"{folder(self.digest)}generation.json"
+
+    def check_description(self) -> None:
+        """Compares what is written down with what this experiment asks for; other versions are a warning.
+
+        Raises:
+            SynthesisError: ``generation.json`` is damaged or speaks of something else.
+            StoreError: It is not there.
+        """
+        where = f"{self.store.uri}/{self.description_key}"
         try:
-            found = json.loads(read(self.store, key))
+            found = json.loads(read(self.store, self.description_key))
             same, recorded = found["generation"] == self.generation, dict(found["recorded"])
         except (ValueError, KeyError, TypeError) as error:
             remedy = "put back a copy of this file, or remove the pool's folder to sample it anew"
@@ -171,7 +182,7 @@ class Pool:
             raise SynthesisError("the pool's description was changed", where=where, remedy=remedy)
         differences = [
             f"{name} {recorded.get(name)} then, {value} now"
-            for name, value in record["recorded"].items()
+            for name, value in circumstances(self.experiment).items()
             if recorded.get(name) != value
         ]
         if differences:

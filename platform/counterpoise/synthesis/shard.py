@@ -5,6 +5,7 @@ Plain functions on arrays and tables; :mod:`counterpoise.synthesis.sampling` run
 
 from __future__ import annotations
 
+import hashlib
 import io
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -149,9 +150,23 @@ def score(clip: Clip, texts: Float[np.ndarray, "m d"], recipe: Recipe, shard: Sh
     return table
 
 
+def content_hash(table: pa.Table) -> str:
+    """SHA-256, in hex, of all values of all columns: what a shard's file says of itself, for ``verify`` to compare."""
+    sha = hashlib.sha256()
+    for name in sorted(table.column_names):
+        for value in [name, *table[name].to_pylist()]:
+            data = value if isinstance(value, bytes) else repr(value).encode()
+            sha.update(len(data).to_bytes(8, "big") + data)
+    return sha.hexdigest()
+
+
 def to_parquet(table: pa.Table) -> bytes:
-    """The bytes of a shard's file: for equal tables and the same version of pyarrow always the same."""
+    """The bytes of a shard's file: for equal tables and the same version of pyarrow always the same.
+
+    The hash of the content is in the metadata, as ``sha256``.
+    """
     buffer = io.BytesIO()
+    table = table.replace_schema_metadata({**table.schema.metadata, b"sha256": content_hash(table).encode()})
     pq.write_table(table, buffer, compression="none", use_dictionary=False, row_group_size=len(table))
     return buffer.getvalue()
 

@@ -11,13 +11,15 @@ from __future__ import annotations
 
 import pickle
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 from counterpoise import config
-from counterpoise.errors import CounterpoiseError
+from counterpoise.errors import ConfigError, CounterpoiseError
 from counterpoise.store import Store
 from counterpoise.synthesis import shard as making
 from counterpoise.synthesis.address import Devices, Shard, devices
@@ -104,6 +106,36 @@ class Sampler(Stage):
         table = making.to_table(draft, self.work.recipe, shard, self.threads)
         clock.lap("encode")
         return _row(shard, table=making.to_ipc(table), started=started, **clock.laps)
+
+
+@contextmanager
+def sampler_here(work: Work) -> Iterator[Callable[[Shard], pa.Table]]:
+    """What a sampler actor does, in this process: a shard's table without scores. For looking, not for the pool.
+
+    Raises:
+        ConfigError: The generator computes on a GPU, and this machine has none.
+        ModelError: It cannot be loaded.
+    """
+    import torch
+
+    if work.devices.generator == "cuda" and not torch.cuda.is_available():
+        remedy = "run this where there is one, or set pool.sampling.num_gpus=0 and generator.device=auto"
+        raise ConfigError("this machine has no GPU to sample on", where="generator.device", found="cuda", remedy=remedy)
+    threads = torch.get_num_threads()
+    sampler = Sampler(work)
+    if sampler.failure is not None:
+        raise sampler.failure
+
+    def sample(shard: Shard) -> pa.Table:
+        row = sampler(_row(shard))
+        if "failure" in row.column_names:
+            raise pickle.loads(row["failure"][0].as_py())
+        return making.from_ipc(row["table"][0].as_py())
+
+    try:
+        yield sample
+    finally:
+        torch.set_num_threads(threads)
 
 
 class Scorer(Stage):

@@ -1,0 +1,130 @@
+"""What is exported: the images of a method's plans, each once, and beside them the real ones if they are asked for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from counterpoise.config import Experiment
+from counterpoise.errors import ConfigError, PlanError, did_you_mean, one_of
+from counterpoise.experiment import Job
+from counterpoise.synthesis.pool import Pool
+from counterpoise.view import View
+
+_INTERNAL = ("key", "row", "defect")  # where an image lies; and defects, which no view holds
+_FIRST = ("id", "label", "group", "split", "source", "plans")  # of a row; what else there is comes after
+
+
+@dataclass(frozen=True)
+class Content:
+    """What an export holds.
+
+    Attributes:
+        experiment: Whose plans these are.
+        pool: Where the synthetic images are from.
+        plans: Each plan's view.
+        view: Every synthetic image once, cell by cell, then the real ones. Its column ``plans`` has the names of the
+            plans that took the image, with commas between them; null for real images.
+    """
+
+    experiment: Experiment
+    pool: Pool
+    plans: dict[str, View]
+    view: View
+
+    def __len__(self) -> int:
+        return len(self.view)
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Of :meth:`rows`, without the image. Classes and groups are names here."""
+        fields = {field.name: field for field in self.view.index.schema if field.name not in _INTERNAL}
+        named = {name: pa.field(name, pa.string()) for name in ("label", "group")}
+        order = [*_FIRST, *(name for name in fields if name not in _FIRST)]
+        return pa.schema([(fields | named)[name] for name in order])
+
+    def rows(self) -> Iterator[tuple[dict[str, Any], bytes]]:
+        """(values by column, encoded image) of every row, streamed; one row group of the store is in memory."""
+        names, index, columns = self.view.names, self.view.index, self.schema.names
+        for position, image in self.view.images():
+            (row,) = index.slice(position, 1).to_pylist()
+            row["label"] = names.classes[row["label"]]
+            row["group"] = names.groups[row["group"]] if names.groups and row["group"] >= 0 else None
+            yield {name: _finite(row[name]) for name in columns}, image
+
+
+def content(job: Job, plans: Sequence[str], with_real: bool) -> Content:
+    """The views of the job's one method with plans, sampled as needed.
+
+    Args:
+        job: Of one method, or of several of which one has plans.
+        plans: Names of the plans to take; none are all.
+        with_real: Add the training images.
+
+    Raises:
+        ConfigError: It is not clear whose plans are meant, or there is no plan of this name.
+        PlanError: The plans want no image.
+        CounterpoiseError: Sampling failed.
+    """
+    experiment = _the_method(job)
+    for name in plans:
+        if name not in experiment.plans:
+            raise ConfigError(
+                f"the method {experiment.method!r} has no such plan",
+                where="--plan",
+                found=name,
+                allowed=one_of(experiment.plans),
+                remedy=did_you_mean(name, experiment.plans),
+            )
+    pool = job.pools[experiment.method]
+    realized = job.realized[pool.digest].views
+    views = {name: realized[experiment.method, name] for name in plans or experiment.plans}
+    view = together(views)
+    if not len(view):
+        raise PlanError("there is no image to export", where=f"plans of {experiment.method}", found=one_of(views))
+    return Content(experiment, pool, views, view + job.train_view if with_real else view)
+
+
+def _the_method(job: Job) -> Experiment:
+    found = {experiment.method: experiment for experiment in job.experiments if experiment.plans}
+    if len(found) == 1:
+        return next(iter(found.values()))
+    if not found:
+        raise ConfigError(
+            "there is no plan to export", where="--method", found=one_of(e.method for e in job.experiments)
+        )
+    remedy = f"say whose: --method {next(iter(found))}"
+    raise ConfigError("several methods have plans", where="--method", found=one_of(found), remedy=remedy)
+
+
+def together(views: Mapping[str, View]) -> View:
+    """Every image of the views once, by cell and index, with the names of the views that have it as ``plans``."""
+    takers: dict[tuple[str, int], list[str]] = {}
+    firsts = []
+    for name, view in views.items():
+        places = list(zip(view.index["key"].to_pylist(), view.index["row"].to_pylist(), strict=True))
+        new = [position for position, place in enumerate(places) if place not in takers]
+        firsts.append(view.index.take(pa.array(new, pa.int64())))
+        for place in places:
+            takers.setdefault(place, []).append(name)
+    index = pa.concat_tables(firsts, promote_options="default")
+    column = pa.array([",".join(names) for names in takers.values()], pa.string())
+    index = index.append_column("plans", column)
+    if "index" in index.column_names:  # an empty view has no columns but those of real images
+        index = index.sort_by([(name, "ascending") for name in ("label", "group", "index")])
+    some = next(iter(views.values()))
+    return View(some.store, some.names, index)
+
+
+def files_needed(count: int, per_file: int) -> int:
+    """How many files hold so many images, at most ``per_file`` each; at least one."""
+    return max(1, math.ceil(count / per_file))
+
+
+def _finite(value: Any) -> Any:
+    """JSON and CSV know no infinity: a margin without rivals is left out."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
