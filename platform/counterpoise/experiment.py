@@ -26,6 +26,7 @@ from counterpoise.synthesis import select
 from counterpoise.synthesis.address import check_pipeline_folder, identify_scorer
 from counterpoise.synthesis.plan import wanted
 from counterpoise.synthesis.pool import Pool
+from counterpoise.synthesis.resolve import resolve
 from counterpoise.table import SPLITS, Names
 from counterpoise.tracking import Tracker
 from counterpoise.training.models import check_backbone
@@ -130,7 +131,8 @@ class Job:
         pools = {}
         for experiment in self.experiments:
             if experiment.plans and experiment.method not in pools:
-                pool = Pool(experiment, self.names, self.store)
+                prompts = resolve(experiment.prompts, self.names, self.store)
+                pool = Pool(experiment, self.names, self.store, prompts)
                 pools[experiment.method] = shared.setdefault(pool.digest, pool)
         return pools
 
@@ -156,6 +158,7 @@ class Job:
             "to_sample": missing,
             "seconds": None if np.isnan(seconds) else round(seconds, 1),
             "pools": {method: pool.digest for method, pool in self.pools.items()},
+            "prompts": {method: pool.prompts.to_json() for method, pool in self.pools.items()},
         }
         record.plan(self.tracked, planned)
         return planned

@@ -37,7 +37,7 @@ SYNTHETIC = pa.schema(
         ("attempt", pa.int32()),  # 0 for the first sample, n after n rejected ones
         ("defect", pa.string()),  # null, or why every attempt was rejected: the row is quarantined
         ("clip_similarity", pa.float32()),  # cosine between the image and its own prompt
-        ("clip_margin", pa.float32()),  # that cosine minus the largest among the rival cells' prompts
+        ("clip_margin", pa.float32()),  # of the cell's plain prompt: its cosine minus the largest rival cell's
     ]
 )
 SPLITS = ("train", "validation", "test")

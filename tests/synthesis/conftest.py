@@ -1,10 +1,19 @@
 """Fixtures of the synthesis tests: tiny experiments and their pools."""
 
+import sys
+from pathlib import Path
+
 import pytest
 
 from counterpoise.store import open_store
+from counterpoise.synthesis import llm
 from counterpoise.synthesis.pool import Pool
+from counterpoise.synthesis.resolve import resolve
 from counterpoise.table import Names
+
+sys.path.append(str(Path(__file__).parent))
+
+from chat_server import Server
 
 
 @pytest.fixture
@@ -19,6 +28,22 @@ def make_pool(tiny_models, tmp_path, names):
 
     def make(*, store=tmp_path / "store", names=names, **changes):
         experiment = make_experiment(tiny_models, store, **changes)
-        return Pool(experiment, names, open_store(experiment.store))
+        store = open_store(experiment.store)
+        return Pool(experiment, names, store, resolve(experiment.prompts, names, store))
 
     return make
+
+
+@pytest.fixture
+def serve(monkeypatch):
+    """Starts a :class:`chat_server.Server`; what passes is asked for again without a pause."""
+    monkeypatch.setattr(llm, "_PAUSES", (0.0, 0.0))
+    servers = []
+
+    def serve(reply, key=None):
+        servers.append(Server(reply, key))
+        return servers[-1]
+
+    yield serve
+    for server in servers:
+        server.close()

@@ -26,12 +26,14 @@ from counterpoise.config.data import (
     Tint,
     Torchvision,
 )
-from counterpoise.config.synthesis import Generator, Plan, Pool, Prompts, Scorer, Selection, Workers
+from counterpoise.config.prompts import Contextual, Llm, Prompts
+from counterpoise.config.synthesis import Generator, Plan, Pool, Scorer, Selection, Workers
 from counterpoise.config.training import Objective, Optimizer, Stage, Training
 
 __all__ = [
     "Biased",
     "Columns",
+    "Contextual",
     "Counts",
     "CsvFolder",
     "Data",
@@ -42,6 +44,7 @@ __all__ = [
     "HuggingFace",
     "ImageFolder",
     "Imbalance",
+    "Llm",
     "LongTailed",
     "NonNegativeInt",
     "Objective",

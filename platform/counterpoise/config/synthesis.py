@@ -32,15 +32,6 @@ class Plan(Section):
         return self
 
 
-class Prompts(Section):
-    """What is asked of the generator. ``{label}`` and ``{group}`` stand for the cell's names, or the words given."""
-
-    template: str = "a photo of a {group} {label}"
-    labels: dict[str, str] = {}  # class -> the words to use for it
-    groups: dict[str, str] = {}
-    negative: str = ""
-
-
 class Generator(Section):
     """A text-to-image pipeline of diffusers."""
 
@@ -67,7 +58,7 @@ class Scorer(Section):
 class Selection(Section):
     """Which pool images a plan may take."""
 
-    clip_margin: float | None = None  # least cosine margin of the own prompt over every rival cell's; null: take all
+    clip_margin: float | None = None  # least lead of the cell's plain prompt over every rival's, as cosines; null: all
     max_draw: Annotated[float, Field(ge=1)] = 3.0  # a cell may draw at most this many times what its plan wants
 
 

@@ -17,7 +17,7 @@ from typing import Any
 from counterpoise.config import Experiment, Scorer
 from counterpoise.errors import ConfigError, ModelError
 from counterpoise.locate import fingerprint, hash_of_file, is_folder, locate
-from counterpoise.synthesis.prompts import cell_prompts
+from counterpoise.synthesis.prompts import PromptSet
 from counterpoise.table import Names, digest
 
 _FORMAT = 1  # of shards; another one is another pool
@@ -93,16 +93,15 @@ def _device(device: str, num_gpus: float, where: str, reserved: str) -> str:
     return device
 
 
-def generation(experiment: Experiment, names: Names) -> dict[str, Any]:
+def generation(experiment: Experiment, names: Names, prompts: PromptSet) -> dict[str, Any]:
     """All that decides the pool's pixels and scores, as a JSON-able value.
 
     Raises:
-        ConfigError, ModelError: The prompts are wrong, or generator or scorer do not exist.
+        ConfigError, ModelError: There is no generator, or generator or scorer do not exist.
     """
     generator, pool = experiment.generator, experiment.pool
     if generator is None:
         raise ConfigError("there is nothing to sample with", where="generator", found="null")
-    prompts = cell_prompts(experiment.prompts, names)
     check_pipeline_folder(generator.model)
     return {
         "format": _FORMAT,
@@ -112,7 +111,8 @@ def generation(experiment: Experiment, names: Names) -> dict[str, Any]:
             "weights": fingerprint(generator.model, generator.revision, "generator.model"),
             "dtype": devices(experiment).dtype,
         },
-        "prompts": prompts,
+        "prompts": prompts.prompts,
+        "plain": prompts.plain,
         "negative": experiment.prompts.negative,
         "scorer": identify_scorer(experiment.scorer) if experiment.scorer else None,
         "shard_size": pool.shard_size,

@@ -20,6 +20,7 @@ from counterpoise.config import Experiment
 from counterpoise.errors import SynthesisError
 from counterpoise.store import Store, read
 from counterpoise.synthesis.address import Shard, circumstances, digest_of, folder, generation
+from counterpoise.synthesis.prompts import PromptSet
 from counterpoise.table import Names
 from counterpoise.view import View
 
@@ -31,18 +32,19 @@ class Pool:
         experiment: Its generator, prompts, scorer and shard size decide which pool this is.
         names: Classes and groups of the dataset.
         store: Where the pool lies.
+        prompts: What is asked for; see :func:`counterpoise.synthesis.resolve.resolve`.
 
     Attributes:
         generation: All that decides the images.
         digest: Its address.
 
     Raises:
-        ConfigError, ModelError: The prompts are wrong, or generator or scorer do not exist.
+        ConfigError, ModelError: There is no generator, or generator or scorer do not exist.
     """
 
-    def __init__(self, experiment: Experiment, names: Names, store: Store) -> None:
-        self.experiment, self.names, self.store = experiment, names, store
-        self.generation = generation(experiment, names)
+    def __init__(self, experiment: Experiment, names: Names, store: Store, prompts: PromptSet) -> None:
+        self.experiment, self.names, self.store, self.prompts = experiment, names, store, prompts
+        self.generation = generation(experiment, names, prompts)
         self.digest = digest_of(self.generation)
         self._rows: dict[Shard, pa.Table] = {}
 

@@ -32,7 +32,8 @@ class Recipe:
     Attributes:
         digest: The generation's address.
         names: Of classes and groups.
-        prompts: ``prompts[label][group]``.
+        prompts: ``prompts[label][group]``: the prompts of a cell.
+        plain: ``plain[label][group]``: the cell in a few words.
         negative: The negative prompt.
         shard_size: Images of a shard.
         max_attempts: Samples per image before it is quarantined.
@@ -40,15 +41,21 @@ class Recipe:
 
     digest: str
     names: Names
-    prompts: list[list[str]]
+    prompts: list[list[list[str]]]
+    plain: list[list[str]]
     negative: str
     shard_size: int
     max_attempts: int
 
     @property
-    def all_prompts(self) -> list[str]:
-        """The prompts of all cells in one list, label by label."""
-        return [prompt for row in self.prompts for prompt in row]
+    def all_plain(self) -> list[str]:
+        """The plain prompts of all cells in one list, label by label."""
+        return [prompt for row in self.plain for prompt in row]
+
+    def prompts_of(self, shard: Shard) -> list[str]:
+        """The prompt of each image of a shard: of a cell's n prompts, number ``index % n``."""
+        prompts, first = self.prompts[shard.label][shard.group], shard.number * self.shard_size
+        return [prompts[index % len(prompts)] for index in range(first, first + self.shard_size)]
 
 
 @dataclass
@@ -66,14 +73,13 @@ def draw(sample: Callable[[Sequence[str], str, Sequence[int]], Samples], recipe:
 
     The batches follow from the shard's address and the model alone.
     """
-    prompt = recipe.prompts[shard.label][shard.group]
-    size = recipe.shard_size
+    prompts, size = recipe.prompts_of(shard), recipe.shard_size
     draft = Draft([np.empty(0, np.uint8)] * size, [0] * size, [0] * size, [None] * size)
     wanted = list(range(size))
     for attempt in range(recipe.max_attempts):
         indices = [shard.number * size + position for position in wanted]
         seeds = [seed(recipe.digest, shard.label, shard.group, index, attempt) for index in indices]
-        samples = sample([prompt] * len(wanted), recipe.negative, seeds)
+        samples = sample([prompts[position] for position in wanted], recipe.negative, seeds)
         for row, position in enumerate(wanted):
             draft.pixels[position], draft.defects[position] = samples.pixels[row], samples.defects[row]
             draft.seeds[position], draft.attempts[position] = seeds[row], attempt
@@ -100,7 +106,7 @@ def to_table(draft: Draft, recipe: Recipe, shard: Shard, threads: int = 1) -> pa
         "split": ["train"] * n,
         "source": ["synthetic"] * n,
         "index": indices,
-        "prompt": [recipe.prompts[shard.label][shard.group]] * n,
+        "prompt": recipe.prompts_of(shard),
         "seed": draft.seeds,
         "attempt": draft.attempts,
         "defect": draft.defects,
@@ -115,7 +121,8 @@ def score(clip: Clip, texts: Float[np.ndarray, "m d"], recipe: Recipe, shard: Sh
 
     Args:
         clip: The scorer.
-        texts: Its unit vectors of ``recipe.all_prompts``.
+        texts: Its unit vectors of ``recipe.all_plain``: what the margin compares. The similarity is that with the
+            image's own prompt.
         recipe: Of the generation.
         shard: Which one ``table`` is.
         table: From :func:`to_table`.
@@ -125,8 +132,9 @@ def score(clip: Clip, texts: Float[np.ndarray, "m d"], recipe: Recipe, shard: Sh
     margins: list[float | None] = [None] * len(table)
     if usable:
         images = clip.embed_images([decode_image(table["image"][row].as_py()) for row in usable])
-        own = shard.label * len(recipe.prompts[0]) + shard.group
-        cosines, leads = similarity_and_margin(images, texts, own, rivals_of(own, recipe.all_prompts))
+        own = shard.label * len(recipe.plain[0]) + shard.group
+        _, leads = similarity_and_margin(images, texts, own, rivals_of(own, recipe.all_plain))
+        cosines = (images * np.stack([clip.embed_text(table["prompt"][row].as_py()) for row in usable])).sum(axis=1)
         for row, cosine, lead in zip(usable, cosines, leads, strict=True):
             similarities[row], margins[row] = float(cosine), float(lead)
     for name, values in (("clip_similarity", similarities), ("clip_margin", margins)):
