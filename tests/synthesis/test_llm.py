@@ -99,10 +99,9 @@ def test_nobody_there_and_nobody_answering(serve):
     with pytest.raises(ModelError, match="does not answer") as caught:
         asking.endpoint(Llm(model="m", endpoint="http://127.0.0.1:9/v1"))("hello", 0)
     assert "refused" in str(caught.value)
-    server = serve(lambda *_: time.sleep(0.5) or chat("late"))
+    server = serve(lambda *_: time.sleep(2.0) or chat("late"))
     with pytest.raises(ModelError, match=r"no answer in 0\.1 s"):
         ask(server, timeout=0.1)
-    assert len(server.payloads) == 3
 
 
 # -- prompts for cells -------------------------------------------------------------------------------------------------
@@ -189,7 +188,7 @@ def test_models_that_are_not_there(tmp_path, tiny_models):
 
 
 def test_through_ray_noise_is_an_error_that_says_so(tiny_llm, names):
-    """Also that the user's mistake comes back from the task as what it is."""
+    """Also that the user's mistake comes back from the actor as what it is."""
     llm = Llm(model=str(tiny_llm))
     with pytest.raises(SynthesisError, match="does not give enough prompts for star × red") as caught:
         list(asking.answers(wanted(names, llm.model_dump()), llm))

@@ -21,9 +21,9 @@ class Llm(Section):
     api_key_env: str | None = None  # the environment variable that holds the key
     timeout: PositiveFloat = 120.0  # seconds, for an answer of the endpoint
     temperature: Annotated[float, Field(ge=0)] = 1.0
-    seed: NonNegativeInt | None = 0  # null: the endpoint is told none, for those that refuse it
+    seed: NonNegativeInt | None = 0  # null: the endpoint is told none
     revision: str | None = None  # local, from the hub
-    num_gpus: Annotated[float, Field(ge=0)] = 0.0  # local: what its Ray task reserves
+    num_gpus: Annotated[float, Field(ge=0)] = 0.0  # local: what its Ray actor reserves
 
     @model_validator(mode="after")
     def _one_of_two(self) -> Llm:

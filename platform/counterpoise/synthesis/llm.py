@@ -1,11 +1,10 @@
-"""Asking a language model: one behind an OpenAI-compatible endpoint, or a local one of transformers as a Ray task."""
+"""Asking a language model: one behind an OpenAI-compatible endpoint, or a local one of transformers in a Ray actor."""
 
 from __future__ import annotations
 
 import http.client
 import json
 import os
-import pickle
 import time
 import urllib.error
 import urllib.request
@@ -180,22 +179,27 @@ def _from_ray(requests: Sequence[Request], llm: Llm) -> Iterator[tuple[int, Foun
         raise ConfigError(
             "the cluster has no room for the language model", where=where, found=llm.num_gpus, allowed=allowed
         )
-    task: Any = ray.remote(num_cpus=1, num_gpus=llm.num_gpus)(_task)
-    for reference in task.remote(list(requests), llm):
-        number, found = ray.get(reference)
-        if number is None:
-            raise pickle.loads(found)
+    model: Any = ray.remote(num_cpus=1, num_gpus=llm.num_gpus)(_Local).remote(llm)
+    for number, request in enumerate(requests):
+        found = ray.get(model.collect.remote(request))
+        if isinstance(found, CounterpoiseError):
+            raise found
         yield number, found
 
 
-def _task(requests: list[Request], llm: Llm) -> Iterator[tuple[int | None, Any]]:
-    """The Ray task. A mistake of the user travels as a value: Ray would wrap an exception in its own."""
-    try:
-        ask = local(llm)
-        for number, request in enumerate(requests):
-            yield number, collect(request, ask)
-    except CounterpoiseError as error:
-        yield None, pickle.dumps(error)
+class _Local:
+    """The Ray actor: it loads the model once. A mistake of the user is returned: Ray would wrap what is raised."""
+
+    def __init__(self, llm: Llm) -> None:
+        self._llm = llm
+        self._ask: Ask | None = None
+
+    def collect(self, request: Request) -> Found | CounterpoiseError:
+        try:
+            self._ask = self._ask or local(self._llm)
+            return collect(request, self._ask)
+        except CounterpoiseError as error:
+            return error
 
 
 def local(llm: Llm) -> Ask:
