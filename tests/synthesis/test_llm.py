@@ -10,6 +10,7 @@ from counterpoise.config import Llm
 from counterpoise.errors import ConfigError, ModelError, SynthesisError
 from counterpoise.synthesis import llm as asking
 from counterpoise.synthesis.contextual import requests
+from counterpoise.table import Names
 
 
 def ask(server, text="hello", **changes):
@@ -141,6 +142,15 @@ def test_answers_that_never_carry_the_words(serve, names):
     llm = Llm(model="m", endpoint=serve(lambda *_: chat("1. A photo of a cat\n2. A photo of a dog")).url)
     with pytest.raises(SynthesisError, match=r"0 of 4 in 5 answers; refused: 10 because it does not say"):
         list(asking.answers(wanted(names, llm.model_dump()), llm))
+
+
+def test_after_a_failure_nobody_else_is_asked(serve):
+    """More cells than are asked for at once: those that wait must neither be asked for nor be waited for."""
+    server = serve(lambda *_: (401, b""))
+    llm = Llm(model="m", endpoint=server.url)
+    with pytest.raises(ModelError, match="401"):
+        list(asking.answers(wanted(Names(tuple("abcdefghijklmnopqrstuvwxyz")), llm.model_dump()), llm))
+    assert len(server.payloads) < 26
 
 
 # -- a local model -----------------------------------------------------------------------------------------------------

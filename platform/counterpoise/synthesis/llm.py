@@ -52,20 +52,22 @@ def answers(requests: Sequence[Request], llm: Llm) -> Iterator[tuple[int, Found]
 
 def _from_endpoint(requests: Sequence[Request], llm: Llm) -> Iterator[tuple[int, Found]]:
     """After a failure nothing more is asked, but what is under way is waited for and given: it was paid for."""
-    ask, failure = endpoint(llm), None
+    ask = endpoint(llm)
+    failures: list[BaseException] = []
+
+    def one(request: Request) -> Found | None:
+        return None if failures else collect(request, ask)
+
     pool = ThreadPoolExecutor(_AT_ONCE)
     try:
-        numbers = {pool.submit(collect, request, ask): number for number, request in enumerate(requests)}
-        for future in as_completed(numbers):
-            if future.cancelled():
-                continue
-            if error := future.exception():
-                failure = failure or error
-                pool.shutdown(wait=False, cancel_futures=True)
-            else:
-                yield numbers[future], future.result()
-        if failure:
-            raise failure
+        jobs = {pool.submit(one, request): number for number, request in enumerate(requests)}
+        for job in as_completed(jobs):
+            if error := job.exception():
+                failures.append(error)
+            elif found := job.result():
+                yield jobs[job], found
+        if failures:
+            raise failures[0]
     finally:
         pool.shutdown(cancel_futures=True)
 
