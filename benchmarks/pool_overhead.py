@@ -31,6 +31,7 @@ from counterpoise.store import open_store
 from counterpoise.synthesis import sampling
 from counterpoise.synthesis.address import Shard, seed
 from counterpoise.synthesis.pool import Pool
+from counterpoise.synthesis.resolve import resolve
 from counterpoise.table import Names
 
 NAMES = Names(("star", "disc"), ("red", "blue"))
@@ -66,7 +67,8 @@ def make_pool(options: argparse.Namespace, store: str, workers: int) -> Pool:
         "pool": {"shard_size": options.shard_size, "sampling": {"workers": workers}, "max_quarantined": 1.0},
         "stages": [{"name": "none", "data": ["real"]}],
     }
-    return Pool(Experiment.model_validate(sections), NAMES, open_store(store))
+    experiment = Experiment.model_validate(sections)
+    return Pool(experiment, NAMES, open_store(store), resolve(experiment.prompts, NAMES, open_store(store)))
 
 
 def shards_of(options: argparse.Namespace) -> list[Shard]:
@@ -89,7 +91,7 @@ def bare_loop(options: argparse.Namespace) -> float:
         indices = range(shard.number * options.shard_size, (shard.number + 1) * options.shard_size)
         seeds = [seed(pool.digest, shard.label, shard.group, index, 0) for index in indices]
         pipeline(
-            [pool.generation["prompts"][shard.label][shard.group]] * options.shard_size,
+            pool.generation["prompts"][shard.label][shard.group] * options.shard_size,
             num_inference_steps=options.steps,
             guidance_scale=options.guidance,
             generator=[torch.Generator().manual_seed(one) for one in seeds],

@@ -24,7 +24,9 @@ FLOORS = [
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 LIGHT = {"errors", "ambient", "table", "view", "store", "progress", "config", "explain", "compose", "cli", "terminal"}
-LIGHT_FILES = {"data/audit", "data/imbalance", "data/tint", "synthesis/plan", "synthesis/prompts", "synthesis/address"}
+LIGHT_FILES = {"data/audit", "data/imbalance", "data/tint", "synthesis/plan", "synthesis/address"} | {
+    f"synthesis/{name}" for name in ("prompts", "prompt_file", "grammar", "contextual", "llm", "resolve")
+}
 HEAVY = {"torch", "torchvision", "ray", "mlflow", "diffusers", "open_clip", "matplotlib"}
 
 PACKAGE = Path(__file__).parents[1] / "platform" / "counterpoise"

@@ -28,6 +28,7 @@ from counterpoise.synthesis.address import check_pipeline_folder, identify_score
 from counterpoise.synthesis.feedback import Teacher
 from counterpoise.synthesis.plan import wanted
 from counterpoise.synthesis.pool import Pool
+from counterpoise.synthesis.resolve import resolve
 from counterpoise.table import SPLITS, Names
 from counterpoise.tracking import Tracker
 from counterpoise.training import stages
@@ -135,9 +136,14 @@ class Job:
         pools = {}
         for experiment in self.experiments:
             if experiment.plans and experiment.method not in pools:
-                pool = Pool(experiment, self.names, self.store, self.train_view, self._first_teacher(experiment))
+                pool = self.pool_of(experiment)
                 pools[experiment.method] = shared.setdefault(pool.digest, pool)
         return pools
+
+    def pool_of(self, experiment: Experiment) -> Pool:
+        """The pool of an experiment on this dataset, of the first round of feedback."""
+        prompts = resolve(experiment.prompts, self.names, self.store)
+        return Pool(experiment, self.names, self.store, prompts, self.train_view, self._first_teacher(experiment))
 
     def _first_teacher(self, experiment: Experiment) -> Teacher | None:
         """The classifier of the first round of feedback: it has seen real images alone."""
@@ -173,6 +179,7 @@ class Job:
             "to_sample": missing,
             "seconds": None if np.isnan(seconds) else round(seconds, 1),
             "pools": {method: pool.digest for method, pool in self.pools.items()},
+            "prompts": {method: pool.prompts.to_json() for method, pool in self.pools.items()},
         }
         record.plan(self.tracked, planned)
         return planned
@@ -184,7 +191,7 @@ class Job:
         """The views of all plans, sampled as needed; one entry for each pool, also of earlier rounds of feedback."""
         results: dict[str, select.Realized] = {}
         for digest, (pool, plans) in self._by_pool().items():
-            self._teach(pool, self._real)
+            self.teach(pool)
             with self._timed("synthesize"):
                 results[digest] = select.realize(pool, plans)
         self.last_pools = dict(self.pools)
@@ -195,14 +202,20 @@ class Job:
         record.synthesis(self.tracked, select.summary(list(results.values())), self.seconds["synthesize"])
         return results
 
-    def _teach(self, pool: Pool, views: Mapping[str, View], stage: str | None = None) -> None:
-        """Trains the classifier that guides a pool, and takes the statistics it needs."""
+    def teach(self, pool: Pool, views: Mapping[str, View] | None = None, stage: str | None = None) -> None:
+        """Trains the classifier that guides a pool, if one does, and takes the statistics it needs.
+
+        Args:
+            pool: Whose teacher is wanted.
+            views: What the stages up to it train on; by default real images alone.
+            stage: Which one it is; by default ``feedback.stage``.
+        """
         if pool.teacher is None or pool.experiment.feedback is None:
             return
         stage = stage or pool.experiment.feedback.stage
         with self._timed("teach"):
             if stage is not None:
-                feedback.teach(pool.experiment, views, self.splits["validation"], stage)
+                feedback.teach(pool.experiment, views or self._real, self.splits["validation"], stage)
             pool.teacher.compute_statistics(self.train_view)
 
     def _next_round(self, before: Pool, method: str, results: dict[str, select.Realized]) -> Pool:
@@ -212,8 +225,8 @@ class Job:
         views = self._real | {name: results[before.digest].views[method, name] for _, name in plans}
         last = experiment.stages[-1].name
         teacher = feedback.of_stage(experiment, views, validation, last)
-        pool = Pool(experiment, self.names, self.store, self.train_view, teacher)
-        self._teach(pool, views, last)
+        pool = Pool(experiment, self.names, self.store, before.prompts, self.train_view, teacher)
+        self.teach(pool, views, last)
         with self._timed("synthesize"):
             results[pool.digest] = select.realize(pool, plans)
         return pool

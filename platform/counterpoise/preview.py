@@ -55,8 +55,10 @@ def preview(job: Job, load: Load, out: Path, per_cell: int, cells: int, sweep: s
     """
     _check_file(out)
     experiment = _shown(job.experiments)
-    base = Pool(experiment, job.names, job.store)
+    base = job.pool_of(experiment)
     columns = _columns(base, job, load, sweep) if sweep else [Column(None, base)]
+    for column in columns:
+        job.teach(column.pool)
     chosen = spread(job.names.shape, cells)
     images, seconds = _sample(columns, chosen, per_cell, base)
     figure = figures.grid(*_laid_out(images, columns, chosen, job.names), _title(experiment, base, sweep, chosen))
@@ -109,7 +111,7 @@ def _columns(base: Pool, job: Job, load: Load, sweep: str) -> list[Column]:
         if experiment.data != base.experiment.data or experiment.generator is None:
             allowed = "keys of what makes the images: generator, prompts"
             raise ConfigError("this key is not the generator's", where="--sweep", found=key, allowed=allowed)
-        columns.append(Column(value, Pool(experiment, job.names, job.store)))
+        columns.append(Column(value, job.pool_of(experiment)))
     if len({column.pool.digest for column in columns}) < len(columns):
         found = f"{key}={','.join(values)}"
         remedy = "sweep something that decides pixels, such as generator.guidance_scale=1,3,5"

@@ -17,15 +17,15 @@ from counterpoise.config import Experiment
 from counterpoise.errors import ConfigError
 from counterpoise.evaluation import Summary, summarize
 from counterpoise.experiment import Job
-from counterpoise.report.content import CellSamples, Filtered, Plan, Report, ResultRow
+from counterpoise.report.content import CellPrompts, CellSamples, Filtered, Plan, Prompts, Report, ResultRow
 from counterpoise.report.page import render
 from counterpoise.report.verdict import verdict
 from counterpoise.synthesis.pool import QUARANTINED
-from counterpoise.synthesis.prompts import cell_prompts
 from counterpoise.view import View
 
 _REAL, _ACCEPTED, _REJECTED = 6, 12, 6  # images shown of each cell
 _FILTERED = 12  # images shown of each filter
+_PROMPTS, _REFUSALS = 5, 20  # shown of each cell, and of each set
 _LIBRARIES = ("torch", "diffusers", "open_clip_torch", "ray", "mlflow")
 
 
@@ -91,6 +91,7 @@ def tell(job: Job) -> Report:
         summary=summary(job),
         baseline=baseline(job.experiments),
         plans=_plans(job),
+        prompts=_prompts(job),
         synthesis=job.synthesize() if job.wanted else None,
         realism=job.realism(),
         filtered=_filtered(job) if job.wanted else [],
@@ -140,11 +141,34 @@ def _plans(job: Job) -> list[Plan]:
     return plans
 
 
+def _prompts(job: Job) -> list[Prompts]:
+    """The prompt sets in use, each with its methods."""
+    names = job.names
+    sets = {pool.prompts.digest: pool.prompts for pool in job.pools.values()}
+    return [
+        Prompts(
+            methods=[method for method, pool in job.pools.items() if pool.prompts.digest == digest],
+            digest=digest,
+            origin=prompts.origin,
+            cells=[
+                CellPrompts(
+                    names.cell(label, group),
+                    len(prompts.prompts[label][group]),
+                    prompts.prompts[label][group][:_PROMPTS],
+                )
+                for label, group in np.ndindex(names.shape)
+            ],
+            refused=len(prompts.refused),
+            refusals=[(one["prompt"], f"{one['cell']}: {one['reason']}") for one in prompts.refused[:_REFUSALS]],
+        )
+        for digest, prompts in sets.items()
+    ]
+
+
 def _samples(job: Job) -> list[CellSamples]:
     names, train = job.names, job.train_view
     pools = {pool.digest: pool for pool in job.last_pools.values()}
     pool = next(iter(pools.values()), None)
-    prompts = cell_prompts(job.first.prompts, names) if pool else None
     rejects = _rejects(job) if pool else None
     chosen = [view for result in job.realized.values() for view in result.views.values()] if pool else []
     samples = []
@@ -152,9 +176,9 @@ def _samples(job: Job) -> list[CellSamples]:
         cell: dict[str, Any] = {"label": names.classes[label], "group": names.groups[group] if names.groups else None}
         where = {"label": label} | ({"group": group} if names.groups else {})
         cell["real"] = _images(train.where(**where), _REAL)
-        if rejects is not None and prompts:
+        if pool and rejects is not None:
             largest = max((view.where(**where) for view in chosen), key=len)
-            cell |= {"prompt": prompts[label][group], "accepted": _images(largest, _ACCEPTED)}
+            cell |= {"prompt": pool.prompts.prompts[label][group][0], "accepted": _images(largest, _ACCEPTED)}
             cell["rejected"] = _with_reasons(rejects.where(**where), np.arange(_REJECTED))
         samples.append(CellSamples(**cell))
     return samples

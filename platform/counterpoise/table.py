@@ -39,7 +39,7 @@ SYNTHETIC = pa.schema(
         ("condition_id", pa.string()),  # of the real image that was the condition; null without one
         ("criterion", pa.float32()),  # what feedback guidance made larger, of the finished image; null without it
         ("clip_similarity", pa.float32()),  # cosine between the image and its own prompt
-        ("clip_margin", pa.float32()),  # that cosine minus the largest among the rival cells' prompts
+        ("clip_margin", pa.float32()),  # of the cell's plain prompt: its cosine minus the largest rival cell's
         ("clip_label", pa.int32()),  # zero-shot: class and group of the cell whose prompt fits best
         ("clip_group", pa.int32()),
         # CLIP's unit vector. Of no fixed size: Parquet readers do not take fixed-size lists of which some are null.

@@ -45,6 +45,9 @@ def plan(planned: Mapping[str, Any], names: Names) -> Iterator[RenderableType]:
     for key, grid in planned["wanted"].items():
         yield counts(f"{key}: synthetic images wanted", grid, names)
         yield ""
+    sets = {prompts["digest"]: prompts for prompts in planned["prompts"].values()}
+    for digest, prompts in sets.items():
+        yield f"{sum(map(sum, prompts['counts'])):,} prompts from {prompts['origin']} ({digest})"
     seconds = planned["seconds"]
     time = (
         "not known before the first shard"

@@ -64,6 +64,9 @@ def test_plan_says_what_is_left_to_sample(call, ran):
     after = call("plan", "methods=[ffr]")
     assert after["to_sample"] == 0
     assert {"wanted", "held", "to_sample", "seconds"} <= after.keys()
+    assert after["prompts"]["ffr"]["origin"] == "the template"
+    assert after["prompts"]["ffr"]["counts"] == [[1, 1]] * 4
+    assert after["prompts"]["ffr"]["digest"] == before["prompts"]["usb"]["digest"]
 
 
 def test_a_run_leaves_a_report_and_rows(ran):
@@ -222,6 +225,19 @@ WRONG = {
     "store of an unknown kind": (["audit", "demo", "store=ftp://host/folder"], "ftp"),
     "prompt with an unknown word": (["synthesize", "demo", "prompts.template=a {colour} {label}"], "colour"),
     "filter that is not there": (["synthesize", "demo", "selection.custom={nowhere:f: 1}"], "selection.custom"),
+    "modifier without modifiers": (
+        ["plan", "demo", "prompts.template=a {modifier} {group} {label}"],
+        "prompts.modifiers",
+    ),
+    "prompt file that is not there": (["plan", "demo", "prompts.file=none.yaml"], "none.yaml"),
+    "prompts from nobody": (
+        ["plan", "demo", "prompts.contextual={llm: {model: m, endpoint: 'http://127.0.0.1:9/v1'}}"],
+        "prompts.contextual.llm.endpoint",
+    ),
+    "two sources of prompts": (
+        ["plan", "demo", "prompts.file=none.yaml", "prompts.modifiers=[big]"],
+        "found file and modifiers",
+    ),
     "template without the group": (["synthesize", "demo", "prompts.template=a {label}"], "group"),
 }
 

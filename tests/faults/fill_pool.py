@@ -11,6 +11,7 @@ sys.path.append(str(Path(__file__).parents[1]))
 from counterpoise.store import open_store
 from counterpoise.synthesis import select
 from counterpoise.synthesis.pool import Pool
+from counterpoise.synthesis.resolve import resolve
 from counterpoise.table import Names
 from tiny import make_experiment
 
@@ -27,7 +28,8 @@ def fill(models, store, workers):
         generator={"model": f"{models}/diffusion", "num_inference_steps": 40},
         pool={"shard_size": 8, "sampling": {"workers": workers}},
     )
-    return select.realize(Pool(experiment, NAMES, open_store(store)), {"plan": WANTED})
+    pool = Pool(experiment, NAMES, open_store(store), resolve(experiment.prompts, NAMES, open_store(store)))
+    return select.realize(pool, {"plan": WANTED})
 
 
 if __name__ == "__main__":

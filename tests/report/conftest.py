@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, ImageDraw
 from scipy import stats
 
-from counterpoise.report.content import CellSamples, Filtered, Plan, Report, ResultRow
+from counterpoise.report.content import CellPrompts, CellSamples, Filtered, Plan, Prompts, Report, ResultRow
 
 COLORS = {"red": "#c0392b", "green": "#27ae60", "blue": "#2e6fbf", "yellow": "#e1b12c"}
 SIDES = {"triangle": 3, "square": 4, "pentagon": 5, "hexagon": 6}
@@ -134,6 +134,20 @@ def make_report() -> Callable[..., Report]:
             Filtered("near_duplicate", 0),
             Filtered("quarantined", 3, [(None, "quarantined: one colour all over")] * 3),
         ]
+        examples = [(f"{label} {group or ''}", f"a photo of a {group or ''} {label}") for label, group in cells]
+        sets = [
+            Prompts(
+                [method for plan in plans for method in plan.methods],
+                "5d41402abc4b2a76",
+                "a grammar",
+                [
+                    CellPrompts(cell, 50, [f"{text}, {light}" for light in ("at dawn", "at noon")])
+                    for cell, text in examples
+                ],
+                refused=1,
+                refusals=[("a photo of a moon", "it does not say 'triangle'")],
+            )
+        ]
         synthesis = {
             "pool": "0f3c9a2be1d47788",
             "shards": 184,
@@ -191,6 +205,7 @@ def make_report() -> Callable[..., Report]:
             "summary": summary_of(rows),
             "baseline": "erm" if "erm" in methods else None,
             "plans": plans,
+            "prompts": sets if plans else [],
             "synthesis": synthesis if plans else None,
             "realism": [realism] if plans else [],
             "filtered": filtered if plans else [],

@@ -12,7 +12,7 @@ from html.parser import HTMLParser
 import pytest
 from PIL import Image
 
-from counterpoise.report.content import CellSamples, Filtered, Plan
+from counterpoise.report.content import CellPrompts, CellSamples, Filtered, Plan, Prompts
 from counterpoise.report.page import depth, dot_scale, duration, figures, percent, points, render
 
 _VOID = {"meta", "img", "br", "hr", "link", "input"}
@@ -270,3 +270,20 @@ def test_a_browser_shows_it_without_sideways_scrolling_on_a_phone(make_report, t
     assert found, done.stderr[-500:]
     assert int(found[1]) <= 400
     assert int(found[2]) > 100
+
+
+def test_the_prompts_are_there(make_report):
+    text = Page(render(make_report())).text
+    assert "50 prompts for each cell from a grammar, for usb, asb, ffr; prompt set 5d41402abc4b2a76" in text
+    assert "a photo of a red triangle, at dawn · a photo of a red triangle, at noon and 48 more" in text
+    assert "1 answer was refused" in text
+    assert "it does not say 'triangle'" in text
+    assert "What was asked for" not in Page(render(make_report(methods=("erm",), samples=[]))).text
+
+
+@pytest.mark.parametrize(
+    ("counts", "words"), [((1, 1), "one prompt"), ((3, 3), "3 prompts"), ((2, 4), "2 to 4 prompts")]
+)
+def test_how_many_prompts_a_cell_has(counts, words):
+    cells = [CellPrompts(str(count), count, []) for count in counts]
+    assert Prompts(["usb"], "d", "a grammar", cells).per_cell == words

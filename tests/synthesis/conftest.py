@@ -6,11 +6,14 @@ from pathlib import Path
 import pytest
 
 from counterpoise.store import open_store
-from counterpoise.synthesis import sampling
+from counterpoise.synthesis import llm, sampling
 from counterpoise.synthesis.pool import Pool
+from counterpoise.synthesis.resolve import resolve
 from counterpoise.table import Names
 
-sys.path.append(str(Path(__file__).parent))  # filler is a module of the tests
+sys.path.append(str(Path(__file__).parent))  # filler and chat_server are modules of the tests
+
+from chat_server import Server
 
 
 @pytest.fixture
@@ -25,7 +28,8 @@ def make_pool(tiny_models, tmp_path, names):
 
     def make(*, store=tmp_path / "store", names=names, **changes):
         experiment = make_experiment(tiny_models, store, **changes)
-        return Pool(experiment, names, open_store(experiment.store))
+        store = open_store(experiment.store)
+        return Pool(experiment, names, store, resolve(experiment.prompts, names, store))
 
     return make
 
@@ -39,3 +43,18 @@ def fill(monkeypatch):
         return filler
 
     return use
+
+
+@pytest.fixture
+def serve(monkeypatch):
+    """Starts a :class:`chat_server.Server`; what passes is asked for again without a pause."""
+    monkeypatch.setattr(llm, "_PAUSES", (0.0, 0.0))
+    servers = []
+
+    def serve(reply, key=None):
+        servers.append(Server(reply, key))
+        return servers[-1]
+
+    yield serve
+    for server in servers:
+        server.close()

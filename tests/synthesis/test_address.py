@@ -50,6 +50,8 @@ def test_keys_there_and_back():
         {"prompts": {"template": "a {group} {label}"}},
         {"prompts": {"labels": {"disc": "plate"}}},
         {"prompts": {"negative": "blur"}},
+        {"prompts": {"template": "a photo of a {modifier} {group} {label}", "modifiers": ["big", "small"]}},
+        {"prompts": {"contextual": {"number": 2, "attributes": {"light": ["at dawn", "at noon"]}}}},
         {"pool": {"shard_size": 16}},
         {"pool": {"shard_size": 8, "max_attempts": 2}},
         {"scorer": None},
@@ -129,4 +131,5 @@ def test_models_that_are_not_there(make_pool, tmp_path):
 def test_the_generation_is_plain_json(make_pool):
     generation = make_pool().generation
     assert json.loads(json.dumps(generation)) == generation
-    assert np.shape(generation["prompts"]) == (2, 2)
+    assert np.shape(generation["prompts"]) == (2, 2, 1)
+    assert np.shape(generation["plain"]) == (2, 2)

@@ -18,6 +18,7 @@ from counterpoise.synthesis.address import Shard
 from counterpoise.synthesis.artist import Artist
 from counterpoise.synthesis.conditions import Conditions
 from counterpoise.synthesis.pool import Pool
+from counterpoise.synthesis.resolve import resolve
 from counterpoise.synthesis.workers import Sampler, Work
 from counterpoise.table import REAL, encode_image, make_table
 from counterpoise.view import View
@@ -57,7 +58,8 @@ def guided_pool(tiny_models, tmp_path, names, real):
             teacher = feedback.of_stage(experiment, {"real": real}, real, "teacher")
         else:
             teacher = feedback.of_checkpoint(experiment, real)
-        return Pool(experiment, names, real.store, real, teacher)
+        prompts = resolve(experiment.prompts, names, real.store)
+        return Pool(experiment, names, real.store, prompts, real, teacher)
 
     return make
 
@@ -190,8 +192,14 @@ def test_a_conditioned_pool_says_which_image_it_saw(tiny_models, tmp_path, names
     folder = save("unclip", tmp_path / "unclip")
     generator = {"model": str(folder), "num_inference_steps": 2, "condition": {"dropout": 0.5}}
     experiment = make_experiment(tiny_models, tmp_path / "store", generator=generator, scorer=None)
-    pool = Pool(experiment, names, real.store, real)
-    assert pool.digest != Pool(experiment, names, real.store, real.take(np.arange(11))).digest
+    prompts = resolve(experiment.prompts, names, real.store)
+    pool = Pool(experiment, names, real.store, prompts, real)
+    assert (
+        pool.digest
+        != Pool(
+            experiment, names, real.store, resolve(experiment.prompts, names, real.store), real.take(np.arange(11))
+        ).digest
+    )
     draft = Artist(Work.of(pool)).draw(Shard(1, 1, 0))
     assert set(draft.condition_ids) <= {"real-2", "real-5", "real-8", "real-11"}
     assert len(set(draft.condition_ids)) > 1

@@ -43,7 +43,7 @@ def in_process(pool, shard):
     table = making.to_table(making.draw(generator.sample, work.recipe, shard), work.recipe, shard)
     if work.scorer is not None:
         clip = Clip(work.scorer, "cpu")
-        table = making.score(clip, clip.embed_texts(work.recipe.all_prompts), work.recipe, shard, table)
+        table = making.score(clip, clip.embed_texts(work.recipe.all_plain), work.recipe, shard, table)
     return making.to_parquet(table)
 
 

@@ -11,18 +11,27 @@ from counterpoise.synthesis import shard as making
 from counterpoise.synthesis.address import Shard, seed
 from counterpoise.table import SYNTHETIC, Names, decode_image
 
-RECIPE = making.Recipe("d", Names(("star",), ("red", "blue")), [["red star", "blue star"]], "blur", 4, 3)
+RECIPE = making.Recipe(
+    "d",
+    Names(("star",), ("red", "blue")),
+    [[["red star"], ["blue star", "small blue star", "big blue star"]]],
+    [["red star", "blue star"]],
+    "blur",
+    4,
+    3,
+)
 SHARD = Shard(0, 1, 2)  # indices 8 to 11
+EXPECTED = ["big blue star", "blue star", "small blue star", "big blue star"]  # 8 % 3, 9 % 3, …
 
 
 class Sampler:
     """Noise of its seed; uniform for the seeds named; remembers its batches."""
 
     def __init__(self, uniform=()):
-        self.uniform, self.batches = set(uniform), []
+        self.uniform, self.batches, self.prompts = set(uniform), [], []
 
     def __call__(self, prompts, negative, seeds):
-        assert set(prompts) == {"blue star"}
+        self.prompts.append(list(prompts))
         assert negative == "blur"
         self.batches.append(list(seeds))
         images = [np.random.default_rng(one).random((4, 4, 3)) * (one not in self.uniform) for one in seeds]
@@ -44,6 +53,7 @@ def test_one_batch_when_all_is_well():
     assert table["id"].to_pylist()[0] == "d-0-1-8"
     assert set(table["group"].to_pylist()) == {1}
     assert table["attempt"].to_pylist() == [0] * 4
+    assert [table["prompt"].to_pylist()] == sampler.prompts == [EXPECTED]
     assert table["defect"].null_count == 4
     np.testing.assert_array_equal(decode_image(table["image"][3].as_py()), draft.pixels[3])
 
@@ -52,6 +62,8 @@ def test_a_defect_is_drawn_again_with_another_seed():
     sampler = Sampler(uniform=[address(9, 0), address(11, 0), address(11, 1)])
     table = making.to_table(making.draw(sampler, RECIPE, SHARD), RECIPE, SHARD)
     assert sampler.batches[1:] == [[address(9, 1), address(11, 1)], [address(11, 2)]]
+    assert sampler.prompts[1:] == [["blue star", "big blue star"], ["big blue star"]]
+    assert table["prompt"].to_pylist() == EXPECTED
     assert table["attempt"].to_pylist() == [0, 1, 0, 2]
     assert table["seed"].to_pylist() == [address(8, 0), address(9, 1), address(10, 0), address(11, 2)]
     assert table["defect"].null_count == 4
@@ -96,7 +108,7 @@ def test_the_way_from_worker_to_worker_changes_nothing():
 
 
 def test_without_groups_the_group_is_unknown():
-    recipe = making.Recipe("d", Names(("star",)), [["star"]], "", 2, 1)
+    recipe = making.Recipe("d", Names(("star",)), [[["star"]]], [["star"]], "", 2, 1)
     samples = Samples(np.random.default_rng(0).integers(0, 255, (2, 4, 4, 3), np.uint8), [None, None])
     table = making.to_table(making.draw(lambda *_: samples, recipe, Shard(0, 0, 0)), recipe, Shard(0, 0, 0))
     assert table["group"].to_pylist() == [-1, -1]
@@ -109,14 +121,15 @@ def test_scores_belong_to_the_cell(tiny_models):
     clip = Clip(Scorer(model=str(tiny_models / "clip")), "cpu")
     sampler = Sampler(uniform=[address(9, attempt) for attempt in range(3)])
     table = making.to_table(making.draw(sampler, RECIPE, SHARD), RECIPE, SHARD)
-    texts = clip.embed_texts(RECIPE.all_prompts)
+    texts = clip.embed_texts(RECIPE.all_plain)
     scored = making.score(clip, texts, RECIPE, SHARD, table)
     assert scored.schema.equals(table.schema, check_metadata=True)
     assert table["clip_embedding"].null_count == 4
     images = clip.embed_images([decode_image(table["image"][row].as_py()) for row in (0, 2, 3)])
     for row, image in zip((0, 2, 3), images, strict=True):
         own, rival = float(texts[1] @ image), float(texts[0] @ image)
-        assert scored["clip_similarity"][row].as_py() == pytest.approx(own, abs=1e-6)
+        asked = float(clip.embed_texts([EXPECTED[row]])[0] @ image)  # with its own prompt, not with the plain one
+        assert scored["clip_similarity"][row].as_py() == pytest.approx(asked, abs=1e-6)
         assert scored["clip_margin"][row].as_py() == pytest.approx(own - rival, abs=1e-6)
         own_cell = own >= rival
         seen = (scored["clip_label"][row].as_py(), scored["clip_group"][row].as_py())
@@ -137,13 +150,16 @@ def test_scores_of_a_shard_without_a_usable_image():
 
 
 def test_zero_shot_without_groups():
-    recipe = making.Recipe("d", Names(("star", "disc")), [["star"], ["disc"]], "", 3, 1)
+    recipe = making.Recipe("d", Names(("star", "disc")), [[["star"]], [["disc"]]], [["star"], ["disc"]], "", 3, 1)
     samples = Samples(np.random.default_rng(0).integers(0, 255, (3, 4, 4, 3), np.uint8), [None] * 3)
     table = making.to_table(making.draw(lambda *_: samples, recipe, Shard(1, 0, 0)), recipe, Shard(1, 0, 0))
 
     class Clip:
         def embed_images(self, images):
             return np.array([[0.6, 0.8], [0.8, 0.6], [0.0, 1.0]], np.float32)
+
+        def embed_text(self, text):
+            return np.array([0.0, 1.0], np.float32)
 
     scored = making.score(Clip(), np.eye(2, dtype=np.float32), recipe, Shard(1, 0, 0), table)
     assert scored["clip_label"].to_pylist() == [1, 0, 1]

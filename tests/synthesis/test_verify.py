@@ -17,6 +17,7 @@ from counterpoise.synthesis import verify as verifying
 from counterpoise.synthesis import workers
 from counterpoise.synthesis.address import Devices, Shard
 from counterpoise.synthesis.pool import Pool
+from counterpoise.synthesis.resolve import resolve
 from counterpoise.synthesis.verify import summary, verify
 from counterpoise.synthesis.workers import Work
 from counterpoise.table import Names, decode_image, encode_image
@@ -44,7 +45,12 @@ def _pool(models, store):
     from tiny import make_experiment
 
     experiment = make_experiment(models, store, pool={"shard_size": 4})
-    return Pool(experiment, Names(("star", "disc"), ("red", "blue")), open_store(store))
+    return _pool_of(experiment, open_store(store))
+
+
+def _pool_of(experiment, store):
+    names = Names(("star", "disc"), ("red", "blue"))
+    return Pool(experiment, names, store, resolve(experiment.prompts, names, store))
 
 
 @pytest.fixture
@@ -278,7 +284,7 @@ def test_quarantined_images_are_no_defect_of_the_file(tiny_models, tmp_path):
     tiny.make_diffusion(tmp_path / "broken", broken=True)
     generator = {"model": str(tmp_path / "broken"), "num_inference_steps": 2}
     experiment = make_experiment(tiny_models, tmp_path / "store", generator=generator, pool={"shard_size": 2})
-    pool = Pool(experiment, Names(("star", "disc"), ("red", "blue")), open_store(experiment.store))
+    pool = _pool_of(experiment, open_store(experiment.store))
     pool.prepare()
     with workers.sampler_here(Work.of(pool)) as sample:
         table = sample(SHARDS[0])

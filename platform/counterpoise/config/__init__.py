@@ -28,23 +28,15 @@ from counterpoise.config.data import (
     Tint,
     Torchvision,
 )
-from counterpoise.config.synthesis import (
-    Condition,
-    Feedback,
-    Generator,
-    Plan,
-    Pool,
-    Prompts,
-    Scorer,
-    Selection,
-    Workers,
-)
+from counterpoise.config.prompts import Contextual, Llm, Prompts
+from counterpoise.config.synthesis import Condition, Feedback, Generator, Plan, Pool, Scorer, Selection, Workers
 from counterpoise.config.training import Objective, Optimizer, Stage, Training
 
 __all__ = [
     "Biased",
     "Columns",
     "Condition",
+    "Contextual",
     "Counts",
     "CsvFolder",
     "Data",
@@ -56,6 +48,7 @@ __all__ = [
     "HuggingFace",
     "ImageFolder",
     "Imbalance",
+    "Llm",
     "LongTailed",
     "NonNegativeInt",
     "Objective",

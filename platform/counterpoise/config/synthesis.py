@@ -32,15 +32,6 @@ class Plan(Section):
         return self
 
 
-class Prompts(Section):
-    """What is asked of the generator. ``{label}`` and ``{group}`` stand for the cell's names, or the words given."""
-
-    template: str = "a photo of a {group} {label}"
-    labels: dict[str, str] = {}  # class -> the words to use for it
-    groups: dict[str, str] = {}
-    negative: str = ""
-
-
 class Condition(Section):
     """Real images as a condition beside the prompt: each synthetic image sees the embedding of one of its cell."""
 
@@ -116,7 +107,7 @@ class Selection(Section):
     """Which pool images a plan may take: filters (:mod:`counterpoise.synthesis.filters`), each of them off at null."""
 
     clip_similarity: float | None = None  # least cosine with the own prompt
-    clip_margin: float | None = None  # least lead of the own prompt's cosine over every rival cell's
+    clip_margin: float | None = None  # least lead of the cell's plain prompt over every rival cell's, as cosines
     zero_shot: Literal["label", "cell"] | None = None  # CLIP must see the class, or class and group, asked for
     near_duplicate: Share | None = None  # a cosine with an earlier image of the cell from which on one is too many
     grey: PositiveFloat | None = None  # levels of 255 by which red must differ from the mean channel

@@ -62,8 +62,45 @@ class Plan:
 
 
 @dataclass(frozen=True)
+class CellPrompts:
+    """How many prompts a cell has, and some of them."""
+
+    cell: str
+    count: int
+    examples: list[str]
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """A prompt set.
+
+    Attributes:
+        methods: The methods whose images were asked for with it.
+        digest: Its address.
+        origin: Where it comes from: the template, a grammar, a file, a language model.
+        cells: Its prompts, cell by cell.
+        refused: How many answers of a language model could not be used.
+        refusals: Some of them, each with the reason.
+    """
+
+    methods: list[str]
+    digest: str
+    origin: str
+    cells: list[CellPrompts]
+    refused: int = 0
+    refusals: list[tuple[str, str]] = field(default_factory=list)
+
+    @property
+    def per_cell(self) -> str:
+        """How many prompts a cell has, in words."""
+        counts = {cell.count for cell in self.cells}
+        least, most = min(counts), max(counts)
+        return f"{least} to {most} prompts" if least < most else f"{most} prompts" if most > 1 else "one prompt"
+
+
+@dataclass(frozen=True)
 class CellSamples:
-    """Some images of a cell, as encoded files; the rejected ones with the reason."""
+    """Some images of a cell, as encoded files; the rejected ones with the reason; a prompt that was used."""
 
     label: str
     group: str | None
@@ -122,6 +159,7 @@ class Report:
         summary: Method -> metric -> (mean, low, high) over seeds.
         baseline: The method that real images alone give; None if it was not run.
         plans: Without one, the page is about real images only.
+        prompts: The prompt sets of the plans' images.
         synthesis: ``select.summary()``; None if nothing was asked of a generator.
         realism: Each set of synthetic images against the real ones: ``methods``, ``extractor``, ``k``, ``rows``; see
             :func:`counterpoise.scoring.realism.realism`.
@@ -145,6 +183,7 @@ class Report:
     summary: Mapping[str, Mapping[str, Interval]]
     baseline: str | None = None
     plans: list[Plan] = field(default_factory=list)
+    prompts: list[Prompts] = field(default_factory=list)
     synthesis: Mapping[str, Any] | None = None
     realism: Sequence[Mapping[str, Any]] = ()
     filtered: list[Filtered] = field(default_factory=list)

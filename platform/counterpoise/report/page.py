@@ -49,6 +49,7 @@ def render(report: Report) -> str:
         metrics=_metric_columns(report),
         plans=_distinct(report.plans),
         open_cells=content.OPEN_CELLS,
+        most_cells=content.MOST_CELLS,
         style=_style(environment),
     )
 

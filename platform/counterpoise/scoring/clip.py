@@ -49,6 +49,7 @@ class Clip:
                 "the scorer cannot be loaded", where="scorer.model", found=f"{scorer.model}: {lines[0]}", remedy=remedy
             ) from error
         self._model, self._device = model.eval(), device
+        self._texts: dict[str, np.ndarray] = {}
 
     @property
     def resizer(self) -> str:
@@ -62,6 +63,12 @@ class Clip:
         """Unit vectors of the texts."""
         features = self._model.encode_text(self._tokenize(list(texts)).to(self._device), normalize=True)
         return features.float().cpu().numpy()
+
+    def embed_text(self, text: str) -> Float[np.ndarray, " d"]:
+        """The unit vector of one text; each distinct text is embedded once, and alone."""
+        if text not in self._texts:
+            self._texts[text] = self.embed_texts([text])[0]
+        return self._texts[text]
 
     @torch.inference_mode()
     def embed_images(self, images: Sequence[UInt8[np.ndarray, "height width 3"]]) -> Float[np.ndarray, "n d"]:

@@ -17,7 +17,7 @@ from typing import Any
 from counterpoise.config import Experiment, Scorer
 from counterpoise.errors import ConfigError, ModelError
 from counterpoise.locate import fingerprint, hash_of_file, is_folder, locate
-from counterpoise.synthesis.prompts import cell_prompts
+from counterpoise.synthesis.prompts import PromptSet
 from counterpoise.table import Names, digest
 
 _FORMAT = 2  # of shards; another one is another pool
@@ -94,23 +94,27 @@ def _device(device: str, num_gpus: float, where: str, reserved: str) -> str:
 
 
 def generation(
-    experiment: Experiment, names: Names, conditions: str | None = None, feedback: dict[str, Any] | None = None
+    experiment: Experiment,
+    names: Names,
+    prompts: PromptSet,
+    conditions: str | None = None,
+    feedback: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """All that decides the pool's pixels and scores, as a JSON-able value.
 
     Args:
         experiment: The config.
         names: Classes and groups.
+        prompts: What is asked for.
         conditions: Digest of the view that condition images are drawn from, if there are any.
         feedback: The identity of the classifier that guides, and how it does, if it does.
 
     Raises:
-        ConfigError, ModelError: The prompts are wrong, or generator or scorer do not exist.
+        ConfigError, ModelError: There is no generator, or generator or scorer do not exist.
     """
     generator, pool = experiment.generator, experiment.pool
     if generator is None:
         raise ConfigError("there is nothing to sample with", where="generator", found="null")
-    prompts = cell_prompts(experiment.prompts, names)
     check_pipeline_folder(generator.model)
     return {
         "format": _FORMAT,
@@ -122,7 +126,8 @@ def generation(
         },
         "conditions": conditions,
         "feedback": feedback,
-        "prompts": prompts,
+        "prompts": prompts.prompts,
+        "plain": prompts.plain,
         "negative": experiment.prompts.negative,
         "scorer": identify_scorer(experiment.scorer) if experiment.scorer else None,
         "shard_size": pool.shard_size,

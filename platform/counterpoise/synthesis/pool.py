@@ -22,6 +22,7 @@ from counterpoise.errors import SynthesisError
 from counterpoise.store import Store, read
 from counterpoise.synthesis import filters
 from counterpoise.synthesis.address import Shard, circumstances, digest_of, folder, generation
+from counterpoise.synthesis.prompts import PromptSet
 from counterpoise.table import Names
 from counterpoise.view import View
 
@@ -37,6 +38,7 @@ class Pool:
         experiment: Its generator, prompts, scorer and shard size decide which pool this is.
         names: Classes and groups of the dataset.
         store: Where the pool lies.
+        prompts: What is asked for; see :func:`counterpoise.synthesis.resolve.resolve`.
         real: The real training images, for a generator that is conditioned on them.
         teacher: The classifier that guides, if one does.
 
@@ -46,7 +48,7 @@ class Pool:
         filters: Those that are on.
 
     Raises:
-        ConfigError, ModelError: The prompts are wrong, or a filter, the generator or the scorer do not exist.
+        ConfigError, ModelError: There is no generator, or a filter, the generator or the scorer do not exist.
     """
 
     def __init__(
@@ -54,15 +56,18 @@ class Pool:
         experiment: Experiment,
         names: Names,
         store: Store,
+        prompts: PromptSet,
         real: View | None = None,
         teacher: Teacher | None = None,
     ) -> None:
-        self.experiment, self.names, self.store, self.teacher = experiment, names, store, teacher
+        self.experiment, self.names, self.store = experiment, names, store
+        self.prompts, self.teacher = prompts, teacher
         conditioned = experiment.generator is not None and experiment.generator.condition is not None
         self.conditions = real if conditioned else None
         self.generation = generation(
             experiment,
             names,
+            prompts,
             self.conditions.digest if self.conditions is not None else None,
             teacher.identity if teacher is not None else None,
         )

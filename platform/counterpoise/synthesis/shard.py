@@ -33,7 +33,8 @@ class Recipe:
     Attributes:
         digest: The generation's address.
         names: Of classes and groups.
-        prompts: ``prompts[label][group]``.
+        prompts: ``prompts[label][group]``: the prompts of a cell.
+        plain: ``plain[label][group]``: the cell in a few words.
         negative: The negative prompt.
         shard_size: Images of a shard.
         max_attempts: Samples per image before it is quarantined.
@@ -41,15 +42,21 @@ class Recipe:
 
     digest: str
     names: Names
-    prompts: list[list[str]]
+    prompts: list[list[list[str]]]
+    plain: list[list[str]]
     negative: str
     shard_size: int
     max_attempts: int
 
     @property
-    def all_prompts(self) -> list[str]:
-        """The prompts of all cells in one list, label by label."""
-        return [prompt for row in self.prompts for prompt in row]
+    def all_plain(self) -> list[str]:
+        """The plain prompts of all cells in one list, label by label."""
+        return [prompt for row in self.plain for prompt in row]
+
+    def prompts_of(self, shard: Shard) -> list[str]:
+        """The prompt of each image of a shard: of a cell's n prompts, number ``index % n``."""
+        prompts, first = self.prompts[shard.label][shard.group], shard.number * self.shard_size
+        return [prompts[index % len(prompts)] for index in range(first, first + self.shard_size)]
 
 
 @dataclass
@@ -69,14 +76,13 @@ def draw(sample: Callable[[Sequence[str], str, Sequence[int]], Samples], recipe:
 
     The batches follow from the shard's address and the model alone.
     """
-    prompt = recipe.prompts[shard.label][shard.group]
-    size = recipe.shard_size
+    prompts, size = recipe.prompts_of(shard), recipe.shard_size
     draft = Draft([np.empty(0, np.uint8)] * size, [0] * size, [0] * size, [None] * size, [None] * size, [None] * size)
     wanted = list(range(size))
     for attempt in range(recipe.max_attempts):
         indices = [shard.number * size + position for position in wanted]
         seeds = [seed(recipe.digest, shard.label, shard.group, index, attempt) for index in indices]
-        samples = sample([prompt] * len(wanted), recipe.negative, seeds)
+        samples = sample([prompts[position] for position in wanted], recipe.negative, seeds)
         for row, position in enumerate(wanted):
             draft.pixels[position], draft.defects[position] = samples.pixels[row], samples.defects[row]
             draft.seeds[position], draft.attempts[position] = seeds[row], attempt
@@ -103,7 +109,7 @@ def to_table(draft: Draft, recipe: Recipe, shard: Shard, threads: int = 1) -> pa
         "split": ["train"] * n,
         "source": ["synthetic"] * n,
         "index": indices,
-        "prompt": [recipe.prompts[shard.label][shard.group]] * n,
+        "prompt": recipe.prompts_of(shard),
         "seed": draft.seeds,
         "attempt": draft.attempts,
         "defect": draft.defects,
@@ -119,7 +125,8 @@ def score(clip: Clip, texts: Float[np.ndarray, "m d"], recipe: Recipe, shard: Sh
 
     Args:
         clip: The scorer.
-        texts: Its unit vectors of ``recipe.all_prompts``.
+        texts: Its unit vectors of ``recipe.all_plain``: what the margin compares. The similarity is that with the
+            image's own prompt.
         recipe: Of the generation.
         shard: Which one ``table`` is.
         table: From :func:`to_table`.
@@ -128,13 +135,14 @@ def score(clip: Clip, texts: Float[np.ndarray, "m d"], recipe: Recipe, shard: Sh
     if not len(usable):
         return table
     images = clip.embed_images([decode_image(table["image"][int(row)].as_py()) for row in usable])
-    columns = len(recipe.prompts[0])
+    columns = len(recipe.plain[0])
     own = shard.label * columns + shard.group
-    rivals = rivals_of(own, recipe.all_prompts)
-    similarities, margins = similarity_and_margin(images, texts, own, rivals)
+    rivals = rivals_of(own, recipe.all_plain)
+    _, margins = similarity_and_margin(images, texts, own, rivals)
+    asked = np.stack([clip.embed_text(table["prompt"][int(row)].as_py()) for row in usable])
     seen = nearest(images, texts, own, rivals)
     scores: dict[str, np.ndarray | list] = {
-        "clip_similarity": similarities,
+        "clip_similarity": (images * asked).sum(axis=1),
         "clip_margin": margins,
         "clip_label": seen // columns,
         "clip_group": seen % columns if recipe.names.groups else np.full(len(seen), -1),

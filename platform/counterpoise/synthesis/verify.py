@@ -168,7 +168,7 @@ def _expected(attempts: Sequence[int], recipe: Recipe, shard: Shard) -> pa.Table
         image_seed(recipe.digest, shard.label, shard.group, index, attempt)
         for index, attempt in zip(indices, attempts, strict=True)
     ]
-    draft = Draft([np.empty(0, np.uint8)] * n, seeds, list(attempts), ["not looked at"] * n)
+    draft = Draft([np.empty(0, np.uint8)] * n, seeds, list(attempts), ["not looked at"] * n, [None] * n, [None] * n)
     return making.to_table(draft, recipe, shard)
 
 

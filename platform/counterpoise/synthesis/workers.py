@@ -52,7 +52,13 @@ class Work:
         assert experiment.generator is not None
         return cls(
             making.Recipe(
-                pool.digest, pool.names, made["prompts"], made["negative"], made["shard_size"], made["max_attempts"]
+                pool.digest,
+                pool.names,
+                made["prompts"],
+                made["plain"],
+                made["negative"],
+                made["shard_size"],
+                made["max_attempts"],
             ),
             experiment.generator,
             experiment.scorer,
@@ -145,7 +151,7 @@ class Scorer(Stage):
         assert self.work.scorer is not None
         _one_thread_per_cpu(self.work.cpus[1])
         self.clip = Clip(self.work.scorer, self.work.devices.scorer)
-        self.texts = self.clip.embed_texts(self.work.recipe.all_prompts)
+        self.texts = self.clip.embed_texts(self.work.recipe.all_plain)
 
     def step(self, batch: pa.Table) -> pa.Table:
         shard, clock = shard_of(batch), _Clock()
