@@ -105,3 +105,19 @@ def test_what_cannot_be_loaded(tiny_models, tmp_path, damage):
         index.write_text(index.read_text().replace("StableDiffusionPipeline", "NoSuchPipeline"))
     with pytest.raises(ModelError, match=r"generator\.model"):
         TextToImage(generator(tmp_path), "cpu", "float32")
+
+
+def test_channels_last_changes_no_more_than_rounding(tiny_models):
+    plain = TextToImage(generator(tiny_models), "cpu", "float32").sample(PROMPTS, "", SEEDS).pixels.astype(int)
+    sampler = TextToImage(generator(tiny_models, channels_last=True), "cpu", "float32")
+    weight = sampler.pipeline.unet.conv_in.weight
+    assert weight.is_contiguous(memory_format=torch.channels_last)
+    assert np.abs(sampler.sample(PROMPTS, "", SEEDS).pixels - plain).max() <= 1
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
+@pytest.mark.filterwarnings("ignore")  # of torch's compiler
+def test_a_compiled_denoiser_is_the_same_denoiser(tiny_models):
+    plain = TextToImage(generator(tiny_models), "cpu", "float32").sample(PROMPTS, "", SEEDS).pixels.astype(int)
+    compiled = TextToImage(generator(tiny_models, compile=True), "cpu", "float32")
+    assert np.abs(compiled.sample(PROMPTS, "", SEEDS).pixels - plain).max() <= 1

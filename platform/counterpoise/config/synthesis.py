@@ -60,6 +60,8 @@ class Generator(Section):
     height: PositiveInt | None = None  # by default the model's own
     width: PositiveInt | None = None
     condition: Condition | None = None
+    channels_last: bool = False  # memory format of the denoiser; faster convolutions on GPUs
+    compile: bool = False  # torch.compile the denoiser: minutes at the start of every sampler, then faster steps
     seed: NonNegativeInt = 0
 
 

@@ -17,7 +17,7 @@ from transformers.utils import logging as transformers_logging
 
 from counterpoise import config
 from counterpoise.errors import ConfigError, ModelError, did_you_mean, one_of
-from counterpoise.generators.guidance import Guide, guided
+from counterpoise.generators.guidance import Guide, denoiser_of, guided
 from counterpoise.locate import is_folder, locate
 
 _UNIFORM = 1 / 255  # standard deviation over an image's pixels, in every channel, below which there is no picture
@@ -61,6 +61,11 @@ class TextToImage:
     def __init__(self, generator: config.Generator, device: str, dtype: str, revision: str | None = None) -> None:
         self.config = generator
         self.pipeline = _load(self.family, generator, getattr(torch, dtype), revision).to(device)
+        denoiser = denoiser_of(self.pipeline)
+        if generator.channels_last:
+            denoiser.to(memory_format=torch.channels_last)
+        if generator.compile:
+            denoiser.forward = torch.compile(denoiser.forward)
         self.device = device
         self._accepts = set(inspect.signature(self.pipeline.__call__).parameters)
         self._embeddings: dict[tuple[str, str], dict[str, torch.Tensor] | None] = {}
