@@ -60,7 +60,7 @@ def preview(job: Job, load: Load, out: Path, per_cell: int, cells: int, sweep: s
     for column in columns:
         job.teach(column.pool)
     chosen = spread(job.names.shape, cells)
-    images, seconds = _sample(columns, chosen, per_cell, base)
+    images, criteria, seconds = _sample(columns, chosen, per_cell, base)
     figure = figures.grid(*_laid_out(images, columns, chosen, job.names), _title(experiment, base, sweep, chosen))
     job.tracked.figure("preview.png", figure)
     data = io.BytesIO()
@@ -76,6 +76,7 @@ def preview(job: Job, load: Load, out: Path, per_cell: int, cells: int, sweep: s
         "cells": len(chosen),
         "left_out": left_out,
         "images": count,
+        "criterion": criteria,
         "defects": sum(image is None for column in images for cell in column.values() for image in cell),
         "seconds": round(seconds, 2),
         "images_per_second": round(count / max(seconds, 1e-9), 3),
@@ -138,21 +139,28 @@ def parse_sweep(text: str) -> tuple[str, list[str]]:
 
 def _sample(
     columns: Sequence[Column], chosen: Sequence[Cell], per_cell: int, base: Pool
-) -> tuple[list[dict[Cell, list[bytes | None]]], float]:
-    """For each column the cells' images, None for defects; and the seconds, loading of models aside."""
+) -> tuple[list[dict[Cell, list[bytes | None]]], list[float | None], float]:
+    """For each column the cells' images, None for defects; the mean of what feedback made larger, None without it;
+    and the seconds, loading of models aside.
+    """
     images: list[dict[Cell, list[bytes | None]]] = []
+    criteria: list[float | None] = []
     seconds = 0.0
     with Progress("sampling", len(columns) * len(chosen) * per_cell, "images") as progress:
         for column in columns:
             here: dict[Cell, list[bytes | None]] = {}
+            scores: list[float] = []
             with sampler_here(_work(column.pool, base, per_cell)) as sample:
                 for cell in chosen:
                     start = time.monotonic()
-                    here[cell] = sample(Shard(*cell, 0))["image"].to_pylist()
+                    table = sample(Shard(*cell, 0))
                     seconds += time.monotonic() - start
+                    here[cell] = table["image"].to_pylist()
+                    scores += table["criterion"].drop_null().to_pylist()
                     progress.advance(per_cell)
             images.append(here)
-    return images, seconds
+            criteria.append(float(np.mean(scores)) if scores else None)
+    return images, criteria, seconds
 
 
 def _work(pool: Pool, base: Pool, per_cell: int) -> Work:

@@ -203,6 +203,25 @@ def test_a_run_with_a_store_on_s3(s3_server, tmp_path, monkeypatch):
     client.close()
 
 
+def test_feedback_in_two_rounds(call, store):
+    """Train → guided sampling → train → sampling with the new classifier → train; a second run computes nothing."""
+    feedback = (
+        "{extends: feedback, method: twice, feedback: {stage: teacher, criterion: hardness, every: 1, rounds: 2}}"
+    )
+    arguments = (f"methods=[{feedback}]", "realism.extractor=none")
+    first = call("run", *arguments)
+    pools = first["synthesize"]["pool"].split()
+    assert len(pools) == 2
+    made = [json.loads((store / "pool" / pool / "generation.json").read_text())["generation"] for pool in pools]
+    classifiers = {generation["feedback"]["classifier"] for generation in made}
+    assert len(classifiers) == 2
+    assert all((store / "stages" / classifier / "stage.json").exists() for classifier in classifiers)
+    assert first["rows"][0]["method"] == "twice"
+    again = call("run", *arguments)
+    assert again["synthesize"]["sampled"] == 0
+    assert again["rows"][0]["metrics"] == first["rows"][0]["metrics"]
+
+
 CUSTOM = "{method: m, plans: {p: {strategy: custom, counts: {ring: {rad: 1}}}}, stages: [{name: s, data: [p]}]}"
 
 WRONG = {

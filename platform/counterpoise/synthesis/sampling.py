@@ -233,7 +233,7 @@ def _explained(asked: set[Shard], receipts: Mapping[Shard, Receipt]) -> Iterator
     try:
         yield
     except RayError as error:
-        if "died" not in str(error):
+        if "died" not in str(error) or "error raised in its creation task" in str(error):  # the latter is a bug
             raise
         found = next(line for line in str(error).splitlines() if line.strip())
         remedy = "look at the memory: fewer workers, or a smaller pool.shard_size. What is committed is kept"
