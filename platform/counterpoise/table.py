@@ -38,7 +38,10 @@ SYNTHETIC = pa.schema(
         ("defect", pa.string()),  # null, or why every attempt was rejected: the row is quarantined
         ("condition_id", pa.string()),  # of the real image that was the condition; null without one
         ("criterion", pa.float32()),  # what feedback guidance made larger, of the finished image; null without it
-        ("clip_similarity", pa.float32()),  # cosine between the image and its own prompt
+        (
+            "clip_similarity",
+            pa.float32(),
+        ),  # cosine with its own prompt (Hessel et al. 2021, unscaled)
         ("clip_margin", pa.float32()),  # of the cell's plain prompt: its cosine minus the largest rival cell's
         ("clip_label", pa.int32()),  # zero-shot: class and group of the cell whose prompt fits best
         ("clip_group", pa.int32()),

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import (
+    AutoPipelineForText2Image,
     DDIMScheduler,
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
@@ -63,6 +64,22 @@ def test_without_scale_the_pixels_are_the_pipelines(sampler, family):
     guided_once = floats(model, guide(0.1))
     assert not np.array_equal(guided_once, plain)
     assert np.array_equal(floats(model, None), plain)  # the hook is gone
+
+
+@pytest.mark.parametrize("family", TEXT_FAMILIES)
+def test_pixels_are_what_diffusers_alone_makes(sampler, family):
+    """The same checkpoint loaded without us, given text: prompts are encoded one by one here and together there."""
+    model = sampler(family)
+    pipeline = AutoPipelineForText2Image.from_pretrained(model.config.model)
+    pipeline.set_progress_bar_config(disable=True)
+    theirs = pipeline(
+        PROMPTS,
+        generator=[torch.Generator().manual_seed(seed) for seed in SEEDS],
+        output_type="np",
+        **model._settings(),
+    ).images
+    ours = model.sample(PROMPTS, "", SEEDS, guide=guide(0.0)).pixels
+    np.testing.assert_allclose(ours.astype(int), np.rint(theirs * 255).astype(int), atol=1)
 
 
 @pytest.mark.parametrize("family", TEXT_FAMILIES)

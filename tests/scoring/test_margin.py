@@ -1,22 +1,19 @@
-"""Similarities and margins against a worked case."""
+"""Margins and zero-shot verdicts against a worked case."""
 
 import numpy as np
 
-from counterpoise.scoring.margin import nearest, rivals_of, similarity_and_margin
+from counterpoise.scoring.margin import margin, nearest, rivals_of
 
 TEXTS = np.array([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8]])
 
 
 def test_a_worked_case():
     images = np.array([[1.0, 0.0], [0.8, 0.6]])
-    similarity, margin = similarity_and_margin(images, TEXTS, 0, np.array([1, 2]))
-    np.testing.assert_allclose(similarity, [1.0, 0.8])
-    np.testing.assert_allclose(margin, [1.0 - 0.6, 0.8 - 0.96])
+    np.testing.assert_allclose(margin(images, TEXTS, 0, np.array([1, 2])), [1.0 - 0.6, 0.8 - 0.96])
 
 
 def test_without_rivals_the_lead_is_infinite():
-    _, margin = similarity_and_margin(np.array([[1.0, 0.0]]), TEXTS[:1], 0, rivals_of(0, ["a"]))
-    assert margin.tolist() == [np.inf]
+    assert margin(np.array([[1.0, 0.0]]), TEXTS[:1], 0, rivals_of(0, ["a"])).tolist() == [np.inf]
 
 
 def test_an_equal_prompt_is_no_rival():

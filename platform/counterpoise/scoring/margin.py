@@ -1,8 +1,4 @@
-"""How well images fit their prompt, and whether the prompt of another cell fits better. Plain arrays.
-
-CLIP score: Hessel et al., "CLIPScore: A Reference-free Evaluation Metric for Image Captioning", 2021 (here without its
-factor of 2.5 and without cutting off negative values).
-"""
+"""Whether images fit the prompt of their cell better than those of others. Plain arrays of CLIP's unit vectors."""
 
 from __future__ import annotations
 
@@ -12,10 +8,10 @@ import numpy as np
 from jaxtyping import Float, Int
 
 
-def similarity_and_margin(
+def margin(
     images: Float[np.ndarray, "n d"], texts: Float[np.ndarray, "m d"], own: int, rivals: Int[np.ndarray, " r"]
-) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
-    """Cosine with the own text, and its lead over the best of the rivals.
+) -> Float[np.ndarray, " n"]:
+    """The lead of the own text's cosine over that of the best rival.
 
     Args:
         images: Unit vectors.
@@ -24,11 +20,10 @@ def similarity_and_margin(
         rivals: Which texts they could be mistaken for. Without any, the lead is infinite.
 
     Returns:
-        Similarities in [-1, 1]; margins in [-2, 2], or infinity.
+        Margins in [-2, 2], or infinity.
     """
     cosines = images @ texts.T
-    best_rival = cosines[:, rivals].max(axis=1, initial=-np.inf)
-    return cosines[:, own], cosines[:, own] - best_rival
+    return cosines[:, own] - cosines[:, rivals].max(axis=1, initial=-np.inf)
 
 
 def nearest(

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Float
 
-from counterpoise.scoring.margin import nearest, rivals_of, similarity_and_margin
+from counterpoise.scoring.margin import margin, nearest, rivals_of
 from counterpoise.synthesis.address import Shard, seed
 from counterpoise.table import SYNTHETIC, Names, decode_image, encode_image, make_table
 
@@ -138,12 +138,11 @@ def score(clip: Clip, texts: Float[np.ndarray, "m d"], recipe: Recipe, shard: Sh
     columns = len(recipe.plain[0])
     own = shard.label * columns + shard.group
     rivals = rivals_of(own, recipe.all_plain)
-    _, margins = similarity_and_margin(images, texts, own, rivals)
     asked = np.stack([clip.embed_text(table["prompt"][int(row)].as_py()) for row in usable])
     seen = nearest(images, texts, own, rivals)
     scores: dict[str, np.ndarray | list] = {
         "clip_similarity": (images * asked).sum(axis=1),
-        "clip_margin": margins,
+        "clip_margin": margin(images, texts, own, rivals),
         "clip_label": seen // columns,
         "clip_group": seen % columns if recipe.names.groups else np.full(len(seen), -1),
         "clip_embedding": list(images.astype(np.float16)),
