@@ -10,7 +10,7 @@ import pytest
 
 FLOORS = [
     {"errors"},
-    {"ambient", "table", "store", "progress", "locate", "cluster", "config"},
+    {"ambient", "table", "store", "progress", "locate", "plugin", "cluster", "config"},
     {"view", "explain"},
     {"compose"},
     {"data", "generators", "scoring", "training", "evaluation"},

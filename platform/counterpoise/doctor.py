@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from counterpoise.compose import load
-from counterpoise.config import Experiment
+from counterpoise.config import Experiment, Generator
 from counterpoise.errors import CounterpoiseError
 from counterpoise.locate import locate
 from counterpoise.store import open_store
@@ -95,8 +95,8 @@ def _experiment(experiment: Experiment) -> Iterator[Check]:
     yield _guarded("store", lambda: _store(experiment))
     yield _guarded("tracking", lambda: _tracking(experiment))
     if experiment.generator is not None:
-        model = experiment.generator.model
-        yield _guarded("generator", lambda: _generator(model))
+        generator = experiment.generator
+        yield _guarded("generator", lambda: _generator(generator))
     if experiment.scorer is not None:
         scorer = experiment.scorer
         yield _guarded("scorer", lambda: ", ".join(identify_scorer(scorer).values()))
@@ -105,9 +105,9 @@ def _experiment(experiment: Experiment) -> Iterator[Check]:
     yield _guarded("dataset", lambda: _dataset(experiment))
 
 
-def _generator(model: str) -> str:
-    check_pipeline_folder(model)
-    return locate(model, "generator.model")
+def _generator(generator: Generator) -> str:
+    check_pipeline_folder(generator)
+    return locate(generator.model, "generator.model")
 
 
 def _realism(experiment: Experiment) -> str:

@@ -25,6 +25,7 @@ from counterpoise.store import open_store
 from counterpoise.synthesis import feedback, filters, select
 from counterpoise.synthesis import verify as verifying
 from counterpoise.synthesis.address import check_pipeline_folder, identify_scorer
+from counterpoise.synthesis.criteria import mixture
 from counterpoise.synthesis.feedback import Teacher
 from counterpoise.synthesis.plan import wanted
 from counterpoise.synthesis.pool import Pool
@@ -65,8 +66,10 @@ class Job:
         for experiment in self.experiments:
             check_backbone(experiment.training)
             if experiment.plans and experiment.generator:
-                check_pipeline_folder(experiment.generator.model)
+                check_pipeline_folder(experiment.generator)
                 filters.chosen(experiment.selection)
+                if experiment.feedback:
+                    mixture(experiment.feedback.weights)
                 if experiment.scorer:
                     identify_scorer(experiment.scorer)
                 likeness.extractor_of(experiment)

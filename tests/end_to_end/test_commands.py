@@ -243,6 +243,19 @@ WRONG = {
     "store that is a file": (["audit", "demo", "store=README.md"], "store"),
     "store of an unknown kind": (["audit", "demo", "store=ftp://host/folder"], "ftp"),
     "prompt with an unknown word": (["synthesize", "demo", "prompts.template=a {colour} {label}"], "colour"),
+    "criterion that is not there": (
+        ["synthesize", "demo", "methods=[{extends: feedback, feedback: {criterion: entropie}}]"],
+        "did you mean 'entropy'",
+    ),
+    "classifier that saw synthetic images": (
+        ["plan", "demo", "methods=[{extends: feedback, feedback: {stage: final}}]"],
+        "real images alone",
+    ),
+    "feedback from nowhere": (
+        ["plan", "demo", "methods=[{extends: feedback, feedback: {stage: null, checkpoint: no.safetensors}}]"],
+        "feedback.checkpoint",
+    ),
+    "condition on a text model": (["synthesize", "demo", "generator.condition={dropout: 0.5}"], "generator.condition"),
     "filter that is not there": (["synthesize", "demo", "selection.custom={nowhere:f: 1}"], "selection.custom"),
     "modifier without modifiers": (
         ["plan", "demo", "prompts.template=a {modifier} {group} {label}"],

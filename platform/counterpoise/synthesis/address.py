@@ -14,13 +14,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from counterpoise.config import Experiment, Scorer
+from counterpoise.config import Experiment, Generator, Scorer
 from counterpoise.errors import ConfigError, ModelError
 from counterpoise.locate import fingerprint, hash_of_file, is_folder, locate
 from counterpoise.synthesis.prompts import PromptSet
 from counterpoise.table import Names, digest
 
 _FORMAT = 2  # of shards; another one is another pool
+_CONDITIONED = "StableUnCLIPImg2ImgPipeline"
 _LIBRARIES = ("torch", "torchvision", "diffusers", "transformers", "open_clip_torch", "numpy", "pillow", "pyarrow")
 _KEY = re.compile(r".*/(\d+)-(\d+)/(\d{6,})\.parquet")
 
@@ -115,7 +116,7 @@ def generation(
     generator, pool = experiment.generator, experiment.pool
     if generator is None:
         raise ConfigError("there is nothing to sample with", where="generator", found="null")
-    check_pipeline_folder(generator.model)
+    check_pipeline_folder(generator)
     return {
         "format": _FORMAT,
         "names": {"classes": list(names.classes), "groups": list(names.groups)},
@@ -150,20 +151,29 @@ def digest_of(generation: dict[str, Any]) -> str:
     return digest(generation)
 
 
-def check_pipeline_folder(model: str, where: str = "generator.model") -> None:
-    """Raises ModelError if ``model`` is a folder but no diffusers pipeline."""
-    located = locate(model, where)
+def check_pipeline_folder(generator: Generator) -> None:
+    """Raises ModelError if the generator is a folder but no diffusers pipeline, or one of the other family."""
+    where = "generator.model"
+    located = locate(generator.model, where)
     if not is_folder(located):
         return
     index = Path(located) / "model_index.json"
-    try:
-        if "_class_name" in json.loads(index.read_text(encoding="utf-8")):
-            return
-        found = f"{index} without a _class_name"
-    except (OSError, ValueError) as error:
-        found = f"{index}: {error}"
     remedy = "name a folder written by a pipeline's save_pretrained"
-    raise ModelError("this folder is not a diffusers pipeline", where=where, found=found, remedy=remedy)
+    try:
+        family = json.loads(index.read_text(encoding="utf-8")).get("_class_name")
+    except (OSError, ValueError, AttributeError) as error:
+        found = f"{index}: {error}"
+        raise ModelError("this folder is not a diffusers pipeline", where=where, found=found, remedy=remedy) from error
+    if family is None:
+        found = f"{index} without a _class_name"
+        raise ModelError("this folder is not a diffusers pipeline", where=where, found=found, remedy=remedy)
+    if (family == _CONDITIONED) != (generator.condition is not None):
+        raise ModelError(
+            "the pipeline and generator.condition do not fit",
+            where="generator.condition",
+            found=f"{'a' if generator.condition else 'no'} condition, and a {family}",
+            allowed=f"a condition with {_CONDITIONED}, none with others",
+        )
 
 
 def identify_scorer(scorer: Scorer) -> dict[str, str]:

@@ -7,7 +7,6 @@ and one decorator add another; the config also takes ``module:function``.
 
 from __future__ import annotations
 
-import importlib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from counterpoise import plugin
 from counterpoise.errors import ConfigError, did_you_mean, one_of
 from counterpoise.training.models import Classifier
 
@@ -128,20 +128,13 @@ def named(name: str) -> Criterion:
         ConfigError: There is none of that name, or the module cannot be imported.
     """
     where = "feedback.criterion"
-    module, _, function = name.partition(":")
-    if not function:
-        if name not in CRITERIA:
-            allowed = one_of(CRITERIA) + ", or module:function"
-            remedy = did_you_mean(name, CRITERIA)
-            raise ConfigError("unknown criterion", where=where, found=name, allowed=allowed, remedy=remedy)
-        return CRITERIA[name]
-    try:
-        return getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
-        remedy = "it must be importable where samplers run: ship it with the job's working directory, or install it"
-        raise ConfigError(
-            "this criterion cannot be imported", where=where, found=f"{name}: {error}", remedy=remedy
-        ) from error
+    if ":" in name:
+        return plugin.load(name, where)
+    if name not in CRITERIA:
+        allowed = one_of(CRITERIA) + ", or module:function"
+        remedy = did_you_mean(name, CRITERIA)
+        raise ConfigError("unknown criterion", where=where, found=name, allowed=allowed, remedy=remedy)
+    return CRITERIA[name]
 
 
 def class_statistics(features: Float[Tensor, "n d"], labels: Int[Tensor, " n"], classes: int) -> ClassStatistics:

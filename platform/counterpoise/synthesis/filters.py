@@ -11,9 +11,7 @@ so a larger plan contains the smaller one, and it does not matter who drew what 
 
 from __future__ import annotations
 
-import importlib
 import io
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,8 +22,8 @@ import pyarrow as pa
 from jaxtyping import Float
 from PIL import Image, ImageStat
 
-from counterpoise import config
-from counterpoise.errors import ConfigError, did_you_mean
+from counterpoise import config, plugin
+from counterpoise.errors import ConfigError
 from counterpoise.view import View
 
 
@@ -86,7 +84,9 @@ def chosen(selection: config.Selection) -> list[Chosen]:
         ConfigError: ``selection.custom`` names something that is not there.
     """
     own = [(name, function, getattr(selection, name)) for name, function in FILTERS.items()]
-    custom = [Chosen(name, _load(name), settings) for name, settings in selection.custom.items()]
+    custom = [
+        Chosen(name, plugin.load(name, "selection.custom"), settings) for name, settings in selection.custom.items()
+    ]
     return [Chosen(*entry) for entry in own if entry[2] is not None] + custom
 
 
@@ -178,27 +178,3 @@ def near_duplicate(candidates: Candidates, threshold: float) -> list[str | None]
 def _at_least(candidates: Candidates, column: str, least: float) -> list[str | None]:
     values = candidates.rows[column].to_pylist()
     return [None if value >= least else f"{column} {value:.3f} < {least:g}" for value in values]
-
-
-def _load(reference: str) -> Filter:
-    """The function ``module:function``; modules in the working folder are found too."""
-    where, (module, _, name) = "selection.custom", reference.partition(":")
-    if "" not in sys.path:
-        sys.path.append("")  # python adds the working folder itself, a console script does not
-    try:
-        found = importlib.import_module(module)
-    except ImportError as error:
-        remedy = "put the module into the working folder or on PYTHONPATH, or install it"
-        raise ConfigError(
-            "the filter's module cannot be imported", where=where, found=f"{reference}: {error}", remedy=remedy
-        ) from error
-    function = getattr(found, name, None)
-    if not callable(function):
-        raise ConfigError(
-            "the module has no such function",
-            where=where,
-            found=reference,
-            allowed="module:function of (candidates, settings)",
-            remedy=did_you_mean(name, [key for key, value in vars(found).items() if callable(value)]),
-        )
-    return function
