@@ -273,7 +273,7 @@ def metric(name: str, grouped: bool = True) -> Metric:
     found = METRICS.get(name) or Metric(name.replace("_", " "), None, "")
     if grouped:
         return found
-    words = {"worst group": "worst class", "class × group cell": "class", "cell": "class"}
+    words = {"worst group": "worst class", "class × group cell": "class", "cells": "classes", "cell": "class"}
     title, meaning = found.title, found.meaning
     for word, plain in words.items():
         title, meaning = title.replace(word, plain), meaning.replace(word, plain)
