@@ -202,7 +202,7 @@ class Job:
             for _ in range(1, pool.experiment.feedback.rounds if pool.experiment.feedback else 1):
                 pool = self._next_round(pool, method, results)
             self.last_pools[method] = pool
-        record.synthesis(self.tracked, select.summary(list(results.values())), self.seconds["synthesize"])
+        record.synthesis(self.tracked, select.summary(list(results.values())), self.seconds.get("synthesize", 0.0))
         return results
 
     def teach(self, pool: Pool, views: Mapping[str, View] | None = None, stage: str | None = None) -> None:

@@ -205,10 +205,9 @@ def test_a_run_with_a_store_on_s3(s3_server, tmp_path, monkeypatch):
 
 def test_feedback_in_two_rounds(call, store):
     """Train → guided sampling → train → sampling with the new classifier → train; a second run computes nothing."""
-    feedback = (
-        "{extends: feedback, method: twice, feedback: {stage: teacher, criterion: hardness, every: 1, rounds: 2}}"
-    )
-    arguments = (f"methods=[{feedback}]", "realism.extractor=none")
+    plan, section = "{uniform: {by: cell}}", "{criterion: hardness, every: 1, rounds: 2}"
+    method = f"{{extends: feedback, method: twice, plans: {plan}, feedback: {section}}}"
+    arguments = (f"methods=[{method}]", "realism.extractor=none", "data.classes=[circle, ring]")
     first = call("run", *arguments)
     pools = first["synthesize"]["pool"].split()
     assert len(pools) == 2
