@@ -203,11 +203,12 @@ def test_a_run_with_a_store_on_s3(s3_server, tmp_path, monkeypatch):
     client.close()
 
 
-def test_feedback_in_two_rounds(call, store):
+def test_feedback_in_two_rounds(call, store, tmp_path):
     """Train → guided sampling → train → sampling with the new classifier → train; a second run computes nothing."""
     plan, section = "{uniform: {by: cell}}", "{criterion: hardness, every: 1, rounds: 2}"
     method = f"{{extends: feedback, method: twice, plans: {plan}, feedback: {section}}}"
-    arguments = (f"methods=[{method}]", "realism.extractor=none", "data.classes=[circle, ring]")
+    settings = (f"methods=[{method}]", "realism.extractor=none", "data.classes=[circle, ring]")
+    arguments = (*settings, "--out", str(tmp_path))
     first = call("run", *arguments)
     pools = first["synthesize"]["pool"].split()
     assert len(pools) == 2
