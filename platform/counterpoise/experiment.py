@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from types import TracebackType
 from typing import Any
@@ -197,11 +198,11 @@ class Job:
             self.teach(pool)
             with self._timed("synthesize"):
                 results[digest] = select.realize(pool, plans)
-        self.last_pools = dict(self.pools)
-        for method, pool in self.pools.items():
-            for _ in range(1, pool.experiment.feedback.rounds if pool.experiment.feedback else 1):
-                pool = self._next_round(pool, method, results)
-            self.last_pools[method] = pool
+        self.rounds = {method: [pool] for method, pool in self.pools.items()}
+        for method, pools in self.rounds.items():
+            for _ in range(1, pools[0].experiment.feedback.rounds if pools[0].experiment.feedback else 1):
+                pools.append(self._next_round(pools[-1], method, results))
+        self.last_pools = {method: pools[-1] for method, pools in self.rounds.items()}
         record.synthesis(self.tracked, select.summary(list(results.values())), self.seconds.get("synthesize", 0.0))
         return results
 
@@ -283,6 +284,14 @@ class Job:
     def tasks(self) -> list[fitting.Task]:
         return [self._task(experiment) for experiment in self.experiments]
 
+    def _with_earlier_rounds(self, task: fitting.Task) -> fitting.Task:
+        """The task with the images of earlier rounds of feedback as well, which were sampled for it, too."""
+        experiment, views = task.experiment, dict(task.views)
+        for number, pool in enumerate(self.rounds.get(experiment.method, [])[:-1], start=1):
+            made = self.realized[pool.digest].views
+            views |= {f"{name} of round {number}": made[experiment.method, name] for name in experiment.plans}
+        return replace(task, views=views)
+
     @cached_property
     def outcomes(self) -> list[fitting.Outcome]:
         """Every experiment trained and measured."""
@@ -290,7 +299,7 @@ class Job:
         with self._timed("train"), Progress("training", len(tasks), "fits") as progress:
             outcomes = fitting.run_all(tasks, progress)
         fresh = {key for result in self.realized.values() for key in result.fresh}
-        outcomes = fitting.charge(outcomes, tasks, fresh)
+        outcomes = fitting.charge(outcomes, [self._with_earlier_rounds(task) for task in tasks], fresh)
         with self._timed("track"):
             self.runs = [
                 record.outcome(self.tracked, outcome, task) for outcome, task in zip(outcomes, tasks, strict=True)
