@@ -258,8 +258,9 @@ class Job:
         for method, name in self.wanted:
             made.setdefault(method, []).append(results[self.last_pools[method].digest].views[method, name])
         judge = self._judge() if kind == "model" else None
+        scorers = {method: pool.generation["scorer"] for method, pool in self.last_pools.items()}
         with self._timed("realism"):
-            measured = likeness.measure(self.first, self.train_view, made, self.store, judge)
+            measured = likeness.measure(self.first, self.train_view, made, self.store, judge, scorers)
         record.realism(self.tracked, measured, self.seconds["realism"])
         return measured
 
