@@ -12,30 +12,32 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from counterpoise import fitting, likeness, record
+from counterpoise import record
 from counterpoise.config import Experiment
 from counterpoise.data import audit as auditing
 from counterpoise.data import dataset
 from counterpoise.errors import DataError
 from counterpoise.progress import Progress
 from counterpoise.store import open_store
-from counterpoise.synthesis import feedback, filters, select
+from counterpoise.synthesis import filters, select
 from counterpoise.synthesis import verify as verifying
 from counterpoise.synthesis.address import check_pipeline_folder, identify_scorer
-from counterpoise.synthesis.criteria import mixture
-from counterpoise.synthesis.feedback import Teacher
 from counterpoise.synthesis.plan import wanted
 from counterpoise.synthesis.pool import Pool
 from counterpoise.synthesis.resolve import resolve
 from counterpoise.table import SPLITS, Names
 from counterpoise.tracking import Tracker
-from counterpoise.training import stages
-from counterpoise.training.models import check_backbone
 from counterpoise.view import View
+
+# torch, diffusers and Ray take seconds to import. What needs them is imported where it is used, so that audit and plan
+# answer at once; tests/test_layers.py holds them to it.
+if TYPE_CHECKING:
+    from counterpoise import fitting, likeness
+    from counterpoise.synthesis.feedback import Teacher
 
 Counts = np.ndarray
 PlanKey = tuple[str, str]  # method, plan
@@ -52,7 +54,7 @@ class Job:
 
     Raises:
         CounterpoiseError: The store, the tracking server, a model's path or a backbone's name is wrong. All of these
-            are looked at before any work begins.
+            are looked at before any work begins; what only training needs, not for ``audit`` and ``plan``.
     """
 
     def __init__(self, experiments: Sequence[Experiment], command: str = "", step: str = "run") -> None:
@@ -65,17 +67,26 @@ class Job:
     def _check(self) -> None:
         self.store.check()
         for experiment in self.experiments:
-            check_backbone(experiment.training)
             if experiment.plans and experiment.generator:
                 check_pipeline_folder(experiment.generator)
                 filters.chosen(experiment.selection)
-                if experiment.feedback:
-                    mixture(experiment.feedback.weights)
                 if experiment.scorer:
                     identify_scorer(experiment.scorer)
-                likeness.extractor_of(experiment)
+            if self.step not in ("audit", "plan"):
+                self._check_training(experiment)
         self.tracker = Tracker(self.first, self.store.uri)
         self.tracker.check()
+
+    def _check_training(self, experiment: Experiment) -> None:
+        from counterpoise import likeness
+        from counterpoise.synthesis.criteria import mixture
+        from counterpoise.training.models import check_backbone
+
+        check_backbone(experiment.training)
+        if experiment.plans and experiment.generator:
+            if experiment.feedback:
+                mixture(experiment.feedback.weights)
+            likeness.extractor_of(experiment)
 
     def __enter__(self) -> Job:
         self._context = self.tracker.run(f"{self.first.name} {self.step}", {"step": self.step})
@@ -153,6 +164,8 @@ class Job:
         """The classifier of the first round of feedback: it has seen real images alone."""
         if experiment.feedback is None:
             return None
+        from counterpoise.synthesis import feedback
+
         if experiment.feedback.stage is None:
             return feedback.of_checkpoint(experiment, self.train_view)
         return feedback.of_stage(experiment, self._real, self.splits["validation"], experiment.feedback.stage)
@@ -216,6 +229,8 @@ class Job:
         """
         if pool.teacher is None or pool.experiment.feedback is None:
             return
+        from counterpoise.synthesis import feedback
+
         stage = stage or pool.experiment.feedback.stage
         with self._timed("teach"):
             if stage is not None:
@@ -224,6 +239,8 @@ class Job:
 
     def _next_round(self, before: Pool, method: str, results: dict[str, select.Realized]) -> Pool:
         """Trains on the images of one round and samples those of the next, guided by what was trained."""
+        from counterpoise.synthesis import feedback
+
         experiment, validation = before.experiment, self.splits["validation"]
         plans = {key: counts for key, counts in self.wanted.items() if key[0] == method}
         views = self._real | {name: results[before.digest].views[method, name] for _, name in plans}
@@ -251,6 +268,8 @@ class Job:
     @cached_property
     def likenesses(self) -> list[dict[str, Any]]:
         """How like the real training images each method's synthetic ones are; see :func:`likeness.measure`."""
+        from counterpoise import likeness
+
         kind = likeness.extractor_of(self.first) if self.wanted else "none"
         if kind == "none":
             return []
@@ -266,6 +285,9 @@ class Job:
 
     def _judge(self) -> likeness.Judge:
         """The first classifier that saw no synthetic images; the first of all if there is none."""
+        from counterpoise import likeness
+        from counterpoise.training import stages
+
         number = next((n for n, experiment in enumerate(self.experiments) if not experiment.plans), 0)
         return likeness.Judge(self.experiments[number], stages.Fitted(**self.outcomes[number].stages[-1]))
 
@@ -276,6 +298,8 @@ class Job:
     # -- training and evaluation ---------------------------------------------------------------------------------------
 
     def _task(self, experiment: Experiment) -> fitting.Task:
+        from counterpoise import fitting
+
         results, views = self.realized, dict(self._real)
         for name in experiment.plans:
             views[name] = results[self.last_pools[experiment.method].digest].views[experiment.method, name]
@@ -296,6 +320,8 @@ class Job:
     @cached_property
     def outcomes(self) -> list[fitting.Outcome]:
         """Every experiment trained and measured."""
+        from counterpoise import fitting
+
         tasks = self.tasks
         with self._timed("train"), Progress("training", len(tasks), "fits") as progress:
             outcomes = fitting.run_all(tasks, progress)
