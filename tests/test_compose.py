@@ -58,6 +58,65 @@ def test_a_variant_may_extend_a_method_file(write):
     assert [(e.method, e.stages[0].name) for e in load(write(body))] == [("base", "one"), ("variant", "two")]
 
 
+UNLIKE = """
+name: trial
+data: {adapter: testbed}
+generator: {model: m}
+stages: [{name: taught, data: [real]}]
+methods:
+  - erm
+  - {method: plain, plans: {even: {strategy: balanced}}, feedback: null}
+  - method: guided
+    generator: {condition: {dropout: 0.5}}
+    feedback: {stage: taught}
+    plans: {late: {strategy: balanced}}
+    stages: [{name: taught, data: [real]}, {name: last, data: [late]}]
+"""
+
+
+@pytest.mark.parametrize(
+    ("override", "found"),
+    [
+        ("feedback.scale=0.2", lambda e: e.feedback and e.feedback.scale == 0.2),
+        ("generator.condition.dropout=0.1", lambda e: e.generator.condition and e.generator.condition.dropout == 0.1),
+        ("plans.late.budget=30", lambda e: "late" in e.plans and e.plans["late"].budget == 30),
+        ("stages.1.epochs=7", lambda e: len(e.stages) > 1 and e.stages[1].epochs == 7),
+    ],
+)
+def test_an_override_counts_for_the_methods_that_have_what_it_leads_into(write, override, found):
+    experiments = load(write(UNLIKE), [override])
+    assert [experiment.method for experiment in experiments if found(experiment)] == ["guided"]
+    before = load(write(UNLIKE))
+    assert experiments[:2] == before[:2]
+    assert load(write(UNLIKE), [override], only_method="guided") == experiments[2:]
+
+
+@pytest.mark.parametrize(
+    ("override", "found"),
+    [
+        ("training.batch_size=8", lambda e: e.training.batch_size == 8),
+        ("pool.sampling.workers=3", lambda e: e.pool.sampling.workers == 3),
+        ("prompts.labels.star=sun", lambda e: e.prompts.labels == {"star": "sun"}),
+        ("stages.0.epochs=4", lambda e: e.stages[0].epochs == 4),
+        ("feedback=null", lambda e: e.feedback is None),
+    ],
+)
+def test_what_every_method_has_is_overridden_in_every_method(write, override, found):
+    """Written or not: of `training` one method writes a part, of `pool` nobody anything."""
+    experiments = load(write(UNLIKE + "    training: {epochs: 2}"), [override])
+    assert [experiment.method for experiment in experiments if found(experiment)] == ["erm", "plain", "guided"]
+
+
+@pytest.mark.parametrize("only_method", [None, "erm"])
+def test_a_section_that_nobody_has_is_made_of_the_override(write, only_method):
+    body = UNLIKE if only_method else UNLIKE.replace("feedback: {stage: taught}", "training: {epochs: 2}")
+    with pytest.raises(ConfigError, match="either a `stage` or a `checkpoint`") as caught:
+        load(write(body), ["feedback.scale=0.2"], only_method=only_method)
+    assert "the command line: feedback" in str(caught.value)
+    experiments = load(write(body), ["feedback.stage=taught", "feedback.scale=0.2"], only_method=only_method)
+    assert {experiment.feedback.scale for experiment in experiments} == {0.2}
+
+
 @pytest.mark.parametrize("path", sorted((CONFIGS / "experiments").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_shipped_experiment_is_valid(path):
     data = yaml.safe_load(path.read_text())

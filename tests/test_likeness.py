@@ -1,9 +1,12 @@
 """What is compared, that it is measured once, and on whose features."""
 
+import io
 import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -12,8 +15,10 @@ from counterpoise.config import Experiment
 from counterpoise.errors import ModelError
 from counterpoise.scoring import features
 from counterpoise.store import open_store
+from counterpoise.synthesis.address import identify_scorer
 from counterpoise.table import decode_image
 from counterpoise.training import stages
+from counterpoise.view import View
 
 sys.path.append(str(Path(__file__).parent / "training"))
 
@@ -90,6 +95,48 @@ def test_methods_share_what_they_have_in_common(experiment, real, other, store, 
 def test_more_images_than_allowed_are_not_compared(experiment, real, other, store):
     (found,) = likeness.measure(changed(experiment, max_images=7), real, {"usb": [other]}, store)
     assert [(row["n_real"], row["n_synthetic"]) for row in found["rows"]] == [(14, 14), (7, 7), (7, 7)]
+
+
+def with_vectors(view, key, vectors):
+    """The same images with CLIP's vectors, None for an image that was not scored, as a pool holds them."""
+    with view.store.open(view.index["key"][0].as_py()) as file:
+        table = pq.read_table(file)
+    field = table.schema.field("clip_embedding")
+    table = table.set_column(table.schema.get_field_index(field.name), field, pa.array(vectors, field.type))
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer)
+    view.store.create(key, buffer.getvalue())
+    return View.open(view.store, [key])
+
+
+def test_what_the_pool_holds_is_not_embedded_again(experiment, real, other, store, monkeypatch):
+    scorer = identify_scorer(experiment.scorer)
+    images = [decode_image(data) for _, data in sorted(other.images())]
+    vectors = list(features.clip(experiment.scorer, "cpu").embed(images).astype(np.float16))
+    embedded, embed = [], features.features
+    monkeypatch.setattr(features, "features", lambda view, *rest: embedded.append(len(view)) or embed(view, *rest))
+
+    def rows(view, of_whom):
+        embedded.clear()
+        (found,) = likeness.measure(experiment, real, {"usb": [view]}, store, scorers={"usb": of_whom})
+        return found["rows"]
+
+    anew = rows(other, None)
+    assert embedded == [64, 56]
+    held = rows(with_vectors(other, "held", vectors), scorer)
+    assert embedded == [64]
+    for one, two in zip(held, anew, strict=True):
+        assert one == {
+            **two,
+            "fid": pytest.approx(two["fid"], rel=5e-3),
+            "density": pytest.approx(two["density"], rel=0.05),
+            "coverage": pytest.approx(two["coverage"], abs=0.05),
+            "probe": pytest.approx(two["probe"], abs=0.05),
+        }
+    assert rows(with_vectors(other, "another", vectors), {"sha256": "of another CLIP"}) == anew
+    assert embedded == [64, 56]
+    assert rows(with_vectors(other, "partly", [None, *vectors[1:]]), scorer) == anew
+    assert embedded == [64, 56]
 
 
 def test_auto_takes_the_best_that_is_there(experiment, store):

@@ -3,6 +3,9 @@
 A file may name others in ``extends``; mappings are merged, everything else is replaced, and the later wins:
 extended files, then a method file, then the file itself, then the command line. A file with ``methods`` and
 ``seeds`` stands for several experiments, one for each pair.
+
+An override counts for the methods that have what it leads into: ``feedback.scale=0.1`` for those with a ``feedback``
+section, ``plans.even.rate=0.9`` for those with a plan of this name. Where no method has it, all are given it.
 """
 
 from __future__ import annotations
@@ -15,8 +18,9 @@ import yaml
 
 from counterpoise.config import Experiment
 from counterpoise.errors import ConfigError, did_you_mean, one_of
-from counterpoise.explain import KeyPath, Sources, Tree, dotted, validate
+from counterpoise.explain import KeyPath, Sources, Tree, dotted, is_always_there, validate
 
+_AXES: dict[str, tuple[type, ...]] = {"methods": (str, dict), "seeds": (int,)}
 CONFIGS = Path(__file__).parent / "configs"  # a link to the checkout's configs/, which a wheel holds as files
 
 
@@ -35,15 +39,15 @@ def load(path: str, overrides: Iterable[str] = (), *, only_method: str | None = 
     body, sources = _read(file, ())
     parsed = [_parse_override(override) for override in overrides]
     for keys, value in parsed:
-        _set(body, keys, value, sources)
-    methods = _axis(body, "methods", (str, dict), file)
-    seeds = _axis(body, "seeds", (int,), file)
-    leaves = [(keys, value) for keys, value in parsed if keys[0] not in ("methods", "seeds")]
+        if keys[0] in _AXES:
+            _set(body, keys, value, sources)
+    methods, seeds = (_axis(body, axis, kinds, file) for axis, kinds in _AXES.items())
+    trees = [_with_method(body, sources, method, file) for method in methods or [None]]
+    for keys, value in parsed:  # the others come after the methods, since they have the last word over these, too
+        if keys[0] not in _AXES:
+            _override(trees, keys, value, only_method)
     experiments = []
-    for method in methods or [None]:
-        tree, where = _with_method(body, sources, method, file)
-        for keys, value in leaves:  # once more: they have the last word over a method's file, too
-            _set(tree, keys, value, where)
+    for tree, where in trees:
         for seed in seeds or [tree.get("seed", 0)]:
             experiments.append(validate({**tree, "seed": seed}, where, file))
     return _choose(experiments, only_method, file)
@@ -187,6 +191,26 @@ def _parse_override(text: str) -> tuple[KeyPath, Any]:
     except yaml.YAMLError as error:
         raise ConfigError("this override's value is not YAML", where=f"the command line: {key}", found=value) from error
     return tuple(int(part) if part.isdigit() else part for part in key.split(".")), parsed
+
+
+def _override(trees: list[tuple[Tree, Sources]], keys: KeyPath, value: Any, only_method: str | None) -> None:
+    """Sets a value in the methods that have what it leads into; in all of them if none that is asked for has it."""
+    asked = [tree for tree, _ in trees if only_method in (None, tree.get("method"))]
+    everywhere = not any(_leads_in(tree, keys) for tree in asked)
+    for tree, where in trees:
+        if everywhere or _leads_in(tree, keys):
+            _set(tree, keys, value, where)
+
+
+def _leads_in(tree: Tree, keys: KeyPath) -> bool:
+    """Whether the section, plan or stage that a key path leads into is in the tree, or there without being written."""
+    node: Any = tree
+    for depth, key in enumerate(keys[:-1], start=1):
+        if isinstance(node, list):
+            node = node[key] if isinstance(key, int) and key < len(node) else None
+        elif isinstance(node, dict):
+            node = node[key] if key in node else {} if is_always_there(keys[:depth]) else None
+    return keys[-1] in range(len(node)) if isinstance(node, list) else isinstance(node, dict)
 
 
 def _set(tree: Tree, keys: KeyPath, value: Any, sources: Sources) -> None:

@@ -12,13 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from counterpoise.compose import load
-from counterpoise.config import Experiment, Generator
-from counterpoise.errors import CounterpoiseError
+from counterpoise.config import Experiment, Generator, Llm
+from counterpoise.errors import CounterpoiseError, did_you_mean, one_of
 from counterpoise.locate import locate
 from counterpoise.store import open_store
 from counterpoise.synthesis.address import check_pipeline_folder, identify_scorer
+from counterpoise.synthesis.llm import models_listed
 
 _LIBRARIES = ("torch", "torchvision", "diffusers", "transformers", "open_clip_torch", "ray", "mlflow", "boto3")
+_LLM = "prompts.contextual.llm.model"
 _GIB = 2**30
 
 
@@ -41,7 +43,7 @@ def examine(config: str | None, overrides: Sequence[str] = ()) -> list[Check]:
     except CounterpoiseError as error:
         return [*checks, Check("experiment", "fail", str(error))]
     checks.append(Check("experiment", "ok", f"{len(experiments)} fits: {', '.join(_fits(experiments))}"))
-    return [*checks, *_experiment(experiments[0])]
+    return [*checks, *_experiment(experiments[0]), *language_models(experiments)]
 
 
 def _fits(experiments: list[Experiment]) -> list[str]:
@@ -103,6 +105,29 @@ def _experiment(experiment: Experiment) -> Iterator[Check]:
     if experiment.plans:
         yield _guarded("realism", lambda: _realism(experiment))
     yield _guarded("dataset", lambda: _dataset(experiment))
+
+
+def language_models(experiments: Sequence[Experiment]) -> Iterator[Check]:
+    """Whether each language model that writes prompts is there: an endpoint is asked once, and not for any prompt."""
+    contextual = (experiment.prompts.contextual for experiment in experiments)
+    asked = [one.llm for one in contextual if one is not None and one.llm is not None]
+    for llm in (one for number, one in enumerate(asked) if one not in asked[:number]):
+        try:
+            yield _endpoint(llm) if llm.endpoint else Check("language model", "ok", locate(llm.model, _LLM))
+        except CounterpoiseError as error:
+            yield Check("language model", "fail", str(error))
+
+
+def _endpoint(llm: Llm) -> Check:
+    listed = models_listed(llm)
+    if listed is None:
+        found = f"{llm.endpoint} answers, but does not list its models: is {llm.model!r} one of them?"
+        return Check("language model", "warn", f"{found} The address ends before /chat/completions, often with /v1")
+    if llm.model not in listed:
+        near = did_you_mean(llm.model, listed)
+        found = f"{llm.endpoint} does not list {llm.model!r}, but {one_of(listed, 6) or 'none'}"
+        return Check("language model", "warn", f"{found}; {near}" if near else found)
+    return Check("language model", "ok", f"{llm.model} at {llm.endpoint}")
 
 
 def _generator(generator: Generator) -> str:

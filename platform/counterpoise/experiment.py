@@ -9,32 +9,35 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from counterpoise import fitting, likeness, record
+from counterpoise import record
 from counterpoise.config import Experiment
 from counterpoise.data import audit as auditing
 from counterpoise.data import dataset
 from counterpoise.errors import DataError
 from counterpoise.progress import Progress
 from counterpoise.store import open_store
-from counterpoise.synthesis import feedback, filters, select
+from counterpoise.synthesis import filters, select
 from counterpoise.synthesis import verify as verifying
 from counterpoise.synthesis.address import check_pipeline_folder, identify_scorer
-from counterpoise.synthesis.criteria import mixture
-from counterpoise.synthesis.feedback import Teacher
 from counterpoise.synthesis.plan import wanted
 from counterpoise.synthesis.pool import Pool
 from counterpoise.synthesis.resolve import resolve
 from counterpoise.table import SPLITS, Names
 from counterpoise.tracking import Tracker
-from counterpoise.training import stages
-from counterpoise.training.models import check_backbone
 from counterpoise.view import View
+
+# torch, diffusers and Ray take seconds to import. What needs them is imported where it is used, so that audit and plan
+# answer at once; tests/test_layers.py holds them to it.
+if TYPE_CHECKING:
+    from counterpoise import fitting, likeness
+    from counterpoise.synthesis.feedback import Teacher
 
 Counts = np.ndarray
 PlanKey = tuple[str, str]  # method, plan
@@ -51,7 +54,7 @@ class Job:
 
     Raises:
         CounterpoiseError: The store, the tracking server, a model's path or a backbone's name is wrong. All of these
-            are looked at before any work begins.
+            are looked at before any work begins; what only training needs, not for ``audit`` and ``plan``.
     """
 
     def __init__(self, experiments: Sequence[Experiment], command: str = "", step: str = "run") -> None:
@@ -64,17 +67,26 @@ class Job:
     def _check(self) -> None:
         self.store.check()
         for experiment in self.experiments:
-            check_backbone(experiment.training)
             if experiment.plans and experiment.generator:
                 check_pipeline_folder(experiment.generator)
                 filters.chosen(experiment.selection)
-                if experiment.feedback:
-                    mixture(experiment.feedback.weights)
                 if experiment.scorer:
                     identify_scorer(experiment.scorer)
-                likeness.extractor_of(experiment)
+            if self.step not in ("audit", "plan"):
+                self._check_training(experiment)
         self.tracker = Tracker(self.first, self.store.uri)
         self.tracker.check()
+
+    def _check_training(self, experiment: Experiment) -> None:
+        from counterpoise import likeness
+        from counterpoise.synthesis.criteria import mixture
+        from counterpoise.training.models import check_backbone
+
+        check_backbone(experiment.training)
+        if experiment.plans and experiment.generator:
+            if experiment.feedback:
+                mixture(experiment.feedback.weights)
+            likeness.extractor_of(experiment)
 
     def __enter__(self) -> Job:
         self._context = self.tracker.run(f"{self.first.name} {self.step}", {"step": self.step})
@@ -152,6 +164,8 @@ class Job:
         """The classifier of the first round of feedback: it has seen real images alone."""
         if experiment.feedback is None:
             return None
+        from counterpoise.synthesis import feedback
+
         if experiment.feedback.stage is None:
             return feedback.of_checkpoint(experiment, self.train_view)
         return feedback.of_stage(experiment, self._real, self.splits["validation"], experiment.feedback.stage)
@@ -197,11 +211,11 @@ class Job:
             self.teach(pool)
             with self._timed("synthesize"):
                 results[digest] = select.realize(pool, plans)
-        self.last_pools = dict(self.pools)
-        for method, pool in self.pools.items():
-            for _ in range(1, pool.experiment.feedback.rounds if pool.experiment.feedback else 1):
-                pool = self._next_round(pool, method, results)
-            self.last_pools[method] = pool
+        self.rounds = {method: [pool] for method, pool in self.pools.items()}
+        for method, pools in self.rounds.items():
+            for _ in range(1, pools[0].experiment.feedback.rounds if pools[0].experiment.feedback else 1):
+                pools.append(self._next_round(pools[-1], method, results))
+        self.last_pools = {method: pools[-1] for method, pools in self.rounds.items()}
         record.synthesis(self.tracked, select.summary(list(results.values())), self.seconds.get("synthesize", 0.0))
         return results
 
@@ -215,6 +229,8 @@ class Job:
         """
         if pool.teacher is None or pool.experiment.feedback is None:
             return
+        from counterpoise.synthesis import feedback
+
         stage = stage or pool.experiment.feedback.stage
         with self._timed("teach"):
             if stage is not None:
@@ -223,6 +239,8 @@ class Job:
 
     def _next_round(self, before: Pool, method: str, results: dict[str, select.Realized]) -> Pool:
         """Trains on the images of one round and samples those of the next, guided by what was trained."""
+        from counterpoise.synthesis import feedback
+
         experiment, validation = before.experiment, self.splits["validation"]
         plans = {key: counts for key, counts in self.wanted.items() if key[0] == method}
         views = self._real | {name: results[before.digest].views[method, name] for _, name in plans}
@@ -250,6 +268,8 @@ class Job:
     @cached_property
     def likenesses(self) -> list[dict[str, Any]]:
         """How like the real training images each method's synthetic ones are; see :func:`likeness.measure`."""
+        from counterpoise import likeness
+
         kind = likeness.extractor_of(self.first) if self.wanted else "none"
         if kind == "none":
             return []
@@ -257,13 +277,17 @@ class Job:
         for method, name in self.wanted:
             made.setdefault(method, []).append(results[self.last_pools[method].digest].views[method, name])
         judge = self._judge() if kind == "model" else None
+        scorers = {method: pool.generation["scorer"] for method, pool in self.last_pools.items()}
         with self._timed("realism"):
-            measured = likeness.measure(self.first, self.train_view, made, self.store, judge)
+            measured = likeness.measure(self.first, self.train_view, made, self.store, judge, scorers)
         record.realism(self.tracked, measured, self.seconds["realism"])
         return measured
 
     def _judge(self) -> likeness.Judge:
         """The first classifier that saw no synthetic images; the first of all if there is none."""
+        from counterpoise import likeness
+        from counterpoise.training import stages
+
         number = next((n for n, experiment in enumerate(self.experiments) if not experiment.plans), 0)
         return likeness.Judge(self.experiments[number], stages.Fitted(**self.outcomes[number].stages[-1]))
 
@@ -274,6 +298,8 @@ class Job:
     # -- training and evaluation ---------------------------------------------------------------------------------------
 
     def _task(self, experiment: Experiment) -> fitting.Task:
+        from counterpoise import fitting
+
         results, views = self.realized, dict(self._real)
         for name in experiment.plans:
             views[name] = results[self.last_pools[experiment.method].digest].views[experiment.method, name]
@@ -283,14 +309,24 @@ class Job:
     def tasks(self) -> list[fitting.Task]:
         return [self._task(experiment) for experiment in self.experiments]
 
+    def _with_earlier_rounds(self, task: fitting.Task) -> fitting.Task:
+        """The task with the images of earlier rounds of feedback as well, which were sampled for it, too."""
+        experiment, views = task.experiment, dict(task.views)
+        for number, pool in enumerate(self.rounds.get(experiment.method, [])[:-1], start=1):
+            made = self.realized[pool.digest].views
+            views |= {f"{name} of round {number}": made[experiment.method, name] for name in experiment.plans}
+        return replace(task, views=views)
+
     @cached_property
     def outcomes(self) -> list[fitting.Outcome]:
         """Every experiment trained and measured."""
+        from counterpoise import fitting
+
         tasks = self.tasks
         with self._timed("train"), Progress("training", len(tasks), "fits") as progress:
             outcomes = fitting.run_all(tasks, progress)
         fresh = {key for result in self.realized.values() for key in result.fresh}
-        outcomes = fitting.charge(outcomes, tasks, fresh)
+        outcomes = fitting.charge(outcomes, [self._with_earlier_rounds(task) for task in tasks], fresh)
         with self._timed("track"):
             self.runs = [
                 record.outcome(self.tracked, outcome, task) for outcome, task in zip(outcomes, tasks, strict=True)

@@ -125,6 +125,12 @@ def _models_at(location: Sequence[str | int]) -> list[type[BaseModel]]:
     return models
 
 
+def is_always_there(location: Sequence[str | int]) -> bool:
+    """Whether an experiment has a section (or mapping) at this key path even if nobody writes it there."""
+    fields = (model.model_fields.get(str(location[-1])) for model in _models_at(location[:-1]))
+    return any(field and isinstance(field.default, (BaseModel, dict)) for field in fields)
+
+
 def _is_tag(field: Any, key: str | int) -> bool:
     return (
         field.is_required()

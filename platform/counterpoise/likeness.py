@@ -7,7 +7,7 @@ What is compared: the distinct images of all of a method's plans, and the real t
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from importlib.metadata import version
@@ -29,7 +29,7 @@ from counterpoise.table import Names, digest
 from counterpoise.training import stages
 from counterpoise.view import View
 
-_FORMAT = 1  # of stored measurements: raise it when the same images would get other values
+_FORMAT = 2  # of stored measurements: raise it when the same images would get other values
 _LIBRARIES = ("torch", "torchvision", "open_clip_torch", "numpy", "scikit-learn")
 
 
@@ -58,7 +58,12 @@ def extractor_of(experiment: Experiment) -> str:
 
 
 def measure(
-    experiment: Experiment, real: View, made: Mapping[str, Sequence[View]], store: Store, judge: Judge | None = None
+    experiment: Experiment,
+    real: View,
+    made: Mapping[str, Sequence[View]],
+    store: Store,
+    judge: Judge | None = None,
+    scorers: Mapping[str, dict[str, str] | None] | None = None,
 ) -> list[dict[str, Any]]:
     """Realism of each method's images.
 
@@ -68,6 +73,8 @@ def measure(
         made: Method -> its plans' views. A method without images is left out.
         store: Where measurements are kept.
         judge: For the extractor ``model``.
+        scorers: Method -> whose vectors its pool holds, as of
+            :func:`counterpoise.synthesis.address.identify_scorer`; None if nobody's. For the extractor ``clip``.
 
     Returns:
         For each set of images: ``methods``, ``extractor`` (name, resizer, dimension), ``k``, ``max_images``, ``rows``
@@ -78,6 +85,7 @@ def measure(
     real = drawn(real, settings.max_images, settings.seed)
     methods: dict[str, list[str]] = {}
     views: dict[str, View] = {}
+    scored, whose = set[str](), identity.get("clip")  # what the pool holds the features of
     for method, plans in made.items():
         view = drawn(union(plans), settings.max_images, settings.seed)
         if len(view):
@@ -85,9 +93,11 @@ def measure(
             key = digest(address | settings.model_dump(include={"k", "seed"}))
             methods.setdefault(key, []).append(method)
             views[key] = view
+            if whose is not None and scorers is not None and scorers.get(method) == whose:
+                scored.add(key)
     missing = {key: view for key, view in views.items() if not store.exists(_place(key))}
     if missing:
-        _measure(open_extractor(), settings, real, missing, store)
+        _measure(open_extractor(), settings, real, missing, scored, store)
     return [
         {"methods": methods[key], **json.loads(read(store, _place(key))), "digest": key, "reused": key not in missing}
         for key in views
@@ -111,12 +121,21 @@ def drawn(view: View, most: int, seed: int) -> View:
     return view.take(np.sort(np.concatenate(chosen)))
 
 
-def _measure(extractor: Extractor, settings: Realism, real: View, missing: Mapping[str, View], store: Store) -> None:
+def _measure(
+    extractor: Extractor,
+    settings: Realism,
+    real: View,
+    missing: Mapping[str, View],
+    scored: Collection[str],
+    store: Store,
+) -> None:
     total = len(real) + sum(map(len, missing.values()))
     with Progress("realism", total, "images") as progress:
         ours = features.features(real, extractor, progress)
         for key, view in missing.items():
-            theirs = features.features(view, extractor, progress)
+            theirs = features.stored(view, progress) if key in scored else None
+            if theirs is None:
+                theirs = features.features(view, extractor, progress)
             rows = realism(ours, real.labels, theirs, view.labels, view.names.classes, settings.k, settings.seed)
             measured = {
                 "extractor": {"name": extractor.name, "resizer": extractor.resizer, "dimension": ours.shape[1]},

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import yaml
 
 from counterpoise.config import Experiment
 from counterpoise.data.audit import Audit
-from counterpoise.fitting import Outcome, Task
-from counterpoise.report import figures
 from counterpoise.report.content import Report
 from counterpoise.scoring.realism import METRICS
 from counterpoise.tracking import Run
-from counterpoise.training import stages
-from counterpoise.training.pixels import Pixels
 from counterpoise.view import View
+
+if TYPE_CHECKING:  # what only runs that train need is imported where it is used: audit and plan answer at once
+    from counterpoise.fitting import Outcome, Task
 
 _EXAMPLES = 8  # images that a logged model's signature is taken from
 
@@ -96,6 +95,9 @@ def outcome(parent: Run, result: Outcome, task: Task) -> str | None:
 
 
 def _model(run: Run, result: Outcome, task: Task) -> None:
+    from counterpoise.training import stages
+    from counterpoise.training.pixels import Pixels
+
     stage = stages.Fitted(**result.stages[-1])
     module = stages.load(task.experiment, stage, task.test.names)
     some = task.test.take(np.arange(min(_EXAMPLES, len(task.test))))
@@ -105,6 +107,8 @@ def _model(run: Run, result: Outcome, task: Task) -> None:
 
 def report(run: Run, page: str, results: list[dict[str, Any]], told: Report) -> None:
     """The page, the rows, the figures, and each method's mean metrics, on the run of the whole job."""
+    from counterpoise.report import figures
+
     run.file("report.html", page)
     run.json("results.json", results)
     for method, metrics in told.summary.items():

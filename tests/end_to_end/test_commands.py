@@ -217,9 +217,17 @@ def test_feedback_in_two_rounds(call, store, tmp_path):
     assert len(classifiers) == 2
     assert all((store / "stages" / classifier / "stage.json").exists() for classifier in classifiers)
     assert first["rows"][0]["method"] == "twice"
+    (row,) = json.loads((tmp_path / "results.json").read_text())
+    assert (row["images_sampled"], row["images_reused"]) == (first["synthesize"]["images"], 0)  # those of both rounds
     again = call("run", *arguments)
     assert again["synthesize"]["sampled"] == 0
     assert again["rows"][0]["metrics"] == first["rows"][0]["metrics"]
+    (again,) = json.loads((tmp_path / "results.json").read_text())
+    assert (again["images_sampled"], again["images_reused"]) == (0, row["images_sampled"])
+    exported = call("export", *settings, "--format", "parquet", "--out", str(tmp_path / "exported"))
+    assert 0 < exported["images"] < row["images_sampled"]  # the second round's alone
+    card = (tmp_path / "exported" / "README.md").read_text()
+    assert [pool in card for pool in pools] == [False, True]
 
 
 CUSTOM = "{method: m, plans: {p: {strategy: custom, counts: {ring: {rad: 1}}}}, stages: [{name: s, data: [p]}]}"

@@ -1,4 +1,4 @@
-"""Fills a pool in a process of its own, to be killed: ``python fill_pool.py MODELS STORE``. Prints what it did."""
+"""Fills a pool in a process of its own, to be killed: ``python fill_pool.py MODELS STORE KIND``. Prints what it did."""
 
 import json
 import sys
@@ -7,31 +7,59 @@ from pathlib import Path
 import numpy as np
 
 sys.path.append(str(Path(__file__).parents[1]))
+sys.path.append(str(Path(__file__).parents[1] / "training"))
+
+from toy_bias import make_view
 
 from counterpoise.store import open_store
-from counterpoise.synthesis import select
+from counterpoise.synthesis import feedback, select
 from counterpoise.synthesis.pool import Pool
 from counterpoise.synthesis.resolve import resolve
 from counterpoise.table import Names
 from tiny import make_experiment
 
 NAMES = Names(("star", "disc"), ("red", "blue"))
-WANTED = np.array([[80, 40], [24, 96]])
-SHARDS = 30  # enough that the last is far from made when a test kills a run that has begun
+FEW = np.array([[48, 16], [8, 40]])
+WANTED = {"plain": np.array([[80, 40], [24, 96]]), "guided": FEW, "conditioned": FEW}
+SHARDS = {"plain": 30, "guided": 14, "conditioned": 14}  # the last is far from made when a run that has begun is killed
 
 
-def fill(models, store, workers):
-    """Realizes a plan of the plan: shards of a third of a second or so each."""
-    experiment = make_experiment(
-        Path(models),
-        store,
-        generator={"model": f"{models}/diffusion", "num_inference_steps": 40},
-        pool={"shard_size": 8, "sampling": {"workers": workers}},
-    )
-    pool = Pool(experiment, NAMES, open_store(store), resolve(experiment.prompts, NAMES, open_store(store)))
-    return select.realize(pool, {"plan": WANTED})
+def sections(kind, models):
+    """What makes the pool's images, so that a shard takes a third of a second or so; nothing scores the latter two."""
+    if kind == "plain":
+        return {"generator": {"model": f"{models}/diffusion", "num_inference_steps": 40}}
+    if kind == "conditioned":
+        generator = {"model": f"{models}/unclip", "num_inference_steps": 40, "condition": {"dropout": 0.5}}
+        return {"generator": generator, "scorer": None}
+    return {
+        "scorer": None,
+        "generator": {"model": f"{models}/diffusion", "num_inference_steps": 20},
+        "feedback": {"stage": "teacher", "criterion": "hardness", "scale": 0.1, "every": 2},
+        "stages": [{"name": "teacher", "data": ["real"]}, {"name": "final", "data": ["real", "synthetic"]}],
+        "training": {"image_size": 16, "batch_size": 8, "epochs": 2},
+    }
+
+
+def pool_of(kind, models, store, workers):
+    """The pool; with a classifier that guides, this is trained if it is not there."""
+    settings = {"pool": {"shard_size": 8, "sampling": {"workers": workers}}}
+    experiment = make_experiment(Path(models), store, **sections(kind, models), **settings)
+    store = open_store(store)
+    real = make_view(store, "real", [[9, 3], [3, 9]], names=NAMES)
+    teacher = None
+    if experiment.feedback:
+        teacher = feedback.of_stage(experiment, {"real": real}, real, "teacher")
+        feedback.teach(experiment, {"real": real}, real, "teacher")
+        teacher.compute_statistics(real)
+    return Pool(experiment, NAMES, store, resolve(experiment.prompts, NAMES, store), real, teacher)
+
+
+def fill(kind, models, store, workers):
+    """Realizes a plan of the plan."""
+    return select.realize(pool_of(kind, models, store, workers), {"plan": WANTED[kind]})
 
 
 if __name__ == "__main__":
-    done = fill(sys.argv[1], sys.argv[2], 2)
+    models, store, kind = sys.argv[1:]
+    done = fill(kind, models, store, 2)
     print(json.dumps({"sampled": done.sampled, "reused": done.reused, "fresh": sorted(done.fresh)}))

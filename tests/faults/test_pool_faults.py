@@ -15,17 +15,33 @@ from pathlib import Path
 
 import pytest
 
+from counterpoise.synthesis import sampling
+
 SCRIPT = Path(__file__).parent / "fill_pool.py"
+sys.path.append(str(SCRIPT.parent))
+
+from fill_pool import SHARDS, fill  # noqa: E402
 
 
-def shards(store):
-    """sha256, inode and time of every shard in a store, by key."""
+def listed(store, pattern):
+    """sha256, inode and time of the files in a store, by key."""
     found = {}
-    for path in sorted((store / "pool").glob("*/*/*.parquet")):
+    for path in sorted(store.glob(pattern)):
+        if not path.is_file() or ".tmp" in path.parts:  # what is being written, or was when its writer was killed
+            continue
         status = path.stat()
         sha = hashlib.sha256(path.read_bytes()).hexdigest()
         found[path.relative_to(store).as_posix()] = (sha, status.st_ino, status.st_mtime_ns)
     return found
+
+
+def shards(store):
+    return listed(store, "pool/*/*/*.parquet")
+
+
+def files(store):
+    """Those that never change: shards, the pool's description, classifiers and their statistics."""
+    return {key: value for key, value in listed(store, "**/*").items() if not key.endswith("/rate.json")}
 
 
 def hashes(store):
@@ -45,11 +61,11 @@ def descendants(pid):
 class Run:
     """The script in a process of its own, with a Ray cluster of its own."""
 
-    def __init__(self, models, store):
+    def __init__(self, kind, models, store):
         self.store = store
         self.folder = tempfile.mkdtemp(prefix="cp")  # short: Ray's sockets lie in it
         self.process = subprocess.Popen(
-            [sys.executable, str(SCRIPT), str(models), str(store)],
+            [sys.executable, str(SCRIPT), str(models), str(store), kind],
             env={**os.environ, "RAY_TMPDIR": self.folder},
             stdout=subprocess.PIPE,
             text=True,
@@ -73,10 +89,21 @@ class Run:
         self.process.kill()
         self.process.wait()
 
+    def kill_all(self):
+        """The driver and its cluster, as when the machine goes down."""
+        self.kill_driver()
+        for pid in self._left():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    def _left(self):
+        """Those of a killed driver's family that are alive."""
+        return [pid for pid, command in self.family.items() if _command(pid) == command]
+
     def wait_until_gone(self):
         """The cluster of a killed driver must end by itself."""
         deadline = time.monotonic() + 180
-        while alive := [pid for pid, command in self.family.items() if _command(pid) == command]:
+        while alive := self._left():
             assert time.monotonic() < deadline, f"left behind: {[self.family[pid] for pid in alive]}"
             time.sleep(0.5)
 
@@ -104,8 +131,8 @@ def _command(pid):
 def start(tiny_models):
     runs = []
 
-    def begin(store):
-        runs.append(Run(tiny_models, store))
+    def begin(kind, store):
+        runs.append(Run(kind, tiny_models, store))
         return runs[-1]
 
     yield begin
@@ -115,38 +142,74 @@ def start(tiny_models):
 
 @pytest.mark.timeout(900)
 def test_bytes_do_not_depend_on_workers_or_kills(tiny_models, tmp_path, start):
-    sys.path.append(str(SCRIPT.parent))
-    from fill_pool import SHARDS, fill
-
-    one = fill(tiny_models, tmp_path / "one", workers=1)
-    two = fill(tiny_models, tmp_path / "two", workers=2)
-    assert one.sampled == two.sampled == 8 * SHARDS
+    one = fill("plain", tiny_models, tmp_path / "one", workers=1)
+    two = fill("plain", tiny_models, tmp_path / "two", workers=2)
+    assert one.sampled == two.sampled == 8 * SHARDS["plain"]
     expected = hashes(tmp_path / "one")
-    assert len(expected) == SHARDS
+    assert len(expected) == SHARDS["plain"]
     assert hashes(tmp_path / "two") == expected
 
     store = tmp_path / "killed"
-    run = begun = start(store)
+    run = begun = start("plain", store)
     run.wait_for_shards(2)
     run.kill_driver()
     first = shards(store)
 
-    run = again = start(store)
+    run = again = start("plain", store)
     run.wait_for_shards(len(first) + 2)
     run.kill_sampler()
     run.wait_for_shards(len(first) + 3)
     run.kill_driver()
     second = shards(store)
 
-    run = start(store)
+    run = start("plain", store)
     done = run.finish()
     last = shards(store)
     assert hashes(store) == expected  # none lost, none different
     assert first.items() <= second.items() <= last.items()  # none written twice: not a file was touched
     assert len(first) < len(second) < len(last)
     assert set(done["fresh"]) == set(last) - set(second)
-    assert (done["sampled"], done["reused"]) == (8 * (SHARDS - len(second)), 8 * len(second))
+    assert (done["sampled"], done["reused"]) == (8 * (SHARDS["plain"] - len(second)), 8 * len(second))
     temporary = list((store / ".tmp").iterdir())
     assert len(temporary) <= 2  # what the killed were writing; swept after a day
     for killed in (begun, again):
         killed.wait_until_gone()
+
+
+# -- pools whose pixels hang on more than a generator ------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", params=["guided", "conditioned"])
+def filled(request, tiny_models, tmp_path_factory):
+    """Its kind, and a store in which one worker has filled it."""
+    import tiny_families
+
+    if request.param == "conditioned":
+        tiny_families.save("unclip", tiny_models / "unclip")
+    store = tmp_path_factory.mktemp(request.param)
+    done = fill(request.param, tiny_models, store, workers=1)
+    assert done.sampled == 8 * SHARDS[request.param] == 8 * len(hashes(store))
+    return request.param, store
+
+
+def test_a_guided_or_conditioned_pool_that_is_there_is_not_sampled(filled, tiny_models, monkeypatch):
+    kind, store = filled
+    before = files(store)
+    monkeypatch.setattr(sampling, "sample", None)  # whoever samples now fails
+    done = fill(kind, tiny_models, store, workers=1)
+    assert (done.sampled, done.reused) == (0, 8 * SHARDS[kind])
+    assert files(store) == before  # nor was a classifier trained again
+
+
+def test_killed_with_two_workers_it_goes_on_to_the_bytes_of_one(filled, tiny_models, tmp_path, start):
+    kind, store = filled
+    run = start(kind, tmp_path)
+    run.wait_for_shards(2)
+    run.kill_all()
+    first = files(tmp_path)
+    left = SHARDS[kind] - len(hashes(tmp_path))
+    assert left > 0
+    done = fill(kind, tiny_models, tmp_path, workers=2)
+    assert (done.sampled, len(done.fresh)) == (8 * left, left)
+    assert hashes(tmp_path) == hashes(store)
+    assert first.items() <= files(tmp_path).items()  # neither a shard nor the classifier was written again

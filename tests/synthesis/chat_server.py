@@ -1,4 +1,4 @@
-"""A small server that speaks /chat/completions, and answers that it may give."""
+"""A small server that speaks /chat/completions and /models, and answers that it may give."""
 
 import json
 import re
@@ -22,12 +22,19 @@ def obedient(payload, number):
 
 
 class Server:
-    """A server of /chat/completions on this machine. ``reply(payload, number)`` gives (status, body)."""
+    """A server on this machine. ``reply(payload, number)`` gives (status, body) of a chat, ``models()`` of the list."""
 
-    def __init__(self, reply, key=None):
+    def __init__(self, reply, key=None, models=lambda: (404, b"")):
         self.payloads, self.headers, server = [], [], self
 
         class Handler(BaseHTTPRequestHandler):
+            def do_GET(self):
+                allowed = not key or self.headers["Authorization"] == f"Bearer {key}"
+                status, body = (404, b"") if self.path != "/v1/models" else models() if allowed else (401, b"who?")
+                self.send_response(status)
+                self.end_headers()
+                self.wfile.write(body)
+
             def do_POST(self):
                 payload = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 server.payloads.append(payload)

@@ -80,9 +80,10 @@ def content(job: Job, plans: Sequence[str], with_real: bool) -> Content:
                 allowed=one_of(experiment.plans),
                 remedy=did_you_mean(name, experiment.plans),
             )
-    pool = job.pools[experiment.method]
-    realized = job.realized[pool.digest].views
-    views = {name: realized[experiment.method, name] for name in plans or experiment.plans}
+    realized = job.realized
+    pool = job.last_pools[experiment.method]  # of the last round of feedback: there after all were realized
+    made = realized[pool.digest].views
+    views = {name: made[experiment.method, name] for name in plans or experiment.plans}
     view = together(views)
     if not len(view):
         raise PlanError("there is no image to export", where=f"plans of {experiment.method}", found=one_of(views))

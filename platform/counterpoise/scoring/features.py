@@ -133,3 +133,16 @@ def features(view: View, extractor: Extractor, progress: Progress | None = None)
     if found is None:
         raise ValueError("features of no image have no dimension")
     return found
+
+
+def stored(view: View, progress: Progress | None = None) -> Float[np.ndarray, "n d"] | None:
+    """The scorer's vectors that came with synthetic images, in the view's order; None unless each image has one.
+
+    They are :func:`clip`'s features of the images, but for float16's rounding, without reading any pixels.
+    """
+    vectors = view.embeddings()
+    if not vectors.size or np.isnan(vectors).any():
+        return None
+    if progress is not None:
+        progress.advance(len(view))
+    return vectors

@@ -5,14 +5,17 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from counterpoise.errors import SynthesisError
 from counterpoise.progress import Progress
-from counterpoise.synthesis import sampling
 from counterpoise.synthesis.address import Shard
 from counterpoise.synthesis.pool import Pool
+
+if TYPE_CHECKING:
+    from counterpoise.synthesis.sampling import Receipt
 
 
 class Account:
@@ -26,7 +29,7 @@ class Account:
 
     def __init__(self, pool: Pool) -> None:
         self.pool = pool
-        self.receipts: dict[Shard, sampling.Receipt] = {}
+        self.receipts: dict[Shard, Receipt] = {}
         self.sampling = 0.0
         self.cost: dict[str, float] = {}
 
@@ -36,12 +39,14 @@ class Account:
 
     def draw(self, shards: Sequence[Shard], considered: Sequence[Shard]) -> None:
         """One round; ends early as soon as it is certain that too many images are quarantined."""
+        from counterpoise.synthesis import sampling  # Ray takes seconds to import: a pool that is full needs none
+
         begun, first, total = time.time(), math.inf, len(shards) * self.pool.shard_size
         bad = sum(_quarantined(self.pool, shard) for shard in considered)
         allowed = self.pool.experiment.pool.max_quarantined * (total + len(considered) * self.pool.shard_size)
         with Progress("sampling", total, "images") as progress:
 
-            def on_receipt(receipt: sampling.Receipt) -> None:
+            def on_receipt(receipt: Receipt) -> None:
                 nonlocal bad, first
                 if receipt.started < first:
                     first = receipt.started

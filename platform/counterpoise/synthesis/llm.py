@@ -20,6 +20,8 @@ from counterpoise.synthesis.contextual import Ask, Found, Request, collect
 
 _WHERE = "prompts.contextual.llm"
 _AT_ONCE = 4  # requests under way at an endpoint
+_GLANCE = 5.0  # seconds that a look at an endpoint may take
+_NO_LIST = (404, 405, 501)  # what servers without a list of models answer when they are asked for it
 _PAUSES = (1.0, 4.0)  # seconds before an endpoint that is overloaded or fails is asked again
 _TOKENS = 4096  # of an answer of a local model at most, if its context has room for them
 
@@ -78,18 +80,7 @@ def endpoint(llm: Llm) -> Ask:
     Raises:
         ConfigError: The environment variable with the key is not set.
     """
-    headers = {"Content-Type": "application/json"}
-    if llm.api_key_env:
-        key = os.environ.get(llm.api_key_env)
-        if not key:
-            remedy = f"set {llm.api_key_env}"
-            where = f"{_WHERE}.api_key_env"
-            raise ConfigError(
-                "the endpoint's key is not set", where=where, found=f"no ${llm.api_key_env}", remedy=remedy
-            )
-        headers["Authorization"] = f"Bearer {key}"
-    assert llm.endpoint is not None
-    url = f"{llm.endpoint.rstrip('/')}/chat/completions"
+    url, headers = _url(llm, "chat/completions"), {"Content-Type": "application/json"} | _key(llm)
 
     def ask(instruction: str, asked: int) -> str:
         body: dict[str, Any] = {"model": llm.model, "messages": [{"role": "user", "content": instruction}]}
@@ -100,34 +91,78 @@ def endpoint(llm: Llm) -> Ask:
     return ask
 
 
+def models_listed(llm: Llm) -> list[str] | None:
+    """The names under which the endpoint serves models; None if it answers and has no such list.
+
+    One request, no other attempt: for a look before a run.
+
+    Raises:
+        ConfigError: The endpoint's key is not set.
+        ModelError: It does not answer within some seconds, or refuses.
+    """
+    request = urllib.request.Request(_url(llm, "models"), headers=_key(llm))
+    seconds = min(llm.timeout, _GLANCE)
+    try:
+        with urllib.request.urlopen(request, timeout=seconds) as reply:
+            return [one["id"] for one in json.loads(reply.read())["data"]]
+    except (ValueError, KeyError, TypeError):  # not a list of models, or not as OpenAI's is
+        return None
+    except (OSError, http.client.HTTPException) as error:
+        if isinstance(error, urllib.error.HTTPError) and error.code in _NO_LIST:
+            error.close()
+            return None
+        problem, _ = _problem(error, request, llm, seconds, "look whether it is busy, or something is in the way to it")
+        raise problem from error
+
+
+def _url(llm: Llm, path: str) -> str:
+    assert llm.endpoint is not None
+    return f"{llm.endpoint.rstrip('/')}/{path}"
+
+
+def _key(llm: Llm) -> dict[str, str]:
+    """The header with the endpoint's key, if it has one. Raises ConfigError if its environment variable is not set."""
+    if not llm.api_key_env:
+        return {}
+    key = os.environ.get(llm.api_key_env)
+    if not key:
+        where, found, remedy = f"{_WHERE}.api_key_env", f"no ${llm.api_key_env}", f"set {llm.api_key_env}"
+        raise ConfigError("the endpoint's key is not set", where=where, found=found, remedy=remedy)
+    return {"Authorization": f"Bearer {key}"}
+
+
 def _post(request: urllib.request.Request, llm: Llm) -> bytes:
     """The body of the reply. What may pass (overload, failure, silence) is tried three times."""
     for pause in (*_PAUSES, None):
         try:
             with urllib.request.urlopen(request, timeout=llm.timeout) as reply:
                 return reply.read()
-        except urllib.error.HTTPError as error:
-            with closing(error):
-                problem = _refusal(error, llm)
-            passing = error.code == 429 or error.code >= 500
         except (OSError, http.client.HTTPException) as error:
-            reason = getattr(error, "reason", error)  # urllib wraps what happens before the request is sent
-            silent = isinstance(reason, TimeoutError)
-            found = f"no answer in {llm.timeout:g} s" if silent else f"{reason or type(reason).__name__}"
-            remedy = (
-                f"raise {_WHERE}.timeout, or ask for fewer prompts" if silent else "start it, or correct the address"
-            )
-            problem = ModelError(
-                "the endpoint does not answer",
-                where=f"{_WHERE}.endpoint",
-                found=f"{request.full_url}: {found}",
-                remedy=remedy,
-            )
-            passing = not isinstance(reason, ConnectionRefusedError)
+            remedy = f"raise {_WHERE}.timeout, or ask for fewer prompts"
+            problem, passing = _problem(error, request, llm, llm.timeout, remedy)
         if pause is None or not passing:
             raise problem
         time.sleep(pause)
     raise AssertionError("the last attempt returns or raises")
+
+
+def _problem(
+    error: Exception, request: urllib.request.Request, llm: Llm, seconds: float, if_silent: str
+) -> tuple[ModelError, bool]:
+    """What went wrong with a request, in the user's words, and whether it may pass by itself."""
+    if isinstance(error, urllib.error.HTTPError):
+        with closing(error):
+            return _refusal(error, llm), error.code == 429 or error.code >= 500
+    reason = getattr(error, "reason", error)  # urllib wraps what happens before the request is sent
+    silent = isinstance(reason, TimeoutError)
+    found = f"no answer in {seconds:g} s" if silent else f"{reason or type(reason).__name__}"
+    problem = ModelError(
+        "the endpoint does not answer",
+        where=f"{_WHERE}.endpoint",
+        found=f"{request.full_url}: {found}",
+        remedy=if_silent if silent else "start it, or correct the address",
+    )
+    return problem, not isinstance(reason, ConnectionRefusedError)
 
 
 def _refusal(error: urllib.error.HTTPError, llm: Llm) -> ModelError:

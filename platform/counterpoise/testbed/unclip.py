@@ -24,7 +24,7 @@ from counterpoise.testbed.loop import Trainer, generators, plateau
 from counterpoise.testbed.oracle import judge, load_oracle
 from counterpoise.testbed.pairs import Pair
 from counterpoise.testbed.publish import SAMPLER, load_pipeline, parameters, replace
-from counterpoise.testbed.unet import UNCONDITIONAL, draw_times, embed_captions, make_scheduler, make_unet
+from counterpoise.testbed.unet import embed_captions, make_scheduler, make_unet, velocity_loss
 from counterpoise.testbed.vae import encode
 
 EMBEDDING = 64
@@ -110,9 +110,7 @@ def train_denoiser(
     torch.manual_seed(seed)
     model = make_conditioned(pipe.unet)
     texts = embed_captions(pipe.text_encoder, pipe.tokenizer, pair)
-    signal, scale = make_scheduler().alphas_cumprod, pipe.vae.config.scaling_factor
     noising, centre, spread = make_noising(), cache["embeds"].mean(0), cache["embeds"].std(0)
-    labels = cache["labels"].numpy()
 
     def condition(rows: np.ndarray, rng: np.random.Generator, noise: torch.Generator) -> torch.Tensor:
         level = torch.from_numpy(np.where(rng.random(batch) < CLEAN, 0, rng.integers(0, 1000, batch)))
@@ -121,20 +119,7 @@ def train_denoiser(
         whole = torch.cat([embeds, get_timestep_embedding(level, EMBEDDING, True, 0)], 1)
         return torch.where(torch.from_numpy(rng.random(batch) < WITHOUT_IMAGE)[:, None], 0.0, whole)
 
-    def loss(step: int) -> torch.Tensor:
-        rng, noise = generators(seed, step)
-        rows = rng.integers(len(labels), size=batch)
-        captions, _ = pair.captions(labels[rows], rng)
-        drop = rng.random(batch) < UNCONDITIONAL
-        text = torch.stack([texts["" if d else c] for c, d in zip(captions, drop, strict=True)])
-        mean, std = cache["mean"][rows].float(), cache["std"][rows].float()
-        clean = scale * (mean + std * torch.randn(mean.shape, generator=noise))
-        eps, t = torch.randn(mean.shape, generator=noise), draw_times(batch, noise)
-        a, s = signal[t].sqrt().view(-1, 1, 1, 1), (1 - signal[t]).sqrt().view(-1, 1, 1, 1)
-        seen = condition(rows, rng, noise)
-        v = model(a * clean + s * eps, t, text, class_labels=seen, return_dict=False)[0]
-        return functional.mse_loss(v, a * eps - s * clean)
-
+    loss = velocity_loss(model, pair, cache, texts, batch, seed, pipe.vae.config.scaling_factor, condition)
     return Trainer(path, model, lr=2e-3, ema=0.998, muon=True).fit(steps, loss, schedule=plateau)
 
 

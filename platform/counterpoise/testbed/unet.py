@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
 from torch.nn import functional
@@ -59,6 +60,43 @@ def draw_times(n: int, noise: torch.Generator) -> torch.Tensor:
     return (t * 1000).long().clamp(0, 999)
 
 
+def velocity_loss(
+    model: Callable[..., tuple[torch.Tensor]],
+    pair: Pair,
+    latents: dict[str, torch.Tensor],
+    texts: dict[str, torch.Tensor],
+    batch: int,
+    seed: int,
+    scale: float = 1.0,
+    condition: Callable[[np.ndarray, np.random.Generator, torch.Generator], torch.Tensor] | None = None,
+) -> Callable[[int], torch.Tensor]:
+    """A step's number -> the mean squared error of the model's velocities on the batch of that step.
+
+    latents: posteriors `mean` and `std` half (N, 4, 16, 16), `labels` int (N, F); times `scale` of unit variance.
+
+    texts: caption -> float (CONTEXT, WIDTH), the text tower's hidden states; the empty caption too.
+
+    condition: what else the model sees of these rows, as its `class_labels`, float (batch, C).
+    """
+    signal, labels = make_scheduler().alphas_cumprod, latents["labels"].numpy()
+
+    def loss(step: int) -> torch.Tensor:
+        rng, noise = generators(seed, step)
+        rows = rng.integers(len(labels), size=batch)
+        captions, _ = pair.captions(labels[rows], rng)
+        drop = rng.random(batch) < UNCONDITIONAL
+        text = torch.stack([texts["" if d else c] for c, d in zip(captions, drop, strict=True)])
+        mean, std = latents["mean"][rows].float(), latents["std"][rows].float()
+        clean = scale * (mean + std * torch.randn(mean.shape, generator=noise))
+        eps, t = torch.randn(mean.shape, generator=noise), draw_times(batch, noise)
+        a, s = signal[t].sqrt().view(-1, 1, 1, 1), (1 - signal[t]).sqrt().view(-1, 1, 1, 1)
+        seen = condition(rows, rng, noise) if condition else None
+        v = model(a * clean + s * eps, t, text, class_labels=seen, return_dict=False)[0]
+        return functional.mse_loss(v, a * eps - s * clean)
+
+    return loss
+
+
 def train_unet(
     path: Path,
     pair: Pair,
@@ -69,29 +107,10 @@ def train_unet(
     seed: int,
     on_save: Callable[[Trainer], object] | None = None,
 ) -> Trainer:
-    """latents: `mean` and `std` half (N, 4, 16, 16), already scaled to unit variance, and `labels` int (N, F).
-
-    texts: caption -> float (CONTEXT, WIDTH), the text tower's hidden states; the empty caption too.
-    """
+    """`latents` (already scaled to unit variance) and `texts` as in :func:`velocity_loss`."""
     torch.manual_seed(seed)
     model = make_unet()
-    signal = make_scheduler().alphas_cumprod
-    labels = latents["labels"].numpy()
-
-    def loss(step: int) -> torch.Tensor:
-        rng, noise = generators(seed, step)
-        rows = rng.integers(len(labels), size=batch)
-        captions, _ = pair.captions(labels[rows], rng)
-        drop = rng.random(batch) < UNCONDITIONAL
-        condition = torch.stack([texts["" if d else c] for c, d in zip(captions, drop, strict=True)])
-        shape = (batch, *latents["mean"].shape[1:])
-        spread = latents["std"][rows].float() * torch.randn(shape, generator=noise)
-        clean, eps = latents["mean"][rows].float() + spread, torch.randn(shape, generator=noise)
-        t = draw_times(batch, noise)
-        a, s = signal[t].sqrt().view(-1, 1, 1, 1), (1 - signal[t]).sqrt().view(-1, 1, 1, 1)
-        v = model(a * clean + s * eps, t, condition, return_dict=False)[0]
-        return functional.mse_loss(v, a * eps - s * clean)
-
+    loss = velocity_loss(model, pair, latents, texts, batch, seed)
     trainer = Trainer(path, model, lr=LEARNING_RATE[pair.name], ema=0.998, muon=True)
     return trainer.fit(steps, loss, schedule=plateau, on_save=on_save)
 
