@@ -137,12 +137,37 @@ def flux():
     )  # fmt: skip
 
 
+def deepfloyd_if():
+    """In pixel space, with a learned variance and dynamic thresholding. Its UNet is the real one's kind, made small."""
+    from diffusers import DDPMScheduler, IFPipeline, UNet2DConditionModel
+
+    words = tokenizer()
+    unet = UNet2DConditionModel(
+        sample_size=16, in_channels=3, out_channels=6, block_out_channels=(8, 16), layers_per_block=1,
+        norm_num_groups=4, attention_head_dim=4, cross_attention_dim=16, act_fn="gelu",
+        encoder_hid_dim=32, encoder_hid_dim_type="text_proj", addition_embed_type="text",
+        addition_embed_type_num_heads=2, only_cross_attention=False, resnet_time_scale_shift="scale_shift",
+        down_block_types=("ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"),
+        mid_block_type="UNetMidBlock2DSimpleCrossAttn",
+        up_block_types=("SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"),
+    )  # fmt: skip
+    scheduler = DDPMScheduler(
+        beta_schedule="squaredcos_cap_v2", variance_type="learned_range", thresholding=True,
+        dynamic_thresholding_ratio=0.95, sample_max_value=1.5,
+    )  # fmt: skip
+    return IFPipeline(
+        tokenizer=words, text_encoder=t5(words), unet=unet, scheduler=scheduler, safety_checker=None,
+        feature_extractor=None, watermarker=None, requires_safety_checker=False,
+    )  # fmt: skip
+
+
 FAMILIES = {
     "sd-epsilon": stable_diffusion,
     "sd-v": stable_diffusion_v,
     "sdxl": stable_diffusion_xl,
     "sd3": stable_diffusion_3,
     "flux": flux,
+    "if": deepfloyd_if,
     "unclip": unclip,
 }
 

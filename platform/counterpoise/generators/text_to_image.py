@@ -93,7 +93,7 @@ class TextToImage:
                 output_type="np",
                 **self._settings(),
             )
-        return to_samples(np.asarray(output.images), getattr(output, "nsfw_content_detected", None))
+        return to_samples(np.asarray(output.images), output.get("nsfw_content_detected", output.get("nsfw_detected")))
 
     def _image_condition(self, conditions: Sequence[np.ndarray], seeds: Sequence[int]) -> dict[str, Any]:
         return {}
