@@ -40,14 +40,14 @@ def t5(words):
     return T5EncoderModel(T5Config(vocab_size=len(words), **sizes))
 
 
-def stable_diffusion(prediction_type="epsilon"):
+def stable_diffusion(prediction_type="epsilon", **unet):
     from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextModel
 
     words = tokenizer()
     return StableDiffusionPipeline(
         vae=autoencoder(), text_encoder=CLIPTextModel(text_config(words)), tokenizer=words,
-        unet=UNet2DConditionModel(**BLOCKS, cross_attention_dim=16),
+        unet=UNet2DConditionModel(**BLOCKS, cross_attention_dim=16, **unet),
         scheduler=DDIMScheduler(
             beta_schedule="scaled_linear", clip_sample=False, steps_offset=1, set_alpha_to_one=False,
             prediction_type=prediction_type,
@@ -76,20 +76,26 @@ def stable_diffusion_xl():
     )  # fmt: skip
 
 
+def vision(**changes):
+    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
+    sizes = {"projection_dim": 16, "image_size": 16, "patch_size": 8}
+    return CLIPVisionModelWithProjection(CLIPVisionConfig(**TEXT | sizes | changes)).eval()
+
+
 def unclip():
     from diffusers import DDIMScheduler, DDPMScheduler, StableUnCLIPImg2ImgPipeline, UNet2DConditionModel
     from diffusers.pipelines.stable_diffusion.stable_unclip_image_normalizer import StableUnCLIPImageNormalizer
-    from transformers import CLIPImageProcessor, CLIPTextModel, CLIPVisionConfig, CLIPVisionModelWithProjection
+    from transformers import CLIPImageProcessor, CLIPTextModel
 
     words = tokenizer()
-    vision = CLIPVisionConfig(**TEXT, projection_dim=16, image_size=16, patch_size=8)
     crop = {"height": 16, "width": 16}
     unet = UNet2DConditionModel(
         **BLOCKS, cross_attention_dim=16, class_embed_type="projection", projection_class_embeddings_input_dim=32
     )
     return StableUnCLIPImg2ImgPipeline(
         feature_extractor=CLIPImageProcessor(size={"shortest_edge": 16}, crop_size=crop),
-        image_encoder=CLIPVisionModelWithProjection(vision).eval(),
+        image_encoder=vision(),
         image_normalizer=StableUnCLIPImageNormalizer(embedding_dim=16),
         image_noising_scheduler=DDPMScheduler(beta_schedule="squaredcos_cap_v2"),
         tokenizer=words, text_encoder=CLIPTextModel(text_config(words)), unet=unet, vae=autoencoder(),
@@ -131,12 +137,37 @@ def flux():
     )  # fmt: skip
 
 
+def deepfloyd_if():
+    """In pixel space, with a learned variance and dynamic thresholding. Its UNet is the real one's kind, made small."""
+    from diffusers import DDPMScheduler, IFPipeline, UNet2DConditionModel
+
+    words = tokenizer()
+    unet = UNet2DConditionModel(
+        sample_size=16, in_channels=3, out_channels=6, block_out_channels=(8, 16), layers_per_block=1,
+        norm_num_groups=4, attention_head_dim=4, cross_attention_dim=16, act_fn="gelu",
+        encoder_hid_dim=32, encoder_hid_dim_type="text_proj", addition_embed_type="text",
+        addition_embed_type_num_heads=2, only_cross_attention=False, resnet_time_scale_shift="scale_shift",
+        down_block_types=("ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"),
+        mid_block_type="UNetMidBlock2DSimpleCrossAttn",
+        up_block_types=("SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"),
+    )  # fmt: skip
+    scheduler = DDPMScheduler(
+        beta_schedule="squaredcos_cap_v2", variance_type="learned_range", thresholding=True,
+        dynamic_thresholding_ratio=0.95, sample_max_value=1.5,
+    )  # fmt: skip
+    return IFPipeline(
+        tokenizer=words, text_encoder=t5(words), unet=unet, scheduler=scheduler, safety_checker=None,
+        feature_extractor=None, watermarker=None, requires_safety_checker=False,
+    )  # fmt: skip
+
+
 FAMILIES = {
     "sd-epsilon": stable_diffusion,
     "sd-v": stable_diffusion_v,
     "sdxl": stable_diffusion_xl,
     "sd3": stable_diffusion_3,
     "flux": flux,
+    "if": deepfloyd_if,
     "unclip": unclip,
 }
 
@@ -147,3 +178,47 @@ def save(family: str, folder: Path) -> Path:
         warnings.simplefilter("ignore")
         FAMILIES[family]().save_pretrained(folder)
     return folder
+
+
+def save_adapter(family: str, folder: Path, patches: bool = False) -> Path:
+    """An IP-Adapter for a family, with its image encoder, laid out and named as h94/IP-Adapter.
+
+    ``patches``: one of the kind "Plus", whose resampler reads the encoder's patches instead of its pooled embedding.
+    """
+    from safetensors.torch import save_file
+
+    torch.manual_seed(1)
+    unet = FAMILIES[family]().unet
+    width = unet.config.cross_attention_dim
+    tensors = resampler(width) if patches else pooled(width)
+    layers = [layer for name, layer in unet.named_modules() if name.endswith("attn2")]
+    for number, layer in enumerate(layers):
+        for key in ("to_k_ip", "to_v_ip"):
+            tensors[f"ip_adapter.{2 * number + 1}.{key}.weight"] = torch.randn(layer.to_k.weight.shape) / width**0.5
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, folder / "adapter.safetensors")
+    vision().save_pretrained(folder / "image_encoder")
+    return folder
+
+
+def pooled(width):
+    sizes = {"proj.weight": (4 * width, 16), "proj.bias": (4 * width,), "norm.weight": (width,), "norm.bias": (width,)}
+    return {f"image_proj.{name}": torch.randn(size) for name, size in sizes.items()}
+
+
+def resampler(width):
+    """The names are the original implementation's, as are four layers and 64 numbers a head."""
+    inner = 16
+    sizes = {
+        "latents": (1, 4, inner), "proj_in.weight": (inner, 16), "proj_in.bias": (inner,),
+        "proj_out.weight": (width, inner), "proj_out.bias": (width,), "norm_out.weight": (width,),
+        "norm_out.bias": (width,),
+    }  # fmt: skip
+    for layer in range(4):
+        sizes |= {f"layers.{layer}.{name}": (inner,) for name in ("0.norm1.weight", "0.norm1.bias")}
+        sizes |= {f"layers.{layer}.{name}": (inner,) for name in ("0.norm2.weight", "0.norm2.bias")}
+        sizes |= {f"layers.{layer}.0.to_q.weight": (64, inner), f"layers.{layer}.0.to_kv.weight": (128, inner)}
+        sizes |= {f"layers.{layer}.0.to_out.weight": (inner, 64)}
+        sizes |= {f"layers.{layer}.{name}": (inner,) for name in ("1.0.weight", "1.0.bias")}
+        sizes |= {f"layers.{layer}.1.1.weight": (4 * inner, inner), f"layers.{layer}.1.3.weight": (inner, 4 * inner)}
+    return {f"image_proj.{name}": torch.randn(size) / 4 for name, size in sizes.items()}

@@ -135,6 +135,20 @@ def test_a_guided_step_costs_no_further_call_for_the_prediction(sampler):
         del denoiser.forward
 
 
+def test_a_criterion_sees_images_where_no_autoencoder_makes_them(sampler):
+    """A pixel model's predictions of early steps are dozens of times as bright as an image can be."""
+    model, found = sampler("if"), []
+
+    def watch(images):
+        found.append((float(images.detach().min()), float(images.detach().max())))
+        return redness(images)
+
+    plain = floats(model, guide(0.0))
+    scores = redness(torch.from_numpy(floats(model, Guide(watch, 0.1, every=1, blend=False))).permute(0, 3, 1, 2))
+    assert all(low >= 0 and high <= 1 for low, high in found)
+    assert (scores > redness(torch.from_numpy(plain).permute(0, 3, 1, 2))).all()
+
+
 def test_gradients_that_are_not_finite_guide_nowhere(sampler):
     model = sampler("sd-epsilon")
     broken = Guide(

@@ -10,6 +10,7 @@ from diffusers import DDPMScheduler, EulerDiscreteScheduler, StableDiffusionPipe
 from counterpoise.config import Generator
 from counterpoise.errors import ConfigError, ModelError
 from counterpoise.generators.text_to_image import TextToImage, check
+from tiny_families import save
 
 PROMPTS = ["a red star", "a blue disc", "a red star"]
 SEEDS = [3, 2**62 + 5, 7]
@@ -83,6 +84,16 @@ def test_a_broken_model_makes_defects(tmp_path):
     tiny.make_diffusion(tmp_path / "diffusion", broken=True)
     samples = TextToImage(generator(tmp_path), "cpu", "float32").sample(PROMPTS, "", SEEDS)
     assert samples.defects == ["pixels are not finite"] * 3
+
+
+@pytest.mark.parametrize("family", ["sd-epsilon", "if"])
+def test_what_the_safety_checker_held_back(tmp_path, family):
+    """Stable Diffusion and DeepFloyd IF report it under two names."""
+    sampler = TextToImage(Generator(model=str(save(family, tmp_path)), num_inference_steps=2), "cpu", "float32")
+    found = ([False, True, False], None) if family == "if" else ([False, True, False],)
+    sampler.pipeline.run_safety_checker = lambda image, *_: (image, *found)
+    samples = sampler.sample(PROMPTS, "", SEEDS)
+    assert samples.defects == [None, "held back by the safety checker", None]
 
 
 def test_the_scheduler_is_diffusers(tiny_models):

@@ -6,9 +6,11 @@ import shutil
 import numpy as np
 import pytest
 
+from counterpoise.config import Generator
 from counterpoise.errors import ConfigError, ModelError
-from counterpoise.synthesis.address import Shard, devices, seed
+from counterpoise.synthesis.address import Shard, devices, pinned, seed
 from counterpoise.table import Names
+from tiny_families import save, save_adapter
 
 
 def test_seeds_are_63_bits_and_differ():
@@ -94,6 +96,51 @@ def test_other_weights_are_another_pool_and_moved_ones_are_not(make_pool, tiny_m
     changed[-1] ^= 1
     weights.write_bytes(changed)
     assert make_pool(generator=generator).digest != make_pool().digest
+
+
+def test_an_adapter_is_in_the_digest_and_where_it_lies_is_not(make_pool, tmp_path):
+    base, folder = make_pool(), save_adapter("sd-epsilon", tmp_path / "adapter")
+
+    def adapted(folder, **changes):
+        adapter = {"model": str(folder), "weights": "adapter.safetensors", "encoder": "image_encoder", **changes}
+        model = base.experiment.generator.model
+        return make_pool(generator={"model": model, "num_inference_steps": 3, "condition": {"adapter": adapter}})
+
+    first = adapted(folder)
+    assert first.digest != base.digest
+    assert "adapter" not in base.generation["generator"]
+    assert adapted(folder, scale=0.5).digest != first.digest
+    shutil.copytree(folder, tmp_path / "moved")
+    assert adapted(tmp_path / "moved").digest == first.digest
+    assert pinned(first.experiment.generator, first.generation) == first.experiment.generator
+    for file in ("adapter.safetensors", "image_encoder/model.safetensors"):
+        weights = tmp_path / "moved" / file
+        before = weights.read_bytes()
+        weights.write_bytes(before[:-1] + bytes([before[-1] ^ 1]))
+        assert adapted(tmp_path / "moved").digest != first.digest
+        weights.write_bytes(before)
+    for changes in ({"weights": "none.safetensors"}, {"encoder": "none"}, {"model": str(tmp_path / "none")}):
+        with pytest.raises(ModelError, match=rf"generator\.condition\.adapter\.{next(iter(changes))}"):
+            adapted(folder, **changes)
+
+
+def test_what_comes_from_the_hub_is_loaded_at_the_commit_of_the_digest():
+    adapter = {"model": "a/b", "weights": "c.safetensors", "encoder": "d"}
+    generator = Generator(model="e/f", revision="main", condition={"adapter": adapter})
+    made = {"weights": {"id": "e/f", "revision": "1" * 40}, "adapter": {"id": "a/b", "revision": "2" * 40}}
+    found = pinned(generator, {"generator": made})
+    assert (found.revision, found.condition.adapter.revision) == ("1" * 40, "2" * 40)
+    changed = pinned(generator.model_copy(update={"condition": None}), {"generator": made})
+    assert (changed.revision, changed.condition) == ("1" * 40, None)
+
+
+@pytest.mark.parametrize(("family", "adapted"), [("unclip", True), ("sd-epsilon", False)])
+def test_a_condition_that_the_pipeline_does_not_take(make_pool, tmp_path, family, adapted):
+    folder, adapter = save(family, tmp_path / family), save_adapter("sd-epsilon", tmp_path / "adapter")
+    files = {"model": str(adapter), "weights": "adapter.safetensors", "encoder": "image_encoder"}
+    with pytest.raises(ModelError, match="do not fit") as caught:
+        make_pool(generator={"model": str(folder), "condition": {"adapter": files if adapted else None}})
+    assert caught.value.where == "generator.condition"
 
 
 def test_precision_follows_from_the_reserved_device(make_pool):

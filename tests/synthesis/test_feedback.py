@@ -23,7 +23,7 @@ from counterpoise.synthesis.workers import Sampler, Work
 from counterpoise.table import REAL, encode_image, make_table
 from counterpoise.view import View
 from tiny import make_experiment
-from tiny_families import save
+from tiny_families import save, save_adapter
 
 STAGES = [{"name": "teacher", "data": ["real"], "epochs": 1}, {"name": "final", "data": ["real", "synthetic"]}]
 TRAINING = {"backbone": "small_cnn", "image_size": 16, "batch_size": 8}
@@ -188,9 +188,15 @@ def test_conditions_are_of_the_cell_or_else_of_the_class(real):
         Conditions(real.where(label=1))
 
 
-def test_a_conditioned_pool_says_which_image_it_saw(tiny_models, tmp_path, names, real):
-    folder = save("unclip", tmp_path / "unclip")
-    generator = {"model": str(folder), "num_inference_steps": 2, "condition": {"dropout": 0.5}}
+@pytest.mark.parametrize("family", ["unclip", "sd-epsilon"])
+def test_a_conditioned_pool_says_which_image_it_saw(tiny_models, tmp_path, names, real, family):
+    condition = {"dropout": 0.5}
+    if family != "unclip":
+        adapter = save_adapter(family, tmp_path / "adapter")
+        files = {"weights": "adapter.safetensors", "encoder": "image_encoder"}
+        condition["adapter"] = {"model": str(adapter), **files}
+    folder = save(family, tmp_path / family)
+    generator = {"model": str(folder), "num_inference_steps": 2, "condition": condition}
     experiment = make_experiment(tiny_models, tmp_path / "store", generator=generator, scorer=None)
     prompts = resolve(experiment.prompts, names, real.store)
     pool = Pool(experiment, names, real.store, prompts, real)

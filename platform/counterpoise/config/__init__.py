@@ -29,10 +29,21 @@ from counterpoise.config.data import (
     Torchvision,
 )
 from counterpoise.config.prompts import Contextual, Llm, Prompts
-from counterpoise.config.synthesis import Condition, Feedback, Generator, Plan, Pool, Scorer, Selection, Workers
+from counterpoise.config.synthesis import (
+    Adapter,
+    Condition,
+    Feedback,
+    Generator,
+    Plan,
+    Pool,
+    Scorer,
+    Selection,
+    Workers,
+)
 from counterpoise.config.training import Objective, Optimizer, Stage, Training
 
 __all__ = [
+    "Adapter",
     "Biased",
     "Columns",
     "Condition",

@@ -32,13 +32,24 @@ class Plan(Section):
         return self
 
 
+class Adapter(Section):
+    """An IP-Adapter: weights that let a pipeline of Stable Diffusion 1, 2 or XL see an image beside the prompt."""
+
+    model: str  # a hub id, a folder, or package:NAME/path
+    revision: str | None = None
+    weights: str  # a file in it, such as models/ip-adapter_sd15.safetensors
+    encoder: str  # the folder in it of the CLIP vision tower that the adapter was trained with: models/image_encoder
+    scale: Annotated[float, Field(ge=0)] = 1.0  # weight of the image's attention beside the prompt's
+
+
 class Condition(Section):
     """Real images as a condition beside the prompt: each synthetic image sees the embedding of one of its cell."""
 
+    adapter: Adapter | None = None  # without one the pipeline itself takes images (StableUnCLIPImg2Img)
     dropout: Annotated[float, Field(ge=0, le=1)] = 0.0  # probability that a part of the embedding becomes zero
     dropout_of: Literal["element", "embedding"] = "element"  # what a part is: each number (as in FG), or all at once
     rescale: bool = False  # divide what is kept by 1 - dropout
-    noise_level: Annotated[int, Field(ge=0, lt=1000)] = 0  # of the noise that the pipeline adds to the embedding
+    noise_level: Annotated[int, Field(ge=0, lt=1000)] = 0  # of the noise that unCLIP adds to the embedding
 
     @model_validator(mode="after")
     def _rescalable(self) -> Condition:
@@ -46,9 +57,15 @@ class Condition(Section):
             raise ValueError("nothing is kept at `dropout: 1`, so nothing can be rescaled")
         return self
 
+    @model_validator(mode="after")
+    def _noise_is_of_unclip(self) -> Condition:
+        if self.adapter is not None and self.noise_level:
+            raise ValueError("an adapter adds no noise: leave out `noise_level`")
+        return self
+
 
 class Generator(Section):
-    """A pipeline of diffusers: text to image, or with ``condition`` an image variation (StableUnCLIPImg2Img)."""
+    """A pipeline of diffusers: text to image, or with ``condition`` from a prompt and an image."""
 
     model: str  # a hub id, a folder, or package:NAME/path
     revision: str | None = None

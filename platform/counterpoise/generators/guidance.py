@@ -165,10 +165,15 @@ def denoiser_of(pipeline: Any) -> torch.nn.Module:
 def decode(
     pipeline: Any, latents: Tensor, decoder: Any, size: tuple[int, int] | None
 ) -> Float[Tensor, "n channels height width"]:
-    """Images with values around [0, 1] from a pipeline's latents; of pixel models the latents are the images."""
+    """Images with values around [0, 1] from a pipeline's latents; of pixel models the latents are the images.
+
+    Those of early steps reach to many times their range, where no autoencoder holds them and the scheduler's thresholds
+    come later. They lose contrast rather than being cut: a pixel that is cut has no gradient.
+    """
     autoencoder = decoder or getattr(pipeline, "vae", None)
     if autoencoder is None:
-        return latents / 2 + 0.5
+        reach = latents.detach().abs().amax((1, 2, 3), keepdim=True).clamp_min(1)
+        return latents / reach / 2 + 0.5
     if hasattr(pipeline, "_unpack_latents"):
         assert size is not None, "packed latents do not say what their height and width are"
         latents = pipeline._unpack_latents(latents, *size, pipeline.vae_scale_factor)

@@ -49,7 +49,6 @@ class TextToImage:
         generator: Which model, and how it samples.
         device: ``cpu``, ``cuda`` or ``mps``.
         dtype: Name of a torch dtype to compute in, whatever the weights are stored in.
-        revision: The commit of the weights on the hub, for a hub id.
 
     Raises:
         ModelError: The weights cannot be loaded, or the pipeline makes no images from prompts.
@@ -58,9 +57,9 @@ class TextToImage:
 
     family = "AutoPipelineForText2Image"
 
-    def __init__(self, generator: config.Generator, device: str, dtype: str, revision: str | None = None) -> None:
+    def __init__(self, generator: config.Generator, device: str, dtype: str) -> None:
         self.config = generator
-        self.pipeline = _load(self.family, generator, getattr(torch, dtype), revision).to(device)
+        self.pipeline = _load(self.family, generator, getattr(torch, dtype)).to(device)
         denoiser = denoiser_of(self.pipeline)
         if generator.channels_last:
             denoiser.to(memory_format=torch.channels_last)
@@ -94,7 +93,7 @@ class TextToImage:
                 output_type="np",
                 **self._settings(),
             )
-        return to_samples(np.asarray(output.images), getattr(output, "nsfw_content_detected", None))
+        return to_samples(np.asarray(output.images), output.get("nsfw_content_detected", output.get("nsfw_detected")))
 
     def _image_condition(self, conditions: Sequence[np.ndarray], seeds: Sequence[int]) -> dict[str, Any]:
         return {}
@@ -176,7 +175,7 @@ def to_samples(images: Float[np.ndarray, "n height width 3"], unsafe: Sequence[b
     return Samples(pixels, defects)
 
 
-def _load(family: str, generator: config.Generator, dtype: torch.dtype, revision: str | None) -> Any:
+def _load(family: str, generator: config.Generator, dtype: torch.dtype) -> Any:
     _quiet()
     located = locate(generator.model, "generator.model")
     try:
@@ -184,7 +183,7 @@ def _load(family: str, generator: config.Generator, dtype: torch.dtype, revision
             warnings.simplefilter("ignore")  # of old files' missing or renamed settings: not the user's to mend
             pipeline = getattr(diffusers, family).from_pretrained(
                 located,
-                revision=None if is_folder(located) else revision,
+                revision=None if is_folder(located) else generator.revision,
                 dtype=dtype,
                 local_files_only=is_folder(located),
             )
@@ -192,7 +191,7 @@ def _load(family: str, generator: config.Generator, dtype: torch.dtype, revision
                 scheduler = _scheduler_class(generator.scheduler)
                 pipeline.scheduler = scheduler.from_config(pipeline.scheduler.config)
     except (OSError, ValueError, RuntimeError, AttributeError, ImportError, KeyError) as error:
-        found = f"{generator.model}: {_first_line(error)}"
+        found = f"{generator.model}: {first_line(error)}"
         remedy = f"name a pipeline that diffusers' {family}.from_pretrained can load"
         if family == TextToImage.family:
             remedy += "; for an image variation pipeline set generator.condition"
@@ -229,6 +228,6 @@ def _quiet() -> None:
         logging.disable_progress_bar()
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__

@@ -14,7 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from counterpoise.config import Experiment, Generator, Scorer
+from counterpoise.config import Adapter, Experiment, Generator, Scorer
 from counterpoise.errors import ConfigError, ModelError
 from counterpoise.locate import fingerprint, hash_of_file, is_folder, locate
 from counterpoise.synthesis.prompts import PromptSet
@@ -117,13 +117,15 @@ def generation(
     if generator is None:
         raise ConfigError("there is nothing to sample with", where="generator", found="null")
     check_pipeline_folder(generator)
+    elsewhere: Any = {"model": True, "revision": True, "device": True, "dtype": True, "condition": {"adapter"}}
     return {
         "format": _FORMAT,
         "names": {"classes": list(names.classes), "groups": list(names.groups)},
         "generator": {
-            **generator.model_dump(exclude={"model", "revision", "device", "dtype"}),
+            **generator.model_dump(exclude=elsewhere),
             "weights": fingerprint(generator.model, generator.revision, "generator.model"),
             "dtype": devices(experiment).dtype,
+            **({"adapter": identify_adapter(adapter)} if (adapter := _adapter(generator)) else {}),
         },
         "conditions": conditions,
         "feedback": feedback,
@@ -151,8 +153,23 @@ def digest_of(generation: dict[str, Any]) -> str:
     return digest(generation)
 
 
+def pinned(generator: Generator, generation: dict[str, Any]) -> Generator:
+    """The generator at the commits that a generation names, of whatever comes from the hub."""
+    made = generation["generator"]
+    changes: dict[str, Any] = {"revision": made["weights"].get("revision")}
+    if generator.condition is not None and (adapter := generator.condition.adapter) is not None:
+        adapter = adapter.model_copy(update={"revision": made["adapter"].get("revision")})
+        changes["condition"] = generator.condition.model_copy(update={"adapter": adapter})
+    return generator.model_copy(update=changes)
+
+
 def check_pipeline_folder(generator: Generator) -> None:
-    """Raises ModelError if the generator is a folder but no diffusers pipeline, or one of the other family."""
+    """Raises ModelError if the generator is a folder but no diffusers pipeline, or one of the other family.
+
+    So it does if the generator's adapter is a folder without the files that are named.
+    """
+    if (adapter := _adapter(generator)) is not None:
+        _check_adapter_folder(adapter)
     where = "generator.model"
     located = locate(generator.model, where)
     if not is_folder(located):
@@ -167,13 +184,46 @@ def check_pipeline_folder(generator: Generator) -> None:
     if family is None:
         found = f"{index} without a _class_name"
         raise ModelError("this folder is not a diffusers pipeline", where=where, found=found, remedy=remedy)
-    if (family == _CONDITIONED) != (generator.condition is not None):
+    if (family == _CONDITIONED) != (generator.condition is not None and adapter is None):
+        kind = "no condition" if generator.condition is None else "a condition"
         raise ModelError(
             "the pipeline and generator.condition do not fit",
             where="generator.condition",
-            found=f"{'a' if generator.condition else 'no'} condition, and a {family}",
-            allowed=f"a condition with {_CONDITIONED}, none with others",
+            found=f"{kind} {'without' if adapter is None else 'with'} an adapter, and a {family}",
+            allowed=f"a condition without an adapter for {_CONDITIONED}; one with an adapter, or none, for others",
         )
+
+
+def identify_adapter(adapter: Adapter) -> dict[str, Any]:
+    """Which weights an adapter and its image encoder have, and how much they count.
+
+    Raises:
+        ModelError: They are not there, or the hub cannot be reached.
+    """
+    where = "generator.condition.adapter"
+    located = locate(adapter.model, f"{where}.model")
+    if not is_folder(located):
+        files = adapter.model_dump(include={"weights", "encoder", "scale"})
+        return {**fingerprint(located, adapter.revision, f"{where}.model"), **files}
+    _check_adapter_folder(adapter)
+    return {
+        "sha256": hash_of_file(Path(located) / adapter.weights),
+        "encoder": fingerprint(str(Path(located) / adapter.encoder), where=f"{where}.encoder")["sha256"],
+        "scale": adapter.scale,
+    }
+
+
+def _check_adapter_folder(adapter: Adapter) -> None:
+    where = "generator.condition.adapter"
+    located = locate(adapter.model, f"{where}.model")
+    files = {"weights": adapter.weights, "encoder": f"{adapter.encoder}/config.json"}
+    for key, file in files.items():
+        if is_folder(located) and not (Path(located) / file).is_file():
+            raise ModelError(f"the adapter has no such {key}", where=f"{where}.{key}", found=f"no {file} in {located}")
+
+
+def _adapter(generator: Generator) -> Adapter | None:
+    return None if generator.condition is None else generator.condition.adapter
 
 
 def identify_scorer(scorer: Scorer) -> dict[str, str]:

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from counterpoise.config import Generator
 from counterpoise.generators.guidance import Guide
+from counterpoise.generators.image_adapter import ImageAdapter
 from counterpoise.generators.image_variation import ImageVariation
 from counterpoise.generators.text_to_image import Samples, TextToImage
 from counterpoise.synthesis import feedback
@@ -29,8 +31,7 @@ class Artist:
 
     def __init__(self, work: Work) -> None:
         self.recipe, device = work.recipe, work.devices.generator
-        family = TextToImage if work.conditions is None else ImageVariation
-        self.generator = family(work.generator, device, work.devices.dtype, work.revision)
+        self.generator = _family(work.generator)(work.generator, device, work.devices.dtype)
         self.conditions = None if work.conditions is None else Conditions(work.conditions)
         self.guides = None if work.teacher is None else feedback.guides(work.teacher, device)
         self.device = device
@@ -68,3 +69,9 @@ class Artist:
             for row, value in zip(usable, guide.criterion(pixels.permute(0, 3, 1, 2) / 255).tolist(), strict=True):
                 values[row] = value
         return values
+
+
+def _family(generator: Generator) -> type[TextToImage]:
+    if generator.condition is None:
+        return TextToImage
+    return ImageVariation if generator.condition.adapter is None else ImageAdapter

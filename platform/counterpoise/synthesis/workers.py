@@ -22,7 +22,7 @@ from counterpoise import config
 from counterpoise.errors import ConfigError, CounterpoiseError
 from counterpoise.store import Store
 from counterpoise.synthesis import shard as making
-from counterpoise.synthesis.address import Devices, Shard, devices
+from counterpoise.synthesis.address import Devices, Shard, devices, pinned
 from counterpoise.synthesis.pool import Pool
 from counterpoise.view import View
 
@@ -40,7 +40,6 @@ class Work:
     generator: config.Generator
     scorer: config.Scorer | None
     devices: Devices
-    revision: str | None
     store: Store
     cpus: tuple[float, float]  # of a sampler, of a scorer
     conditions: View | None
@@ -60,10 +59,9 @@ class Work:
                 made["shard_size"],
                 made["max_attempts"],
             ),
-            experiment.generator,
+            pinned(experiment.generator, made),
             experiment.scorer,
             devices(experiment),
-            made["generator"]["weights"].get("revision"),
             pool.store,
             (experiment.pool.sampling.num_cpus, experiment.pool.scoring.num_cpus),
             pool.conditions,
