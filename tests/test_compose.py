@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from counterpoise.compose import CONFIGS, load
+from counterpoise.compose import CONFIGS, load, method_names, seed_numbers
 from counterpoise.errors import ConfigError
 
 BODY = """
@@ -115,6 +115,67 @@ def test_a_section_that_nobody_has_is_made_of_the_override(write, only_method):
     assert "the command line: feedback" in str(caught.value)
     experiments = load(write(body), ["feedback.stage=taught", "feedback.scale=0.2"], only_method=only_method)
     assert {experiment.feedback.scale for experiment in experiments} == {0.2}
+
+
+SHARED = "name: t\ndata: {adapter: testbed}\ntraining: {epochs: 3}\ngenerator: {model: m}\nseeds: [4]\n"
+
+
+def test_named_methods_and_seeds_replace_the_files(write, tmp_path):
+    write("method: neighbour\nstages: [{name: beside, data: [real]}]", "neighbour.yaml")
+    path = write("method: far\nstages: [{name: by path, data: [real]}]", "elsewhere.yaml")
+    file = write(SHARED + "methods: [usb, {extends: erm, method: short, training: {epochs: 1}}]")
+
+    def found(methods=None, seeds=None, *overrides):
+        return [(e.method, e.seed, e.training.epochs) for e in load(file, overrides, methods=methods, seeds=seeds)]
+
+    assert found() == [("usb", 4, 3), ("short", 4, 1)]
+    assert found(["short", "ffr"], [0, 1]) == [("short", 0, 1), ("short", 1, 1), ("ffr", 0, 3), ("ffr", 1, 3)]
+    assert found(["erm"], None, "training.epochs=7", "seeds=[8]") == [("erm", 8, 7)]
+    assert found(["neighbour", path]) == [("neighbour", 4, 3), ("far", 4, 3)]
+    assert found(["other"], None, "methods=[{extends: usb, method: other}]") == [("other", 4, 3)]
+    assert load(write(BODY), methods=["erm"])[0].stages[0].name == "only"  # the file's own, not configs/methods/erm
+
+
+@pytest.mark.parametrize(
+    ("body", "methods", "message", "hint"),
+    [
+        (SHARED, ["ferm"], "no such method", "did you mean 'erm'?"),
+        (SHARED + "methods: [{extends: usb, method: half}]", ["hafl"], "no such method", "did you mean 'half'?"),
+        (SHARED, ["nowhere/erm.yaml"], "no such method", "usb"),
+        (BODY, ["erm", "usb"], "this file is one method, erm", "usb is asked for"),
+        (SHARED, ["erm", "double.yaml"], "two methods have one name", "another name"),
+    ],
+)
+def test_a_wrong_method_is_told(write, monkeypatch, tmp_path, body, methods, message, hint):
+    write("method: erm\nstages: [{name: s, data: [real]}]", "double.yaml")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=message) as caught:
+        load(write(body), methods=methods)
+    assert hint in str(caught.value)
+
+
+def test_two_methods_of_one_name_are_told(write):
+    with pytest.raises(ConfigError, match=r"two methods have one name[\s\S]*erm"):
+        load(write(SHARED + "methods: [erm, {extends: erm, training: {epochs: 1}}]"))
+
+
+def test_seeds_and_methods_as_they_are_typed():
+    assert seed_numbers("5") == [0, 1, 2, 3, 4]
+    assert seed_numbers("0,3, 7") == [0, 3, 7]
+    assert seed_numbers("3,") == [3]
+    assert method_names("ffr, erm,") == ["ffr", "erm"]
+
+
+@pytest.mark.parametrize("text", ["0", "", ",", "-1", "1,1", "1,,2", "1.5", "two", "1,b", "²"])
+def test_wrong_seeds_are_told(text):
+    with pytest.raises(ConfigError, match=r"these are no seeds[\s\S]*--seeds"):
+        seed_numbers(text)
+
+
+@pytest.mark.parametrize("text", ["", ",", "erm,erm"])
+def test_wrong_methods_are_told(text):
+    with pytest.raises(ConfigError, match="--methods"):
+        method_names(text)
 
 
 @pytest.mark.parametrize("path", sorted((CONFIGS / "experiments").glob("*.yaml")), ids=lambda path: path.stem)

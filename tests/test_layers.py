@@ -11,14 +11,15 @@ import pytest
 FLOORS = [
     {"errors"},
     {"ambient", "table", "store", "progress", "locate", "plugin", "cluster", "config"},
-    {"view", "explain"},
+    {"view", "explain", "schedule"},
     {"compose"},
     {"data", "generators", "scoring", "training", "evaluation"},
     {"synthesis", "report", "tracking"},
-    {"fitting", "likeness"},
+    {"fitting", "likeness", "control"},
     {"record"},
     {"experiment"},
     {"story", "export", "preview"},
+    {"leaderboard", "reproduce"},
     {"doctor", "terminal"},
     {"cli"},
 ]

@@ -10,7 +10,7 @@ section, ``plans.even.rate=0.9`` for those with a plan of this name. Where no me
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,36 +24,114 @@ _AXES: dict[str, tuple[type, ...]] = {"methods": (str, dict), "seeds": (int,)}
 CONFIGS = Path(__file__).parent / "configs"  # a link to the checkout's configs/, which a wheel holds as files
 
 
-def load(path: str, overrides: Iterable[str] = (), *, only_method: str | None = None) -> list[Experiment]:
+def load(
+    path: str,
+    overrides: Iterable[str] = (),
+    *,
+    only_method: str | None = None,
+    methods: Sequence[str] | None = None,
+    seeds: Sequence[int] | None = None,
+) -> list[Experiment]:
     """The experiments that a file describes: its methods × its seeds, in that order.
 
     Args:
         path: A YAML file; if there is none here, the name of one in ``configs/experiments``.
         overrides: ``key.path=value`` each; the value is YAML.
         only_method: Keep only this one of the file's methods.
+        methods: Instead of the file's: names of its own methods, names of method files, or paths of such.
+        seeds: Instead of the file's.
 
     Raises:
         ConfigError: A file is missing or not YAML, an override has no ``=``, or a key or value is wrong.
     """
     file = _find(path, Path(), "experiments")
     body, sources = _read(file, ())
+    body.pop("reproduction", None)  # what counterpoise.reproduce reads
     parsed = [_parse_override(override) for override in overrides]
     for keys, value in parsed:
         if keys[0] in _AXES:
             _set(body, keys, value, sources)
-    methods, seeds = (_axis(body, axis, kinds, file) for axis, kinds in _AXES.items())
-    trees = [_with_method(body, sources, method, file) for method in methods or [None]]
+    axis, own_seeds = (_axis(body, name, kinds, file) for name, kinds in _AXES.items())
+    chosen = axis if methods is None else _chosen(methods, axis, body, file)
+    trees = [_with_method(body, sources, method, file) for method in chosen or [None]]
     for keys, value in parsed:  # the others come after the methods, since they have the last word over these, too
         if keys[0] not in _AXES:
             _override(trees, keys, value, only_method)
     experiments = []
     for tree, where in trees:
-        for seed in seeds or [tree.get("seed", 0)]:
-            experiments.append(validate({**tree, "seed": seed}, where, file))
-    return _choose(experiments, only_method, file)
+        numbers = own_seeds or [tree.get("seed", 0)] if seeds is None else seeds
+        experiments.append([validate({**tree, "seed": seed}, where, file) for seed in numbers])
+    _check_names([group[0].method for group in experiments], file)
+    return _only([experiment for group in experiments for experiment in group], only_method, file)
 
 
-def _choose(experiments: list[Experiment], only_method: str | None, file: Path) -> list[Experiment]:
+def beside(path: str, room: str, key: str) -> tuple[Path, Any]:
+    """A file, here or in a room of ``configs/``, and what it says under a key that is no part of an experiment."""
+    file = _find(path, Path(), room)
+    return file, _read(file, ())[0].get(key, {})
+
+
+def method_names(text: str) -> list[str]:
+    """The methods in ``a,b,c``. Raises ConfigError if there is none, or one twice."""
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if not names or len(set(names)) < len(names):
+        allowed = "different methods, such as erm,ffr"
+        raise ConfigError("these are no methods to compare", where="--methods", found=text, allowed=allowed)
+    return names
+
+
+def seed_numbers(text: str) -> list[int]:
+    """The seeds in ``5`` (0 to 4) or ``0,3,7`` (these; ``3,`` is the seed 3). Raises ConfigError for anything else."""
+    parts = [part.strip() for part in text.split(",")]
+    listed = parts[:-1] if len(parts) > 1 and not parts[-1] else parts
+    if all(part.isascii() and part.isdigit() for part in listed):
+        numbers = [int(part) for part in listed] if len(parts) > 1 else list(range(int(text)))
+        if numbers and len(set(numbers)) == len(numbers):
+            return numbers
+    allowed = "how many there are, such as 5 (0 to 4), or different numbers, such as 0,3,7"
+    raise ConfigError("these are no seeds", where="--seeds", found=text, allowed=allowed)
+
+
+def _chosen(names: Sequence[str], axis: Sequence[str | Tree], body: Tree, file: Path) -> list[str | Tree | None]:
+    """The named methods, as the file has them, or as method files."""
+    own: dict[str, str | Tree | None] = {
+        entry if isinstance(entry, str) else str(entry.get("method") or entry.get("extends")): entry for entry in axis
+    }
+    if not axis and isinstance(body.get("method"), str):
+        own = {body["method"]: None}
+        if other := next((name for name in names if name not in own), None):
+            raise ConfigError(
+                f"this file is one method, {body['method']}: its stages would replace those of another",
+                where=file,
+                found=f"{other} is asked for",
+                remedy="put what the methods share into a file without `method`, `plans` and `stages`",
+            )
+    return [own[name] if name in own else _method_file(name, list(own), file) for name in names]
+
+
+def _method_file(name: str, own: Sequence[str], file: Path) -> str:
+    if Path(name).is_file():
+        return str(Path(name).resolve())
+    try:
+        return str(_find(name, file.parent, "methods").resolve())
+    except ConfigError:
+        names = [*own, *sorted(path.stem for path in (CONFIGS / "methods").glob("*.yaml") if path.stem not in own)]
+        raise ConfigError(
+            "there is no such method",
+            where="--methods",
+            found=name,
+            allowed=f"{one_of(names, 60)}, or a file",
+            remedy=did_you_mean(name, names),
+        ) from None
+
+
+def _check_names(names: Sequence[str], file: Path) -> None:
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        remedy = "give one of them another name: {extends: …, method: NAME}"
+        raise ConfigError("two methods have one name", where=f"{file}: methods", found=twice, remedy=remedy)
+
+
+def _only(experiments: list[Experiment], only_method: str | None, file: Path) -> list[Experiment]:
     names = list(dict.fromkeys(experiment.method for experiment in experiments))
     if only_method is None:
         return experiments

@@ -21,7 +21,6 @@ from counterpoise.config import Experiment
 from counterpoise.data import audit as auditing
 from counterpoise.data import dataset
 from counterpoise.errors import DataError
-from counterpoise.progress import Progress
 from counterpoise.store import open_store
 from counterpoise.synthesis import filters, select
 from counterpoise.synthesis import verify as verifying
@@ -297,13 +296,23 @@ class Job:
 
     # -- training and evaluation ---------------------------------------------------------------------------------------
 
-    def _task(self, experiment: Experiment) -> fitting.Task:
-        from counterpoise import fitting
-
+    def views_of(self, experiment: Experiment) -> dict[str, View]:
+        """What an experiment's stages train on: the real images, and those of its plans."""
         results, views = self.realized, dict(self._real)
         for name in experiment.plans:
             views[name] = results[self.last_pools[experiment.method].digest].views[experiment.method, name]
-        return fitting.Task(experiment, views, self.splits["validation"], self.splits["test"], self.store)
+        return views
+
+    def join(self, experiments: Sequence[Experiment]) -> None:
+        """More experiments, of a method without plans. Before anything is trained."""
+        self.experiments += experiments
+        self.tracked.file("config.yaml", record.effective_config(self.experiments))
+
+    def _task(self, experiment: Experiment) -> fitting.Task:
+        from counterpoise import fitting
+
+        views, splits = self.views_of(experiment), self.splits
+        return fitting.Task(experiment, views, splits["validation"], splits["test"], self.store)
 
     @cached_property
     def tasks(self) -> list[fitting.Task]:
@@ -323,10 +332,11 @@ class Job:
         from counterpoise import fitting
 
         tasks = self.tasks
-        with self._timed("train"), Progress("training", len(tasks), "fits") as progress:
-            outcomes = fitting.run_all(tasks, progress)
+        with self._timed("train"):
+            done = fitting.run_all(tasks)
+        self.stages = {"fitted": done.fitted, "found": done.found}
         fresh = {key for result in self.realized.values() for key in result.fresh}
-        outcomes = fitting.charge(outcomes, [self._with_earlier_rounds(task) for task in tasks], fresh)
+        outcomes = fitting.charge(done.outcomes, [self._with_earlier_rounds(task) for task in tasks], fresh)
         with self._timed("track"):
             self.runs = [
                 record.outcome(self.tracked, outcome, task) for outcome, task in zip(outcomes, tasks, strict=True)
@@ -345,7 +355,7 @@ class Job:
         rows = [outcome.table_row(split) for outcome in self.outcomes]
         rows = [{**row, "run_id": run} for row, run in zip(rows, self.runs, strict=True)]
         last = {key: rows[-1][key] for key in ("method", "seed", "metrics", "cells")}
-        return {"run_id": self.tracked.id, **last, "rows": rows}
+        return {"run_id": self.tracked.id, **last, "rows": rows, "stages": self.stages}
 
     def _timed(self, step: str) -> _Timed:
         return _Timed(self.seconds, step)

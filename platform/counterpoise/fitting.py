@@ -1,23 +1,26 @@
-"""Methods trained and measured: each experiment's stages, then its numbers on validation and test, several at once.
+"""Methods trained and measured: stages as a graph in which each is fitted once, then numbers on validation and test.
 
-Fits of one worker run side by side as Ray tasks, as many as the cluster has room for, or in this process if there is
-only one to do. A fit of several workers is a Ray Train job of its own, one after the other. What a fit came to is
-stored under the digest of all that led to it.
+Methods that begin alike share the fits of their beginning, also when they are trained at the same time. What a fit came
+to is stored under the digest of all that led to it, and so is what a method came to with one seed.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
+from counterpoise import config, schedule
 from counterpoise.config import Experiment
+from counterpoise.config.training import GROUP_METRICS
 from counterpoise.evaluation import evaluate
 from counterpoise.progress import Progress
 from counterpoise.store import Store, read
 from counterpoise.table import digest
 from counterpoise.training import stages
+from counterpoise.training.fit import Fit
 from counterpoise.view import View
 
 _FORMAT = 1
@@ -33,7 +36,7 @@ class Task:
     test: View
     store: Store
 
-    @property
+    @cached_property
     def key(self) -> str:
         """Where the outcome is stored."""
         experiment = self.experiment
@@ -58,6 +61,7 @@ class Outcome:
         validation: ``metrics``, ``intervals`` and ``cells`` on the validation split.
         test: The same on the test split.
         seconds: Of training, when it was done.
+        regime: What choosing its epochs took; see :func:`regime`.
         images_sampled: Images of its views that this run sampled, and that no outcome before it had asked for.
         images_reused: The other synthetic images of its views.
     """
@@ -68,6 +72,7 @@ class Outcome:
     validation: dict[str, Any]
     test: dict[str, Any]
     seconds: float
+    regime: str = field(default="")
     images_sampled: int = field(default=0)
     images_reused: int = field(default=0)
 
@@ -80,29 +85,59 @@ class Outcome:
         """A flat row of results.json."""
         cost = {"images_sampled": self.images_sampled, "images_reused": self.images_reused}
         metrics = self.test["metrics"]
-        return {"method": self.method, "seed": self.seed, **metrics, **cost, "seconds": round(self.seconds, 2)}
+        who = {"method": self.method, "seed": self.seed, "regime": self.regime}
+        return {**who, **metrics, **cost, "seconds": round(self.seconds, 2)}
 
 
-def run_all(tasks: Sequence[Task], progress: Progress) -> list[Outcome]:
-    """The outcomes of all tasks, in their order; those that are stored are read."""
-    outcomes: dict[int, Outcome] = {}
-    waiting: list[int] = []
-    for number, task in enumerate(tasks):
-        stored = _stored(task)
-        if stored is None:
-            waiting.append(number)
-        else:
-            outcomes[number] = stored
-            progress.advance(note=_note(stored))
-    together = [n for n in waiting if len(waiting) > 1 and tasks[n].experiment.training.num_workers == 1]
-    for number in waiting:
-        if number not in together:
-            outcomes[number] = _run(tasks[number])
-            progress.advance(note=_note(outcomes[number]))
-    for number, outcome in _run_together({n: tasks[n] for n in together}):
-        outcomes[number] = outcome
-        progress.advance(note=_note(outcome))
-    return [outcomes[number] for number in range(len(tasks))]
+@dataclass(frozen=True)
+class Done:
+    """What all tasks came to.
+
+    Attributes:
+        outcomes: In the order of the tasks.
+        fitted: Stages that were fitted now. Those that several tasks share count once.
+        found: The other stages: they were in the store.
+    """
+
+    outcomes: list[Outcome]
+    fitted: int
+    found: int
+
+
+def run_all(tasks: Sequence[Task]) -> Done:
+    """Trains and measures all tasks; what the store holds is read.
+
+    Stages of one worker and measurements run side by side as Ray tasks, or in this process if there is never more than
+    one thing to do. A stage of several workers is a Ray Train job of its own, one after the other.
+    """
+    goals = [_measurement(task) for task in tasks]
+    all_stages = {stage.digest for goal in goals for stage in goal.parents}
+    todo = schedule.needed(goals)
+    total = len(all_stages | todo.keys() | {goal.digest for goal in goals})
+    with Progress("training", total, "stages and measurements") as progress:
+        progress.advance(total - len(todo))
+        for node in schedule.run(todo):
+            progress.advance(note=node.note)
+    fitted = len(all_stages & todo.keys())
+    outcomes = [_outcome(task) for task in tasks]
+    return Done(outcomes, fitted, len(all_stages) - fitted)
+
+
+def regime(experiment: Experiment, grouped: bool) -> str:
+    """What had to be known of the validation images to choose epochs and, with DFR, the last layer.
+
+    Methods are comparable within a regime: whoever may look at validation groups has an advantage on groups.
+
+    Args:
+        grouped: Whether the dataset has groups; without them the worst "group" is a class.
+
+    Returns:
+        ``groups``, ``labels`` (no groups), or ``none``. A stage that looks at more than the last one decides.
+    """
+    chosen_by = {stage.select_by or experiment.training.select_by for stage in experiment.stages}
+    if grouped and (chosen_by & set(GROUP_METRICS) or any(stage.dfr for stage in experiment.stages)):
+        return "groups"
+    return "none" if chosen_by == {"last"} else "labels"
 
 
 def charge(outcomes: Sequence[Outcome], tasks: Sequence[Task], fresh: set[str]) -> list[Outcome]:
@@ -126,13 +161,46 @@ def _synthetic(view: View) -> list[tuple[str, int]]:
     return list(zip(chosen["key"].to_pylist(), chosen["row"].to_pylist(), strict=True))
 
 
-def _stored(task: Task) -> Outcome | None:
-    return Outcome(**json.loads(read(task.store, task.key))) if task.store.exists(task.key) else None
+# -- the graph ---------------------------------------------------------------------------------------------------------
 
 
-def _run(task: Task) -> Outcome:
+@dataclass(frozen=True)
+class _Measurement:
+    """What a task came to, measured when all of its stages are there: a :class:`counterpoise.schedule.Node`."""
+
+    task: Task
+    parents: tuple[Fit, ...]
+    num_workers = 1
+
+    @property
+    def digest(self) -> str:
+        return self.task.key
+
+    @property
+    def resources(self) -> config.Workers:
+        return self.task.experiment.training.resources
+
+    @property
+    def note(self) -> str:
+        outcome = _outcome(self.task)
+        return (
+            f"{outcome.method} seed {outcome.seed}: worst group {outcome.test['metrics']['worst_group_accuracy']:.1%}"
+        )
+
+    def done(self) -> bool:
+        return self.task.store.exists(self.task.key)
+
+    def run(self) -> None:
+        _measure(self.task)
+
+
+def _measurement(task: Task) -> _Measurement:
+    return _Measurement(task, tuple(stages.tasks(task.experiment, task.views, task.validation)))
+
+
+def _measure(task: Task) -> None:
     experiment = task.experiment
-    fitted = stages.run(experiment, dict(task.views), task.validation)
+    fitted = stages.run(experiment, dict(task.views), task.validation)  # all of them are there
     train_counts = task.views["real"].counts
     measured: dict[str, Any] = {}
     for name, view in (("validation", task.validation), ("test", task.test)):
@@ -146,34 +214,14 @@ def _run(task: Task) -> Outcome:
         experiment.method, experiment.seed, [asdict(stage) for stage in fitted], seconds=seconds, **measured
     )
     task.store.create(task.key, json.dumps(asdict(outcome), indent=1).encode())
-    return outcome
 
 
-def _run_together(tasks: Mapping[int, Task]) -> Iterator[tuple[int, Outcome]]:
-    """(number, outcome) of each task as it ends. One that fails ends the others and is raised as it was."""
-    if not tasks:
-        return
-    import ray
-
-    from counterpoise.cluster import connect
-
-    connect()
-    remote = ray.remote(max_retries=2)(_run)
-    running = {}
-    for number, task in tasks.items():
-        resources = task.experiment.training.resources
-        reference = remote.options(num_cpus=resources.num_cpus, num_gpus=resources.num_gpus).remote(task)
-        running[reference] = number
-    try:
-        while running:
-            (done, *_), _ = ray.wait(list(running), num_returns=1)
-            yield running.pop(done), ray.get(done)
-    except ray.exceptions.RayTaskError as error:
-        raise (error.cause or error) from None
-    finally:
-        for reference in running:
-            ray.cancel(reference, force=True)
+def _outcome(task: Task) -> Outcome:
+    """What is stored, as this task's: methods with the same stages on the same images share what they came to."""
+    experiment = task.experiment
+    grouped = bool(task.test.names.groups)
+    return replace(_read(task), method=experiment.method, regime=regime(experiment, grouped))
 
 
-def _note(outcome: Outcome) -> str:
-    return f"{outcome.method} seed {outcome.seed}: worst group {outcome.test['metrics']['worst_group_accuracy']:.1%}"
+def _read(task: Task) -> Outcome:
+    return Outcome(**json.loads(read(task.store, task.key)))

@@ -1,4 +1,7 @@
-"""Progress of long work, on standard error: a bar with rate and time left in a terminal, plain lines elsewhere."""
+"""Progress of long work, on standard error: a bar with rate and time left in a terminal, plain lines elsewhere.
+
+And what a user should know but need not mend.
+"""
 
 from __future__ import annotations
 
@@ -80,3 +83,8 @@ def _bar(title: str, total: int, unit: str) -> Any:
     bar = RichProgress(*columns, console=Console(stderr=True))
     bar.add_task(title, total=total, rate=0.0, note="")
     return bar
+
+
+def warn(message: str) -> None:
+    """A line on standard error, not to a logger: libraries that configure logging switch off those that exist."""
+    print(f"warning: {message}", file=sys.stderr, flush=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -10,13 +11,15 @@ import yaml
 
 from counterpoise.config import Experiment
 from counterpoise.data.audit import Audit
-from counterpoise.report.content import Report
+from counterpoise.report.content import Report, Results
 from counterpoise.scoring.realism import METRICS
+from counterpoise.table import digest
 from counterpoise.tracking import Run
 from counterpoise.view import View
 
 if TYPE_CHECKING:  # what only runs that train need is imported where it is used: audit and plan answer at once
     from counterpoise.fitting import Outcome, Task
+    from counterpoise.report.leaderboard import Leaderboard
 
 _EXAMPLES = 8  # images that a logged model's signature is taken from
 
@@ -65,7 +68,8 @@ def realism(parent: Run, measured: Sequence[Mapping[str, Any]], seconds: float) 
 def outcome(parent: Run, result: Outcome, task: Task) -> str | None:
     """A fit: its config, inputs, epochs, metrics per cell and in all, and the model. Returns the MLflow run's id."""
     name, experiment = f"{result.method} seed {result.seed}", task.experiment
-    with parent.child(name, {"step": "fit", "method": result.method, "seed": str(result.seed)}) as run:
+    tags = {"method": result.method, "seed": str(result.seed), "regime": result.regime}
+    with parent.child(name, {"step": "fit", **tags, "config": config_digest(experiment)}) as run:
         run.config(experiment)
         for view_name, view in task.views.items():
             run.dataset(view_name, view, "training")
@@ -111,11 +115,37 @@ def report(run: Run, page: str, results: list[dict[str, Any]], told: Report) -> 
 
     run.file("report.html", page)
     run.json("results.json", results)
-    for method, metrics in told.summary.items():
-        run.metrics({f"{method}/{name}": interval[0] for name, interval in metrics.items()})
+    _means(run, told)
     drawn = figures.all_figures(told) if run.id else {}
     for name, figure in drawn.items():
         run.figure(f"figures/{name}.png", figure)
+
+
+def leaderboard(run: Run, page: str, board: Leaderboard) -> None:
+    """The page, the table, its figures, and each method's mean metrics, on the run of the whole job."""
+    from counterpoise.report import figures
+
+    run.file("leaderboard.html", page)
+    run.json("leaderboard.json", board.to_json())
+    _means(run, board)
+    if run.id:
+        run.figure("figures/tradeoff.png", figures.tradeoff(board))
+        run.figure("figures/cells.png", figures.cells(board))
+
+
+def _means(run: Run, told: Results) -> None:
+    for method, metrics in told.summary.items():
+        run.metrics({f"{method}/{name}": interval[0] for name, interval in metrics.items()})
+
+
+def to_text(value: object) -> str:
+    """A JSON file's text."""
+    return json.dumps(value, indent=1, allow_nan=False) + "\n"
+
+
+def config_digest(experiment: Experiment) -> str:
+    """What a method is, whatever its seed, and wherever it runs and is tracked."""
+    return digest(experiment.model_dump(mode="json", exclude={"name", "store", "seed", "tracking"}))
 
 
 def effective_config(experiments: Sequence[Experiment]) -> str:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -12,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from counterpoise import __version__, record
-from counterpoise.config import Experiment
+from counterpoise import __version__, control, record
 from counterpoise.errors import ConfigError
-from counterpoise.evaluation import Summary, summarize
+from counterpoise.evaluation.compare import Interval, table
 from counterpoise.experiment import Job
+from counterpoise.fitting import Outcome
 from counterpoise.report.content import CellPrompts, CellSamples, Filtered, Plan, Prompts, Report, ResultRow
 from counterpoise.report.page import render
 from counterpoise.report.verdict import verdict
@@ -43,53 +42,48 @@ def write(job: Job, out: Path | None) -> dict[str, Any]:
     Raises:
         ConfigError: The folder cannot be written.
     """
-    folder = out or Path("reports") / job.first.name
     told = tell(job)
     page, results = render(told), [outcome.result_row() for outcome in job.outcomes]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "report.html").write_text(page, encoding="utf-8")
-        (folder / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    except OSError as error:
-        remedy = "name another folder"
-        raise ConfigError("the report cannot be written", where="--out", found=error, remedy=remedy) from error
+    files = save(folder(job, out), {"report.html": page, "results.json": record.to_text(results)})
     record.report(job.tracked, page, results, told)
     said = verdict(told)
     return {
-        "files": {name: str(folder / name) for name in ("report.html", "results.json")},
+        "files": files,
         "summary": {method: dict(metrics) for method, metrics in told.summary.items()},
         "confidence": told.confidence,
         "verdict": [said.headline, *said.lines],
     }
 
 
+def folder(job: Job, out: Path | None) -> Path:
+    """Where files go: ``out``, or ``reports/NAME``."""
+    return out or Path("reports") / job.first.name
+
+
+def save(folder: Path, files: Mapping[str, str]) -> dict[str, str]:
+    """Writes texts into a folder, which is made if it is not there. Returns the path of each.
+
+    Raises:
+        ConfigError: It cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in files.items():
+            (folder / name).write_text(text, encoding="utf-8")
+    except OSError as error:
+        remedy = "name another folder"
+        raise ConfigError("the report cannot be written", where="--out", found=error, remedy=remedy) from error
+    return {name: str(folder / name) for name in files}
+
+
 def tell(job: Job) -> Report:
     """The report of a job whose steps are done."""
-    names, outcomes, first = job.names, job.outcomes, job.first
     return Report(
-        title=first.name,
+        **shared(job),
         dataset=_dataset(job),
-        command=job.command,
-        created=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
-        config_yaml=record.effective_config(job.experiments),
-        classes=list(names.classes),
-        groups=list(names.groups),
         audit=job.audit().to_json(),
-        rows=[
-            ResultRow(
-                outcome.method,
-                outcome.seed,
-                outcome.test["metrics"],
-                outcome.test["intervals"],
-                outcome.test["cells"],
-                outcome.images_sampled,
-                outcome.images_reused,
-                outcome.seconds,
-            )
-            for outcome in outcomes
-        ],
+        rows=[result_row(outcome) for outcome in job.outcomes],
         summary=summary(job),
-        baseline=baseline(job.experiments),
         plans=_plans(job),
         prompts=_prompts(job),
         synthesis=job.synthesize() if job.wanted else None,
@@ -97,34 +91,46 @@ def tell(job: Job) -> Report:
         filtered=_filtered(job) if job.wanted else [],
         samples=_samples(job),
         seconds=job.seconds,
-        digests={"dataset": job.loaded.view.digest}
-        | {f"pool of {name}": p.digest for name, p in job.last_pools.items()},
-        versions={"counterpoise": __version__, **{name: version(name) for name in _LIBRARIES}},
-        confidence=first.evaluation.confidence,
     )
 
 
-def summary(job: Job) -> dict[str, dict[str, tuple[float, float | None, float | None]]]:
+def shared(job: Job) -> dict[str, Any]:
+    """What every page says of a job whose images are there: see :class:`counterpoise.report.content.Results`."""
+    pools = job.last_pools if job.realized else {}
+    return {
+        "title": job.first.name,
+        "command": job.command,
+        "created": datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
+        "config_yaml": record.effective_config(job.experiments),
+        "classes": list(job.names.classes),
+        "groups": list(job.names.groups),
+        "baseline": control.baseline(job.experiments),
+        "digests": {"dataset": job.loaded.view.digest} | {f"pool of {name}": p.digest for name, p in pools.items()},
+        "versions": {"counterpoise": __version__, **{name: version(name) for name in _LIBRARIES}},
+        "confidence": job.first.evaluation.confidence,
+    }
+
+
+def result_row(outcome: Outcome) -> ResultRow:
+    """An outcome on the test split, as pages show it."""
+    return ResultRow(
+        outcome.method,
+        outcome.seed,
+        outcome.test["metrics"],
+        outcome.test["intervals"],
+        outcome.test["cells"],
+        outcome.images_sampled,
+        outcome.images_reused,
+        outcome.seconds,
+        outcome.regime,
+    )
+
+
+def summary(job: Job) -> dict[str, dict[str, Interval]]:
     """Method → metric → (mean, low, high) over seeds; no bounds for one seed."""
     rows = [{"method": outcome.method, **outcome.test["metrics"]} for outcome in job.outcomes]
     metrics = list(dict.fromkeys(name for row in rows for name in row if name != "method"))
-    table = summarize(rows, metrics, job.first.evaluation.confidence)
-    return {method: {name: _bounded(found) for name, found in row.items()} for method, row in table.items()}
-
-
-def _bounded(found: Summary) -> tuple[float, float | None, float | None]:
-    """Mean and interval, cut to what is possible: Student's t knows nothing of 0 and 1."""
-    if found.interval is None:
-        return found.mean, None, None
-    low, high = found.interval
-    return found.mean, max(low, 0.0), min(high, 1.0)
-
-
-def baseline(experiments: Sequence[Experiment]) -> str | None:
-    """The method to compare with: of those that train on real images alone the first, plain ones before others."""
-    real = [experiment for experiment in experiments if not experiment.plans]
-    plain = (e for e in real if all((s.objective.name, s.sampling) == ("erm", "uniform") for s in e.stages))
-    return next((experiment.method for experiment in (*plain, *real)), None)
+    return table(rows, metrics, job.first.evaluation.confidence)
 
 
 def _dataset(job: Job) -> str:

@@ -75,6 +75,11 @@ def rows(scored: Mapping[str, Any]) -> Iterator[RenderableType]:
     for row in scored["rows"]:
         table.add_row(row["method"], str(row["seed"]), *(_percent(row["metrics"][name]) for name in _METRICS))
     yield table
+    yield stages(scored["stages"])
+
+
+def stages(counted: Mapping[str, int]) -> str:
+    return f"{counted['fitted']:,} stages trained now, {counted['found']:,} found in the store"
 
 
 def comparison(summary: Mapping[str, Mapping[str, Sequence[float | None]]], confidence: float) -> Table:
@@ -88,12 +93,49 @@ def comparison(summary: Mapping[str, Mapping[str, Sequence[float | None]]], conf
 
 def run(done: Mapping[str, Any]) -> Iterator[RenderableType]:
     yield from synthesis(done["synthesize"])
+    yield stages(done["stages"])
     yield ""
     yield comparison(done["summary"], done["confidence"])
     yield ""
     yield from realism(done["realism"])
     yield from done["verdict"]
     yield from files(done["files"])
+
+
+def leaderboard(told: Mapping[str, Any]) -> Iterator[RenderableType]:
+    """Two tables, because one would be too wide; then the differences in words."""
+    there = dict.fromkeys(name for row in told["methods"] for name in row["metrics"])
+    shares = ("accuracy", "balanced_accuracy", "worst_group_accuracy", "many", "medium", "few")
+    both = ([n for n in there if n in shares], [n for n in there if n not in shares])
+    over = f"mean [{told['confidence']:.0%} interval over {told['intervals_over']}]"
+    for title, names in zip((f"ranked by {told['by'].replace('_', ' ')}; {over}", ""), both, strict=True):
+        table = _table(title, "", "method", "selected by", *(_HEADS.get(n, n.replace("_", " ")) for n in names))
+        for row in told["methods"]:
+            values = (_measured(name, row["metrics"].get(name)) for name in names)
+            table.add_row(str(row["place"] or "–"), row["method"], row["regime"], *values)
+        yield table
+        yield ""
+    yield from (f"{row['method']}: {row['about']}" for row in told["methods"] if row["about"])
+    yield ""
+    yield from told["verdict"]
+    yield ""
+    yield stages(told["stages"])
+    yield from files(told["files"])
+
+
+_HEADS = {"worst_group_accuracy": "worst group", "balanced_accuracy": "balanced", "accuracy": "overall"} | {
+    "group_std": "cell std", "equalized_odds_mean": "eq. odds mean", "equalized_odds_max": "eq. odds max",
+    "images_drawn": "images sampled", "accelerator_seconds": "device s",
+}  # fmt: skip
+
+
+def _measured(name: str, value: Mapping[str, float | None] | None) -> str:
+    if value is None or value["mean"] is None:
+        return "–"
+    if name in ("images_drawn", "accelerator_seconds"):
+        return f"{value['mean']:,.0f}"
+    ends = "" if value["low"] is None else f"\n{_percent(value['low'])}–{_percent(value['high'])}"
+    return _percent(value["mean"]) + ends
 
 
 def realism(measured: Sequence[Mapping[str, Any]]) -> Iterator[RenderableType]:
@@ -141,6 +183,18 @@ def verify(found: Mapping[str, Any]) -> Iterator[RenderableType]:
         equal = f"{found['equal']:,} of {found['regenerated']:,} images sampled anew are equal"
         difference = found["largest_difference"]
         yield equal + ("" if difference is None else f"; the largest difference is {difference} of 255")
+
+
+def reproduction(done: Mapping[str, Any]) -> Iterator[RenderableType]:
+    table = _table("Claims", "the paper says", "ours, points", "")
+    for claim in done["claims"]:
+        ends = [claim["difference"], *(claim["interval"] or (None, None))]
+        state = {"holds": "ok", "reversed": "fail"}.get(claim["verdict"], "warn")
+        said = f"{claim['better']} is ahead of {claim['than']} in {claim['metric']}"
+        table.add_row(said, _interval(ends), Text(claim["verdict"], style=_STATES[state]))
+    if done["claims"]:
+        yield table
+    yield from files(done["files"])
 
 
 def checks(found: Sequence[Any]) -> Iterator[RenderableType]:

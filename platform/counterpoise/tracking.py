@@ -16,7 +16,6 @@ import json
 import logging
 import os
 import re
-import sys
 import tempfile
 import time
 import warnings
@@ -32,6 +31,7 @@ from jaxtyping import Shaped
 from counterpoise import __version__, config
 from counterpoise.ambient import environment
 from counterpoise.errors import TrackingError
+from counterpoise.progress import warn as _warn
 from counterpoise.table import digest
 from counterpoise.view import View
 
@@ -342,11 +342,6 @@ def _alone(uri: str) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{path}.lock", timeout=_LOCK_SECONDS):
         yield
-
-
-def _warn(message: str) -> None:
-    """To standard error, not to a logger: libraries that configure logging switch off those that exist."""
-    print(f"warning: {message}", file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager

@@ -30,6 +30,25 @@ _WINDOW = 256  # images decoded at a time; bounds memory, feeds the threads
 
 
 @dataclass(frozen=True)
+class RowGroup:
+    """A view's rows in a row group of a Parquet file.
+
+    Attributes:
+        key: The file in the view's store.
+        number: The row group in the file.
+        metadata: The file's, so that it need not be read again.
+        positions: In the view.
+        rows: In the row group, ascending.
+    """
+
+    key: str
+    number: int
+    metadata: pq.FileMetaData
+    positions: Int[np.ndarray, " m"]
+    rows: Int[np.ndarray, " m"]
+
+
+@dataclass(frozen=True)
 class View:
     """Rows of image tables.
 
@@ -137,14 +156,35 @@ class View:
                 vectors[scored] = values / np.linalg.norm(values, axis=1, keepdims=True)  # float16 has rounded them
         return vectors
 
+    def row_groups(self) -> Iterator[RowGroup]:
+        """Where the rows are, file by file: what it takes to read some of them, in any order, with :meth:`encoded`."""
+        for key, positions, rows in self._files():
+            with self.store.open(key) as file:
+                metadata = pq.read_metadata(file)
+            yield from _row_groups(key, metadata, positions, rows)
+
+    def encoded(self, group: RowGroup) -> pa.Array:
+        """The encoded images of the view's rows in a row group, in the order of ``group.positions``."""
+        with self.store.open(group.key) as file:
+            table = pq.ParquetFile(file, metadata=group.metadata).read_row_group(group.number, columns=["image"])
+        return table["image"].take(pa.array(group.rows)).combine_chunks()
+
     def _read(self, column: str) -> Iterator[tuple[Int[np.ndarray, " m"], Int[np.ndarray, " m"], pa.ChunkedArray]]:
         """For each row group: positions in this view, rows in the group, and the group's values of a bulky column."""
+        for key, positions, rows in self._files():
+            with self.store.open(key) as opened:
+                file = pq.ParquetFile(opened)
+                for group in _row_groups(key, file.metadata, positions, rows):
+                    values = file.read_row_group(group.number, columns=[column])[column]
+                    yield group.positions, group.rows, values
+
+    def _files(self) -> Iterator[tuple[str, Int[np.ndarray, " m"], Int[np.ndarray, " m"]]]:
+        """For each file its key, and positions in this view and rows in the file, in the rows' order."""
         keys, rows = self.index["key"].to_numpy(zero_copy_only=False), self.column("row")
         for key in dict.fromkeys(keys):
             here = np.flatnonzero(keys == key)
             here = here[np.argsort(rows[here], kind="stable")]
-            with self.store.open(key) as file:
-                yield from _read_file(pq.ParquetFile(file), column, here, rows[here])
+            yield key, here, rows[here]
 
     def decoded(self, size: int | None = None) -> Iterator[tuple[int, UInt8[np.ndarray, "height width 3"]]]:
         """(position, pixels) of every row, in the order of :meth:`images`; see :func:`counterpoise.table.decode_image`.
@@ -153,33 +193,38 @@ class View:
             DataError: An image cannot be read.
         """
 
-        def decode(item: tuple[int, bytes]) -> tuple[int, np.ndarray]:
-            position, data = item
-            try:
-                return position, decode_image(data, size)
-            except OSError as error:
-                row = self.index["id"][position].as_py()
-                remedy = "import the dataset again, into a new store: its file has been damaged since"
-                raise DataError("an image cannot be read", where=f"row {row}", found=error, remedy=remedy) from error
-
         images = self.images()
-        with ThreadPoolExecutor(_threads()) as threads:  # Pillow decodes and resizes outside of Python's lock
+        with ThreadPoolExecutor(decoding_threads()) as threads:  # Pillow decodes and resizes outside of Python's lock
             while window := list(islice(images, _WINDOW)):
-                yield from threads.map(decode, window)
+                pixels = threads.map(lambda item: self.decode(item[0], item[1], size), window)
+                yield from zip((position for position, _ in window), pixels, strict=True)
+
+    def decode(self, position: int, data: bytes, size: int | None = None) -> UInt8[np.ndarray, "height width 3"]:
+        """The pixels of the encoded image of a row; see :func:`counterpoise.table.decode_image`.
+
+        Raises:
+            DataError: It cannot be read.
+        """
+        try:
+            return decode_image(data, size)
+        except OSError as error:
+            row = self.index["id"][position].as_py()
+            remedy = "import the dataset again, into a new store: its file has been damaged since"
+            raise DataError("an image cannot be read", where=f"row {row}", found=error, remedy=remedy) from error
 
 
-def _threads() -> int:
+def decoding_threads() -> int:
     """Threads to decode with: those of this process (Ray limits its workers' this way), or all cores."""
     return int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
 
 
-def _read_file(
-    file: pq.ParquetFile, column: str, positions: Int[np.ndarray, " n"], rows: Int[np.ndarray, " n"]
-) -> Iterator[tuple[Int[np.ndarray, " m"], Int[np.ndarray, " m"], pa.ChunkedArray]]:
+def _row_groups(
+    key: str, metadata: pq.FileMetaData, positions: Int[np.ndarray, " n"], rows: Int[np.ndarray, " n"]
+) -> Iterator[RowGroup]:
     first = 0
-    for number in range(file.num_row_groups):
-        size = file.metadata.row_group(number).num_rows
+    for number in range(metadata.num_row_groups):
+        size = metadata.row_group(number).num_rows
         wanted = slice(*np.searchsorted(rows, [first, first + size]))
         if wanted.start < wanted.stop:
-            yield positions[wanted], rows[wanted] - first, file.read_row_group(number, columns=[column])[column]
+            yield RowGroup(key, number, metadata, positions[wanted], rows[wanted] - first)
         first += size

@@ -1,15 +1,11 @@
 """Killed at random moments and run again, the pool ends up with the same bytes as if nothing had happened."""
 
-import contextlib
 import hashlib
 import json
 import os
 import random
-import shutil
 import signal
-import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -21,6 +17,7 @@ SCRIPT = Path(__file__).parent / "fill_pool.py"
 sys.path.append(str(SCRIPT.parent))
 
 from fill_pool import SHARDS, fill  # noqa: E402
+from processes import Run, descendants  # noqa: E402
 
 
 def listed(store, pattern):
@@ -48,83 +45,21 @@ def hashes(store):
     return {key: sha for key, (sha, _, _) in shards(store).items()}
 
 
-def descendants(pid):
-    """Command lines by process id of all that ``pid`` started, directly or not."""
-    listing = subprocess.run(["ps", "-eo", "pid=,ppid=,args="], capture_output=True, text=True, check=True).stdout
-    rows = [line.split(None, 2) for line in listing.splitlines()]
-    family = {pid}
-    for _ in range(10):
-        family |= {int(row[0]) for row in rows if int(row[1]) in family}
-    return {int(row[0]): row[2].strip() for row in rows if int(row[0]) in family - {pid}}
-
-
-class Run:
-    """The script in a process of its own, with a Ray cluster of its own."""
+class FillPool(Run):
+    """The script in a process of its own."""
 
     def __init__(self, kind, models, store):
         self.store = store
-        self.folder = tempfile.mkdtemp(prefix="cp")  # short: Ray's sockets lie in it
-        self.process = subprocess.Popen(
-            [sys.executable, str(SCRIPT), str(models), str(store), kind],
-            env={**os.environ, "RAY_TMPDIR": self.folder},
-            stdout=subprocess.PIPE,
-            text=True,
-        )
+        super().__init__(sys.executable, SCRIPT, models, store, kind)
 
     def wait_for_shards(self, count):
         """Waits until the store has so many shards, and then a random moment."""
-        deadline = time.monotonic() + 240
-        while len(hashes(self.store)) < count:
-            assert self.process.poll() is None, "the run ended before it could be killed"
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        self.wait_for(count, lambda: hashes(self.store))
         time.sleep(random.uniform(0, 0.5))
 
     def kill_sampler(self):
         samplers = [pid for pid, command in descendants(self.process.pid).items() if "Sampler" in command]
         os.kill(random.choice(samplers), signal.SIGKILL)
-
-    def kill_driver(self):
-        self.family = descendants(self.process.pid)
-        self.process.kill()
-        self.process.wait()
-
-    def kill_all(self):
-        """The driver and its cluster, as when the machine goes down."""
-        self.kill_driver()
-        for pid in self._left():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-
-    def _left(self):
-        """Those of a killed driver's family that are alive."""
-        return [pid for pid, command in self.family.items() if _command(pid) == command]
-
-    def wait_until_gone(self):
-        """The cluster of a killed driver must end by itself."""
-        deadline = time.monotonic() + 180
-        while alive := self._left():
-            assert time.monotonic() < deadline, f"left behind: {[self.family[pid] for pid in alive]}"
-            time.sleep(0.5)
-
-    def finish(self):
-        output = self.process.stdout.read()
-        assert self.process.wait() == 0
-        return json.loads(output.splitlines()[-1])
-
-    def end(self):
-        for pid in [*descendants(self.process.pid), self.process.pid]:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        self.process.wait()
-        self.process.stdout.close()
-        shutil.rmtree(self.folder, ignore_errors=True)
-
-
-def _command(pid):
-    """The command line of a process now; empty if it has ended."""
-    done = subprocess.run(["ps", "-o", "args=", "-p", str(pid)], capture_output=True, text=True, check=False)
-    return done.stdout.strip()
 
 
 @pytest.fixture
@@ -132,7 +67,7 @@ def start(tiny_models):
     runs = []
 
     def begin(kind, store):
-        runs.append(Run(kind, tiny_models, store))
+        runs.append(FillPool(kind, tiny_models, store))
         return runs[-1]
 
     yield begin
@@ -163,7 +98,7 @@ def test_bytes_do_not_depend_on_workers_or_kills(tiny_models, tmp_path, start):
     second = shards(store)
 
     run = start("plain", store)
-    done = run.finish()
+    done = json.loads(run.finish())
     last = shards(store)
     assert hashes(store) == expected  # none lost, none different
     assert first.items() <= second.items() <= last.items()  # none written twice: not a file was touched

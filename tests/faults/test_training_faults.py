@@ -15,7 +15,7 @@ import torch
 from counterpoise import cluster
 from counterpoise.errors import ConfigError
 from counterpoise.store import open_store, read
-from counterpoise.training import loop, stages
+from counterpoise.training import fit, stages
 
 TRAINING = Path(__file__).parents[1] / "training"
 sys.path.append(str(TRAINING))
@@ -56,19 +56,19 @@ def test_a_killed_process_goes_on_and_ends_with_the_same_bytes(store, views, val
     process.send_signal(signal.SIGKILL)
     process.wait()
     saved = torch.load(io.BytesIO(read(other, checkpoint)), weights_only=True)
-    assert 1 <= saved["epoch"] < 40
+    assert 1 <= saved["progress"]["epoch"] < 40
     assert not other.exists(expected.key)
 
     seen = []
     fitted = stages.run(experiment, views, validation, lambda _, row: seen.append(row["epoch"]))[0]
-    assert seen == list(range(saved["epoch"] + 1, 41))
+    assert seen == list(range(saved["progress"]["epoch"] + 1, 41))
     assert fitted.history == expected.history
     assert read(other, fitted.key) == read(store, expected.key)
 
 
 @pytest.mark.timeout(600)  # Ray Train starts two groups of workers
 def test_a_killed_ray_train_worker_is_replaced_and_two_workers_end_where_one_does(store, views, validation, tmp_path):
-    stage = {"name": "dro", "data": ["real"], "objective": {"name": "group_dro", "step_size": 0.1}}
+    stage = {"name": "dro", "data": ["real"], "objective": {"risk": "group_dro", "step_size": 0.1}}
     alone = make_experiment(store, [stage], epochs=4, optimizer={"name": "sgd", "lr": 0.05}, select_by="last")
     expected = stages.run(alone, views, validation)[0]
 
@@ -99,6 +99,6 @@ def test_a_killed_ray_train_worker_is_replaced_and_two_workers_end_where_one_doe
     assert fitted.digest == expected.digest
     assert fitted.epoch == expected.epoch
     assert [row["loss"] for row in fitted.history] == pytest.approx([row["loss"] for row in expected.history], abs=1e-5)
-    mine, theirs = loop.load_weights(open_store(together.store), fitted.key), loop.load_weights(store, expected.key)
+    mine, theirs = fit.load_weights(open_store(together.store), fitted.key), fit.load_weights(store, expected.key)
     for name in theirs:
         torch.testing.assert_close(mine[name], theirs[name], atol=1e-5, rtol=1e-4)

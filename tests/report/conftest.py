@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 from scipy import stats
 
+from counterpoise.evaluation.compare import ranks, table
 from counterpoise.report.content import CellPrompts, CellSamples, Filtered, Plan, Prompts, Report, ResultRow
+from counterpoise.report.leaderboard import Leaderboard
 
 COLORS = {"red": "#c0392b", "green": "#27ae60", "blue": "#2e6fbf", "yellow": "#e1b12c"}
 SIDES = {"triangle": 3, "square": 4, "pentagon": 5, "hexagon": 6}
@@ -215,5 +218,49 @@ def make_report() -> Callable[..., Report]:
             "versions": {"counterpoise": "0.1.0", "torch": "2.15.0", "ray": "2.60.0"},
         }
         return Report(**{**given, **changes})
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_board(make_report) -> Callable[..., Leaderboard]:
+    """A leaderboard of the same results, with a control; ``changes`` are fields to replace."""
+
+    def make(seeds=3, by="worst_group_accuracy", methods=("erm", "group_dro", "usb", "ffr"), report=None, **changes):
+        told = make_report(seeds=seeds, methods=methods, **(report or {}))
+        costs = {"erm": (0, 20.0), "group_dro": (0, 21.5), "usb": (1400, 65.25), "ffr": (1440, 125.0)}
+        rows = []
+        for row in told.rows:
+            drawn, spent = costs[row.method]
+            priced = dict(row.metrics) | {"images_drawn": drawn, "accelerator_seconds": spent + row.seed}
+            rows.append(replace(row, metrics=priced, regime="groups"))
+        if "erm" in methods:
+            rows += [replace(row, method="control", regime="labels") for row in rows if row.method == "erm"]
+        flat = [{"method": r.method, "seed": r.seed, "intervals": r.intervals, **r.metrics} for r in rows]
+        summary = table(flat, list(rows[0].metrics), 0.95)
+        places = ranks(summary, by)
+        given = {
+            "title": "demo",
+            "command": "counterpoise compare demo --methods usb,ffr",
+            "created": "2026-11-21 14:03 UTC",
+            "config_yaml": told.config_yaml,
+            "classes": told.classes,
+            "groups": told.groups,
+            "rows": sorted(rows, key=lambda row: list(places).index(row.method)),
+            "summary": summary,
+            "baseline": told.baseline,
+            "control": "control" if "erm" in methods else None,
+            "control_of": {"method": "ffr", "base": "erm", "epochs": 34, "images_shown": 20_400},
+            "by": by,
+            "of_images": seeds == 1,
+            "places": places,
+            "regimes": {row.method: row.regime for row in rows},
+            "synthetic": [method for method in ("usb", "ffr") if method in methods],
+            "stages": {"fitted": 4, "found": 12},
+            "results": [{"method": row.method, "seed": row.seed} for row in rows],
+            "digests": {"dataset": "9d1b7f6a55cc0e21"},
+            "versions": {"counterpoise": "0.1.0"},
+        }
+        return Leaderboard(**{**given, **changes})
 
     return make

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from counterpoise.report.content import CellSamples
-from counterpoise.report.figures import all_figures, cells, counts, intervals, samples
+from counterpoise.report.figures import all_figures, cells, counts, intervals, samples, tradeoff
 
 
 def texts(axis) -> list[str]:
@@ -62,3 +62,18 @@ def test_the_dots_are_where_the_means_are(make_report):
 def test_the_sample_grid_survives_broken_images(make_report):
     report = make_report(samples=[CellSamples("square", "red", None, [b"broken"], [], [(None, "black")])])
     samples(report).savefig(io.BytesIO(), format="png", dpi=30)
+
+
+def test_the_tradeoff_has_a_cross_of_intervals_at_every_mean(make_board):
+    board = make_board()
+    (axis,) = tradeoff(board).axes
+    marks = {line.get_label(): line for line in axis.lines if line.get_markersize() == 8}
+    assert list(marks) == board.methods
+    for method, line in marks.items():
+        accuracy, worst = board.interval(method, "accuracy"), board.interval(method, "worst_group_accuracy")
+        assert [*line.get_xdata(), *line.get_ydata()] == pytest.approx([100 * accuracy[0], 100 * worst[0]])
+        across, up = [other for other in axis.lines if other.get_color() == line.get_color() and other is not line]
+        assert list(across.get_xdata()) == pytest.approx([100 * accuracy[1], 100 * accuracy[2]])
+        assert list(up.get_ydata()) == pytest.approx([100 * worst[1], 100 * worst[2]])
+        assert (line.get_marker() == "s") == (method in board.synthetic)
+    tradeoff(make_board(seeds=1)).savefig(io.BytesIO(), format="png", dpi=30)

@@ -12,8 +12,18 @@ from html.parser import HTMLParser
 import pytest
 from PIL import Image
 
-from counterpoise.report.content import CellPrompts, CellSamples, Filtered, Plan, Prompts
-from counterpoise.report.page import depth, dot_scale, duration, figures, percent, points, render
+from counterpoise.report.content import CellPrompts, CellSamples, Filtered, Plan, Prompts, gains
+from counterpoise.report.page import (
+    depth,
+    dot_scale,
+    duration,
+    p_value,
+    percent,
+    points,
+    render,
+    render_leaderboard,
+    three_figures,
+)
 
 _VOID = {"meta", "img", "br", "hr", "link", "input"}
 _EMPTY_SVG = {"line", "rect", "circle"}
@@ -125,7 +135,7 @@ def test_realism_stands_beside_extractor_resizer_and_counts(make_report):
     [(None, "–"), (0, "0"), (0.00234567, "0.00235"), (0.9, "0.900"), (12.345, "12.3"), (1234.5, "1,234")],
 )
 def test_three_figures(value, text):
-    assert figures(value) == text
+    assert three_figures(value) == text
 
 
 def test_empty_short_unmeasured_and_worst_cells_are_marked(make_report):
@@ -233,6 +243,7 @@ def test_filters():
     assert [duration(value) for value in (0.04, 59.96, 61, 3599.8, 7260)] == [
         "0.0 s", "60.0 s", "1 min 01 s", "1 h 00 min", "2 h 01 min"
     ]  # fmt: skip
+    assert [p_value(value) for value in (0.0004, 0.04567, 1.0, None)] == ["< 0.001", "0.046", "1.000", "–"]
     assert depth(0, 0) == "0"
     assert float(depth(0, 100)) == 0 < float(depth(1, 100)) < float(depth(100, 100)) == 1
 
@@ -287,3 +298,74 @@ def test_the_prompts_are_there(make_report):
 def test_how_many_prompts_a_cell_has(counts, words):
     cells = [CellPrompts(str(count), count, []) for count in counts]
     assert Prompts(["usb"], "d", "a grammar", cells).per_cell == words
+
+
+BOARDS = {
+    "demo": {},
+    "one seed": {"seeds": 1},
+    "no groups, by a gap": {"by": "group_std", "report": {"groups": ()}},
+    "no reference": {"methods": ("usb", "ffr"), "control_of": None},
+    "a listed control": {"control_of": None},
+    "a hundred classes": {"report": {"classes": [f"class {n}" for n in range(100)], "groups": ()}},
+}
+
+
+@pytest.mark.parametrize("shape", BOARDS.values(), ids=BOARDS.keys())
+def test_every_shape_of_leaderboard_is_a_valid_page_that_fetches_nothing(make_board, shape):
+    board = make_board(**shape)
+    html = render_leaderboard(board)
+    page = Page(html)
+    assert all(reference.startswith("data:image/") for reference in page.references)
+    assert not re.search(r"url\(|@import|https?://", html)
+    assert "script" not in page.tags
+    assert len(set(page.ids)) == len(page.ids)
+    for name in (*board.methods, *board.classes, *board.groups):
+        assert name in page.text
+    assert not re.search(r"\b(None|nan|Undefined)\b", page.text)
+    assert len(html) < 1_000_000
+
+
+def test_the_leaderboard_has_ranks_intervals_costs_and_differences(make_board):
+    board = make_board()
+    text = Page(render_leaderboard(board)).text
+    for method in board.methods:
+        for metric in ("worst_group_accuracy", "accuracy", "group_std", "few"):
+            mean, low, high = board.interval(method, metric)
+            assert f"{percent(mean)} {percent(low)} – {percent(high)}" in text
+    assert " 1,440 2 min" in text  # the same with every seed
+    assert "2 min 06 s 2 min 04 s – 2 min 08 s" in text  # 125, 126, 127: 126 ± 2.5
+    assert "control of ffr: erm for 34 epochs, as many steps" in text
+    assert "the reference: real images only" in text
+    assert "stages trained now 4 of 16" in text
+    assert "groups , epochs chosen by the groups" in text
+    assert board.command in text
+    said = board.to_json()
+    for found in said["differences"]:
+        assert f"{found['method']} {found['other']} {found['seeds']} {points(found['mean'])}" in text
+        assert f"{p_value(found['p'])} {p_value(found['corrected'])} {found['outcome']}" in text
+    assert all(line in text for line in said["verdict"][1:])
+
+
+def test_the_heat_map_has_the_gains_over_the_reference(make_board):
+    board = make_board()
+    page = Page(render_leaderboard(board))
+    change = gains(board.cell_accuracies("ffr"), board.cell_accuracies("erm"))
+    assert change[1][1] is None
+    for value in (change[0][3], change[3][0]):
+        assert points(value) in page.text
+    classes = [" ".join(name.split()) for name in page.cells]
+    flat = [value for method in ("group_dro", "usb", "ffr", "control")
+            for row in gains(board.cell_accuracies(method), board.cell_accuracies("erm")) for value in row]  # fmt: skip
+    shown = [name.split()[0] for name in classes if name.split()[:1] in (["gain"], ["loss"])]
+    assert shown.count("gain") == sum(value is not None and value > 0 for value in flat)
+    assert shown.count("loss") == sum(value is not None and value < 0 for value in flat)
+
+
+def test_one_seed_shows_the_intervals_of_the_test_images(make_board):
+    board = make_board(seeds=1)
+    mean, low, high = board.interval("ffr", "accuracy")
+    assert (low, high) == pytest.approx(board.rows[0].intervals["accuracy"]) or low < mean < high
+    text = Page(render_leaderboard(board)).text
+    assert "resampled test images" in text
+    assert "One seed cannot show" in text
+    assert {found["p"] for found in board.to_json()["differences"]} == {None}

@@ -29,6 +29,11 @@ def test_without_groups_the_group_is_left_out():
     assert plain_prompts(Prompts(), Names(("star",))) == [["a photo of a star"]]
 
 
+def test_modifiers_stand_before_the_class_unless_the_template_says_where():
+    assert Prompts(modifiers=["big"], template="a {group} {label}").template == "a {group} {modifier} {label}"
+    assert Prompts(modifiers=["big"], template="{modifier} {label}").template == "{modifier} {label}"
+
+
 def test_a_prompt_for_each_modifier():
     """SYNAuG: "a photo of {modifier} {label}"."""
     prompts = Prompts(template="a photo of a {modifier} {label}, {group}", modifiers=["shiny", "", "tiny"])
@@ -87,7 +92,6 @@ def test_what_empty_words_leave_behind_is_tidied(template, text):
         ({"groups": {"green": "x"}}, "red, blue"),
         ({"template": "a {modifier} {group} {label}"}, "asks for modifiers"),
         ({"template": "a {group} {label}, {description}"}, "asks for descriptions"),
-        ({"modifiers": ["big"]}, "no place for the modifiers"),
         ({"descriptions": {"star": "x", "polar_bear": "y"}}, "no place for the descriptions"),
         ({"template": "{modifier} {group} {label}", "modifiers": {"star": ["big"]}}, "nothing for polar_bear"),
         ({"template": "{modifier} {group} {label}", "modifiers": {"stra": ["big"]}}, "did you mean 'star'"),

@@ -9,9 +9,12 @@ from counterpoise.config import Training
 from counterpoise.errors import ConfigError, ModelError
 from counterpoise.training.models import (
     Classifier,
+    CosineHead,
     backbones,
     build_model,
     check_backbone,
+    fresh_head,
+    last_linear,
     small_cnn,
     weights_name,
 )
@@ -76,6 +79,13 @@ def test_an_image_size_that_the_backbone_cannot_take_is_found_before_training(na
     check_backbone(Training(backbone=name, image_size=224))
 
 
+def test_backbones_that_compute_while_they_are_built_are_checked_too():
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    check_backbone(Training(backbone="regnet_x_400mf", image_size=64))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_small_backbones_have_no_pretrained_weights():
     with pytest.raises(ConfigError, match=r"training\.pretrained"):
         check_backbone(Training(pretrained=True))
@@ -126,3 +136,120 @@ def test_features_without_a_linear_layer_are_the_logits():
     images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
     with torch.no_grad():
         torch.testing.assert_close(model.logits_and_features(images)[1], model(images))
+
+
+# -- heads -------------------------------------------------------------------------------------------------------------
+
+
+def images_of(n=2, size=32):
+    return torch.randint(0, 256, (n, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize(
+    ("backbone", "name"),
+    [("small_cnn", "fc"), ("small_resnet", "fc"), ("resnet18", "fc"), ("vgg11", "classifier.6"), ("swin_t", "head")],
+)
+def test_the_last_linear_layer_is_the_one_that_gives_the_logits(backbone, name):
+    model = build_model(Training(backbone=backbone, image_size=64), 7, seed=0).backbone
+    found, layer = last_linear(model)
+    assert found == name
+    assert layer is model.get_submodule(name)
+    assert layer.out_features == 7
+
+
+def test_a_backbone_without_a_linear_layer_has_no_head_to_replace_or_to_draw_again():
+    training = Training(backbone="squeezenet1_1", image_size=32)
+    model = build_model(training, 3, seed=0)
+    with pytest.raises(ConfigError, match="no linear layer"):
+        last_linear(model.backbone)
+    with pytest.raises(ConfigError, match="no linear layer"):
+        fresh_head(model, seed=0)
+    with pytest.raises(ConfigError, match=r"training\.backbone"):
+        check_backbone(training.model_copy(update={"head": "cosine"}))
+
+
+@pytest.mark.parametrize("backbone", ["small_cnn", "small_resnet", "resnet18", "vgg11", "maxvit_t"])
+def test_a_cosine_head_sees_angles_only(backbone):
+    training = Training(backbone=backbone, image_size=224 if backbone == "maxvit_t" else 32)
+    with_angles = build_model(training.model_copy(update={"head": "cosine"}), 3, seed=0).eval()
+    images = images_of(size=training.image_size)
+    with torch.no_grad():
+        logits, features = with_angles.logits_and_features(images)
+        _, head = last_linear(with_angles.backbone)
+        expected = 64 * torch.cosine_similarity(features[:, None], head.weight, dim=2)
+        torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
+        head.weight *= torch.tensor([[3.0], [0.2], [1.0]])
+        torch.testing.assert_close(with_angles(images), logits)
+
+
+def test_a_cosine_head_changes_nothing_of_a_model_but_its_last_layer():
+    plain, with_angles = (build_model(Training(head=head), 3, seed=5) for head in ("linear", "cosine"))
+    ours, theirs = with_angles.state_dict(), plain.state_dict()
+    name, _ = last_linear(plain.backbone)
+    assert set(theirs) - set(ours) == {f"backbone.{name}.bias"}
+    for key, value in ours.items():
+        assert value.shape == theirs[key].shape
+        assert torch.equal(value, theirs[key]) == (key != f"backbone.{name}.weight"), key
+    torch.testing.assert_close(ours[f"backbone.{name}.weight"].norm(dim=1), torch.ones(3))
+
+
+def test_a_cosine_heads_logits_are_precise_where_bfloat16_is_the_rule():
+    torch.manual_seed(0)
+    head, features = CosineHead(200, 5), torch.randn(20, 200).bfloat16()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logits = head(features)
+    assert logits.dtype == torch.float32
+    torch.testing.assert_close(logits, head(features.float()), atol=0, rtol=0)
+
+
+def test_features_of_no_length_have_finite_gradients_in_a_cosine_head():
+    features = torch.zeros(2, 4, requires_grad=True)
+    (gradient,) = torch.autograd.grad(CosineHead(4, 3)(features).sum(), features)
+    assert gradient.isfinite().all()
+    assert gradient.abs().max() <= 64 * 3 / 1e-3
+
+
+def test_a_model_with_a_cosine_head_is_exported_as_it_is():
+    model = build_model(Training(head="cosine"), 3, seed=0).eval()
+    batch = torch.export.Dim("batch", min=2)
+    exported = torch.export.export(model, (images_of(3),), dynamic_shapes=({0: batch},)).module()
+    with torch.no_grad():
+        torch.testing.assert_close(exported(images_of(5)), model(images_of(5)))
+
+
+def test_pretrained_weights_go_with_a_cosine_head(monkeypatch):
+    published = torchvision.models.resnet18(num_classes=1000)
+    get_model = torchvision.models.get_model
+
+    def offline(name, weights=None, **options):
+        return published if weights == "DEFAULT" else get_model(name, **options)
+
+    monkeypatch.setattr(torchvision.models, "get_model", offline)
+    model = build_model(Training(backbone="resnet18", head="cosine", pretrained=True), 3, seed=0)
+    assert torch.equal(model.backbone.conv1.weight, published.conv1.weight)
+    assert model.backbone.fc.weight.shape == (3, 512)
+
+
+@pytest.mark.parametrize("head", ["linear", "cosine"])
+def test_a_fresh_head_depends_on_the_seed_and_leaves_the_rest(head):
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    model = build_model(Training(head=head), 3, seed=0)
+    name, layer = last_linear(model.backbone)
+    start = {key: value.clone() for key, value in model.state_dict().items()}
+    drawn = []
+    for seed in (7, 8, 7):
+        fresh_head(model, seed)
+        drawn.append(layer.weight.detach().clone())
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(drawn[0], drawn[2])
+    assert not torch.equal(drawn[0], drawn[1])
+    assert {key for key, value in model.state_dict().items() if not torch.equal(value, start[key])} == {
+        f"backbone.{name}.{key}" for key in layer.state_dict()
+    }
+    assert last_linear(model.backbone)[1] is layer
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        constructed = CosineHead(96, 3) if head == "cosine" else torch.nn.Linear(96, 3)
+    assert torch.equal(drawn[0], constructed.weight)
+    assert layer.weight.requires_grad

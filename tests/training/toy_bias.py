@@ -66,13 +66,13 @@ def fit_in_group(rank, size, meeting_point, tasks):
     import torch
     import torch.distributed as dist
 
-    from counterpoise.training import loop
+    from counterpoise.training import fit
     from counterpoise.training.workers import Worker
 
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{meeting_point}", rank=rank, world_size=size)
     for task in tasks:
-        loop.fit(task, Worker(rank, size, torch.device("cpu")))
+        fit.fit(task, Worker(rank, size, torch.device("cpu")))
     dist.destroy_process_group()
 
 

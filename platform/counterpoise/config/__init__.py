@@ -40,9 +40,22 @@ from counterpoise.config.synthesis import (
     Selection,
     Workers,
 )
-from counterpoise.config.training import Objective, Optimizer, Stage, Training
+from counterpoise.config.training import (
+    GROUP_METRICS,
+    Dfr,
+    Mix,
+    Mixture,
+    Objective,
+    Optimizer,
+    SelectBy,
+    Stage,
+    Trainable,
+    Training,
+    Transform,
+)
 
 __all__ = [
+    "GROUP_METRICS",
     "Adapter",
     "Biased",
     "Columns",
@@ -52,6 +65,7 @@ __all__ = [
     "CsvFolder",
     "Data",
     "Dataset",
+    "Dfr",
     "Evaluation",
     "Experiment",
     "Feedback",
@@ -61,6 +75,8 @@ __all__ = [
     "Imbalance",
     "Llm",
     "LongTailed",
+    "Mix",
+    "Mixture",
     "NonNegativeInt",
     "Objective",
     "Optimizer",
@@ -71,6 +87,7 @@ __all__ = [
     "Realism",
     "Scorer",
     "Section",
+    "SelectBy",
     "Selection",
     "Share",
     "Splits",
@@ -79,7 +96,9 @@ __all__ = [
     "Tint",
     "Torchvision",
     "Tracking",
+    "Trainable",
     "Training",
+    "Transform",
     "Workers",
 ]
 
@@ -131,8 +150,8 @@ class Experiment(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Experiment:
-        if "real" in self.plans:
-            raise ValueError('a plan cannot be called "real": that is the name of the dataset')
+        for name in {"real", "validation"} & set(self.plans):
+            raise ValueError(f"a plan cannot be called {name!r}: that is a split of the dataset")
         if self.plans and self.generator is None:
             raise ValueError("there are plans for synthetic images but no `generator` to sample them")
         if self.scorer is None and self.selection.scored:
@@ -140,21 +159,35 @@ class Experiment(Section):
         if self.realism.extractor == "clip" and self.scorer is None:
             raise ValueError("`realism.extractor: clip` needs a `scorer`")
         self._check_feedback()
-        earlier: list[str] = []
         for number, stage in enumerate(self.stages):
-            views = ["real", *self.plans]
-            for name in stage.data:
-                if name not in views:
-                    raise ValueError(f"stages.{number}.data: {name!r} is not a view; there are: {', '.join(views)}")
-            if stage.start not in (None, "scratch", *earlier):
-                raise ValueError(
-                    f"stages.{number}.start: {stage.start!r} is not an earlier stage; there are: "
-                    + ", ".join(["scratch", *earlier])
-                )
-            if stage.name in (*earlier, "scratch"):
-                raise ValueError(f"stages.{number}.name: {stage.name!r} is taken")
-            earlier.append(stage.name)
+            self._check_stage(stage, f"stages.{number}", [earlier.name for earlier in self.stages[:number]])
         return self
+
+    def _check_stage(self, stage: Stage, where: str, earlier: list[str]) -> None:
+        views = ["real", "validation", *self.plans]
+        for key, names in {"data": stage.data, **_mask_views(stage)}.items():
+            for name in names:
+                if name not in views:
+                    raise ValueError(f"{where}.{key}: {name!r} is not a view; there are: {', '.join(views)}")
+        for key, other in (("start", stage.start), ("reference", stage.reference)):
+            allowed = [*(["scratch"] if key == "start" else []), *earlier]
+            if other is not None and other not in allowed and not (key == "start" and other.endswith(".safetensors")):
+                raise ValueError(
+                    f"{where}.{key}: {other!r} is not an earlier stage; there are: {', '.join(allowed) or 'none'}"
+                )
+        if stage.name in (*earlier, "scratch"):
+            raise ValueError(f"{where}.name: {stage.name!r} is taken")
+        if stage.mixture.real_share is not None and not ("real" in stage.data and set(stage.data) & set(self.plans)):
+            raise ValueError(f"{where}.mixture.real_share: `data` must name real and a plan; it is {stage.data}")
+        if stage.objective.loss in ("arcface", "adaface") and self.training.head != "cosine":
+            raise ValueError(f"{where}.objective.loss: {stage.objective.loss!r} needs `training.head: cosine`")
+        if stage.dfr and (stage.start == "scratch" or (not earlier and stage.start is None)):
+            raise ValueError(f"{where}.dfr: an earlier stage must have trained the features")
+        if stage.dfr and self.training.head == "cosine":
+            raise ValueError(f"{where}.dfr: fits a linear layer; it needs `training.head: linear`")
+        normalized = [one.name for one in self.stages if one.dfr and one.dfr.normalize and one.name in earlier]
+        if (stage.start or (earlier[-1] if earlier else None)) in normalized:
+            raise ValueError(f"{where}.start: nothing can go on from a head of normalised features (dfr.normalize)")
 
     def _check_feedback(self) -> None:
         if self.feedback is None or self.feedback.stage is None:
@@ -168,3 +201,9 @@ class Experiment(Section):
                     f"feedback.stage: the classifier is there before any synthetic image, but stage {stage.name!r} "
                     f"trains on {', '.join(stage.data)}; let it train on real images alone"
                 )
+
+
+def _mask_views(stage: Stage) -> dict[str, list[str]]:
+    if stage.trainable.name != "selective":
+        return {}
+    return {"trainable.similar": stage.trainable.similar, "trainable.different": stage.trainable.different}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
@@ -79,6 +79,17 @@ class Prompts(Section):
     file: str | None = None  # prompts to use instead: .yaml or .jsonl, rows of label, group, prompt
     contextual: Contextual | None = None
     negative: str = ""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_a_place_for_modifiers(cls, tree: Any) -> Any:
+        """A template that does not say where gets its modifiers before the class: "a photo of a {modifier} {label}"."""
+        if not isinstance(tree, dict) or not tree.get("modifiers"):
+            return tree
+        template = tree.get("template", cls.model_fields["template"].default)
+        if isinstance(template, str) and "{modifier}" not in template:
+            return tree | {"template": template.replace("{label}", "{modifier} {label}")}
+        return tree
 
     @model_validator(mode="after")
     def _one_source(self) -> Prompts:

@@ -14,7 +14,7 @@ class Plan(Section):
 
     strategy: Literal["uniformize", "usb", "asb", "balanced", "biased", "fill", "custom"]
     by: Literal["class", "cell"] = "cell"  # uniformize, fill: level the classes or the cells
-    budget: PositiveInt | Literal["usb"] = "usb"  # balanced, biased: images in all
+    budget: PositiveInt | Literal["usb", "real"] = "usb"  # balanced, biased: images in all; real: as many as there are
     rate: Annotated[float, Field(ge=0.5, lt=1)] | None = None  # biased
     target: PositiveInt | None = None  # fill
     counts: dict[str, NonNegativeInt | dict[str, NonNegativeInt]] | None = None  # custom

@@ -39,7 +39,7 @@ def percentile_interval(values: Float[np.ndarray, "resamples ..."], confidence: 
     return np.quantile(values, [tail, 1 - tail], axis=0)
 
 
-def t_interval(values: Sequence[float], confidence: float) -> tuple[float, float] | None:
+def t_interval(values: Sequence[int | float], confidence: float) -> tuple[float, float] | None:
     """Confidence interval of the mean of independent runs (Student's t); None for fewer than two."""
     if len(values) < 2:
         return None

@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
 
+from counterpoise.evaluation.compare import Interval, more_is_better
+
 Grid = list[list[int]]
 Rates = list[list[float | None]]
-Interval = tuple[float, float | None, float | None]  # mean, low, high; no bounds where there are no repetitions
 
 OPEN_CELLS, MOST_CELLS = 16, 64  # whose samples are shown at once, and on demand: a page must stay a page
 PRIMARY = ("worst_group_accuracy", "balanced_accuracy")
@@ -28,20 +29,23 @@ class Metric:
     meaning: str
 
 
-METRICS = {
-    "worst_group_accuracy": Metric("worst group", True, "accuracy in the class × group cell where it is lowest"),
-    "balanced_accuracy": Metric("balanced", True, "mean of the cells' accuracies"),
-    "class_balanced_accuracy": Metric("class mean", True, "mean of the classes' accuracies"),
-    "accuracy": Metric("overall", True, "share of test images classified correctly"),
-    "group_std": Metric("cell std", False, "standard deviation of the cells' accuracies"),
-    "demographic_parity": Metric("dem. parity", False, "gap between groups in how often a class is predicted"),
-    "equal_opportunity": Metric("equal opp.", False, "gap between groups in the true positive rate"),
-    "equalized_odds_mean": Metric("eq. odds mean", False, "mean of the gaps in true and false positive rate"),
-    "equalized_odds_max": Metric("eq. odds max", False, "larger of the gaps in true and false positive rate"),
-    "many": Metric("many", True, "mean accuracy of the classes with many training images"),
-    "medium": Metric("medium", True, "mean accuracy of the classes between many and few"),
-    "few": Metric("few", True, "mean accuracy of the classes with few training images"),
+_WRITTEN = {
+    "worst_group_accuracy": ("worst group", "accuracy in the class × group cell where it is lowest"),
+    "balanced_accuracy": ("balanced", "mean of the cells' accuracies"),
+    "class_balanced_accuracy": ("class mean", "mean of the classes' accuracies"),
+    "accuracy": ("overall", "share of test images classified correctly"),
+    "group_std": ("cell std", "standard deviation of the cells' accuracies"),
+    "demographic_parity": ("dem. parity", "gap between groups in how often a class is predicted"),
+    "equal_opportunity": ("equal opp.", "gap between groups in the true positive rate"),
+    "equalized_odds_mean": ("eq. odds mean", "mean of the gaps in true and false positive rate"),
+    "equalized_odds_max": ("eq. odds max", "larger of the gaps in true and false positive rate"),
+    "many": ("many", "mean accuracy of the classes with many training images"),
+    "medium": ("medium", "mean accuracy of the classes between many and few"),
+    "few": ("few", "mean accuracy of the classes with few training images"),
+    "images_drawn": ("images sampled", "synthetic images sampled for the method, refused ones included"),
+    "accelerator_seconds": ("device time", "training, and sampling these images, added up over GPUs or CPU workers"),
 }
+METRICS = {name: Metric(title, more_is_better(name), meaning) for name, (title, meaning) in _WRITTEN.items()}
 
 
 @dataclass(frozen=True)
@@ -131,6 +135,7 @@ class ResultRow:
         images_sampled: Synthetic images that were sampled for this fit.
         images_reused: Those that were in the pool before.
         seconds: What the fit took.
+        regime: What choosing its epochs took: ``groups``, ``labels`` or ``none``.
     """
 
     method: str
@@ -141,57 +146,45 @@ class ResultRow:
     images_sampled: int = 0
     images_reused: int = 0
     seconds: int | float = 0.0
+    regime: str = ""
 
 
-@dataclass(frozen=True)
-class Report:
-    """Everything on the page.
+@dataclass(frozen=True, kw_only=True)
+class Results:
+    """What methods came to.
 
     Attributes:
         title: The experiment's name.
-        dataset: What was repaired, in a few words.
         command: What the user typed.
         created: When, as text.
         config_yaml: The effective configuration.
         classes, groups: Names, in the order of the grids.
-        audit: ``Audit.to_json()`` of the training images.
         rows: The results; methods are shown in the order of their first row.
         summary: Method -> metric -> (mean, low, high) over seeds.
         baseline: The method that real images alone give; None if it was not run.
-        plans: Without one, the page is about real images only.
-        prompts: The prompt sets of the plans' images.
-        synthesis: ``select.summary()``; None if nothing was asked of a generator.
-        realism: Each set of synthetic images against the real ones: ``methods``, ``extractor``, ``k``, ``rows``; see
-            :func:`counterpoise.scoring.realism.realism`.
-        filtered: For each filter that is on, and for the quarantine, what it kept out.
-        samples: Images of cells; of very many cells, only the rarest are shown.
-        seconds: Step -> seconds of wall clock.
+        control: The one that they give in as many steps as any other method takes.
+        by: The metric that judges.
         digests: Name -> address of what the results follow from.
         versions: Library -> version.
         confidence: Of the intervals.
+        of_images: With one seed, the summary's intervals are of resampled test images.
     """
 
     title: str
-    dataset: str
     command: str
     created: str
     config_yaml: str
     classes: list[str]
     groups: list[str]
-    audit: Mapping[str, Any]
     rows: list[ResultRow]
     summary: Mapping[str, Mapping[str, Interval]]
     baseline: str | None = None
-    plans: list[Plan] = field(default_factory=list)
-    prompts: list[Prompts] = field(default_factory=list)
-    synthesis: Mapping[str, Any] | None = None
-    realism: Sequence[Mapping[str, Any]] = ()
-    filtered: list[Filtered] = field(default_factory=list)
-    samples: list[CellSamples] = field(default_factory=list)
-    seconds: Mapping[str, int | float] = field(default_factory=dict)
+    control: str | None = None
+    by: str = PRIMARY[0]
     digests: Mapping[str, str] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     confidence: float = 0.95
+    of_images: bool = False
 
     @property
     def methods(self) -> list[str]:
@@ -200,8 +193,7 @@ class Report:
     @property
     def synthetic_methods(self) -> list[str]:
         """Methods that train on synthetic images."""
-        using = {method for plan in self.plans for method in plan.methods}
-        return [method for method in self.methods if method in using]
+        raise NotImplementedError
 
     @property
     def seeds(self) -> int:
@@ -214,12 +206,12 @@ class Report:
         return self.groups or [""]
 
     def interval(self, method: str, metric: str) -> Interval | None:
-        """Mean and interval over seeds; None where the metric was not measured, no bounds with fewer than two seeds."""
+        """Mean and interval; None where the metric was not measured. Fewer than two seeds have no interval of seeds."""
         mean, low, high = self.summary.get(method, {}).get(metric, (None, None, None))
         if mean is None or math.isnan(mean):
             return None
         repeated = sum(row.method == method for row in self.rows) > 1
-        if not repeated or low is None or high is None or math.isnan(low) or math.isnan(high):
+        if not (repeated or self.of_images) or low is None or high is None or math.isnan(low) or math.isnan(high):
             return mean, None, None
         return mean, low, high
 
@@ -236,6 +228,40 @@ class Report:
                 if cell["accuracy"] is not None:
                     seen.setdefault((cell["label"], cell["group"] or ""), []).append(cell["accuracy"])
         return [[mean(seen.get((label, group), ())) for group in self.columns] for label in self.classes]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report(Results):
+    """Everything on the page of a run.
+
+    Attributes:
+        dataset: What was repaired, in a few words.
+        audit: ``Audit.to_json()`` of the training images.
+        plans: Without one, the page is about real images only.
+        prompts: The prompt sets of the plans' images.
+        synthesis: ``select.summary()``; None if nothing was asked of a generator.
+        realism: Each set of synthetic images against the real ones: ``methods``, ``extractor``, ``k``, ``rows``; see
+            :func:`counterpoise.scoring.realism.realism`.
+        filtered: For each filter that is on, and for the quarantine, what it kept out.
+        samples: Images of cells; of very many cells, only the rarest are shown.
+        seconds: Step -> seconds of wall clock.
+    """
+
+    dataset: str
+    audit: Mapping[str, Any]
+    plans: list[Plan] = field(default_factory=list)
+    prompts: list[Prompts] = field(default_factory=list)
+    synthesis: Mapping[str, Any] | None = None
+    realism: Sequence[Mapping[str, Any]] = ()
+    filtered: list[Filtered] = field(default_factory=list)
+    samples: list[CellSamples] = field(default_factory=list)
+    seconds: Mapping[str, int | float] = field(default_factory=dict)
+
+    @property
+    def synthetic_methods(self) -> list[str]:
+        """Methods that train on synthetic images."""
+        using = {method for plan in self.plans for method in plan.methods}
+        return [method for method in self.methods if method in using]
 
     def real_images(self, cell: CellSamples) -> int:
         """How many training images the cell has."""

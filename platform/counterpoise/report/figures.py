@@ -13,8 +13,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image, ImageOps
 
+from counterpoise.evaluation.compare import Interval
 from counterpoise.report import content
-from counterpoise.report.content import PRIMARY, CellSamples, Grid, Rates, Report
+from counterpoise.report.content import PRIMARY, CellSamples, Grid, Rates, Report, Results
 
 _SHADES = LinearSegmentedColormap.from_list("counts", ["#f4f4f0", "#27648c"])
 _GAINS = LinearSegmentedColormap.from_list("gains", ["#a8410c", "#f4f4f0", "#16705f"])
@@ -47,7 +48,7 @@ def counts(report: Report) -> Figure:
     return figure
 
 
-def intervals(report: Report) -> Figure:
+def intervals(report: Results) -> Figure:
     """Worst-group and balanced accuracy of each method: mean, interval and single seeds."""
     shown = [name for name in PRIMARY if any(report.interval(method, name) for method in report.methods)]
     figure = Figure(figsize=(7, max(len(shown), 1) * (0.8 + 0.32 * len(report.methods))), layout="constrained")
@@ -56,7 +57,7 @@ def intervals(report: Report) -> Figure:
             interval, color = report.interval(method, name), _color(report, method)
             if interval is None:
                 continue
-            middle, low, high = (None if value is None else 100 * value for value in interval)
+            middle, low, high = _in_percent(interval)
             if low is not None and high is not None:
                 axis.plot([low, high], [height, height], color=color, lw=2, solid_capstyle="round")
                 if method == report.baseline:
@@ -73,7 +74,7 @@ def intervals(report: Report) -> Figure:
     return figure
 
 
-def cells(report: Report) -> Figure:
+def cells(report: Results) -> Figure:
     """Accuracy per cell of the baseline, and what each other method changes, in points."""
     before = report.cell_accuracies(report.baseline) if report.baseline else None
     figure, axes = _panels(report, report.methods)
@@ -84,6 +85,30 @@ def cells(report: Report) -> Figure:
         else:
             change = _percent(content.gains(rates, before))
             _heat(axis, report, change, Normalize(-50, 50), _GAINS, "{:+.0f}")
+    return figure
+
+
+def tradeoff(report: Results) -> Figure:
+    """Overall against worst-group accuracy, in percent: the mean of each method, its seeds, and both intervals."""
+    figure = Figure(figsize=(7.5, 4.6), layout="constrained")
+    axis = figure.subplots()
+    for method in report.methods:
+        across, up = (report.interval(method, name) for name in ("accuracy", "worst_group_accuracy"))
+        if across is None or up is None:
+            continue
+        color, (x, left, right), (y, low, high) = _color(report, method), _in_percent(across), _in_percent(up)
+        if left is not None and right is not None:
+            axis.plot([left, right], [y, y], color=color, lw=1.2, alpha=0.6)
+        if low is not None and high is not None:
+            axis.plot([x, x], [low, high], color=color, lw=1.2, alpha=0.6)
+        marker = "s" if method in report.synthetic_methods else "o"
+        axis.plot([x], [y], marker, ms=8, color=color, mec="white", label=_short(method, 24))
+    names = [content.metric(name, bool(report.groups)).title for name in ("accuracy", "worst_group_accuracy")]
+    axis.set_xlabel(f"{names[0]} accuracy, %", color=_SOFT)
+    axis.set_ylabel(f"{names[1]} accuracy, %", color=_SOFT)
+    axis.grid(color="#dfdfd9")
+    figure.legend(loc="outside right upper", frameon=False, fontsize=9, labelcolor=_SOFT)
+    _plain(axis)
     return figure
 
 
@@ -173,7 +198,7 @@ def _strip(images: Sequence[bytes]) -> UInt8[np.ndarray, "height width 3"]:
     return strip
 
 
-def _panels(report: Report, titles: Sequence[str]) -> tuple[Figure, list[Axes]]:
+def _panels(report: Results, titles: Sequence[str]) -> tuple[Figure, list[Axes]]:
     width = max(1.6, 0.55 * len(report.columns)) + 1.4
     height = max(1.2, 0.26 * len(report.classes)) + 0.8
     columns = min(len(titles), 3)
@@ -188,7 +213,7 @@ def _panels(report: Report, titles: Sequence[str]) -> tuple[Figure, list[Axes]]:
 
 
 def _heat(
-    axis: Axes, report: Report, grid: Grid | Rates, norm: Normalize, shades: LinearSegmentedColormap, text: str
+    axis: Axes, report: Results, grid: Grid | Rates, norm: Normalize, shades: LinearSegmentedColormap, text: str
 ) -> None:
     values = np.array([[np.nan if value is None else value for value in row] for row in grid], float)
     drawn = np.ma.masked_invalid(np.maximum(values, 1) if isinstance(norm, LogNorm) else values)
@@ -213,11 +238,16 @@ def _plain(axis: Axes) -> None:
         spine.set_visible(False)
 
 
+def _in_percent(interval: Interval) -> Interval:
+    mean, low, high = interval
+    return 100 * mean, None if low is None else 100 * low, None if high is None else 100 * high
+
+
 def _percent(rates: Rates) -> Rates:
     return [[None if rate is None else 100 * rate for rate in row] for row in rates]
 
 
-def _color(report: Report, method: str) -> str:
+def _color(report: Results, method: str) -> str:
     others = [name for name in report.methods if name != report.baseline]
     return _BASELINE if method == report.baseline else _COLORS[others.index(method) % len(_COLORS)]
 

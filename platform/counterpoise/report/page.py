@@ -8,21 +8,53 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
+from matplotlib.figure import Figure
 from PIL import Image
 
-from counterpoise.report import content
-from counterpoise.report.content import PRIMARY, Grid, Plan, Report
-from counterpoise.report.verdict import verdict
+from counterpoise.evaluation.compare import COSTS
+from counterpoise.report import content, figures
+from counterpoise.report.content import PRIMARY, Grid, Plan, Report, Results
+from counterpoise.report.leaderboard import REGIMES, Leaderboard
+from counterpoise.report.verdict import standings, verdict
 
 _LARGEST = 144  # pixels a side of an image on the page; larger ones are scaled down
 _TICKS = (0.05, 0.1, 0.2)
 
 
 def render(report: Report) -> str:
-    """The page, as HTML."""
+    """The page of a run, as HTML."""
+    environment = _environment(report)
+    return environment.get_template("report.html.j2").render(
+        **_shared(environment, report),
+        scales=[scale for name in PRIMARY if (scale := dot_scale(report, name))],
+        metrics=_metric_columns(report),
+        plans=_distinct(report.plans),
+        open_cells=content.OPEN_CELLS,
+        most_cells=content.MOST_CELLS,
+    )
+
+
+def render_leaderboard(board: Leaderboard) -> str:
+    """The page of a comparison, as HTML."""
+    environment = _environment(board)
+    best = dict(_metric_columns(board))
+    before = board.cell_accuracies(board.baseline) if board.baseline else None
+    return environment.get_template("leaderboard.html.j2").render(
+        **_shared(environment, board),
+        scales=[scale for name in dict.fromkeys((board.by, *PRIMARY)) if (scale := dot_scale(board, name))],
+        metrics=[(name, None if name in COSTS else best.get(name)) for name in board.columns_shown],
+        regimes=REGIMES,
+        differences=[found for each in standings(board) for found in each.values()],
+        tradeoff=_drawn(figures.tradeoff(board)),
+        before=before,
+    )
+
+
+def _environment(results: Results) -> Environment:
     environment = Environment(
         loader=PackageLoader("counterpoise.report"),
         autoescape=True,
@@ -32,26 +64,26 @@ def render(report: Report) -> str:
     )
     environment.filters |= {
         "percent": percent,
-        "figures": figures,
+        "figures": three_figures,
+        "p_value": p_value,
         "points": points,
         "count": count,
         "duration": duration,
         "picture": picture,
         "depth": depth,
     }
-    metric = partial(content.metric, grouped=bool(report.groups))
-    environment.globals |= {"metric": metric, "gains": content.gains, "total": total}
-    return environment.get_template("report.html.j2").render(
-        r=report,
-        verdict=verdict(report),
-        colors=dict(zip(report.methods, _colors(report), strict=True)),
-        scales=[scale for name in PRIMARY if (scale := dot_scale(report, name))],
-        metrics=_metric_columns(report),
-        plans=_distinct(report.plans),
-        open_cells=content.OPEN_CELLS,
-        most_cells=content.MOST_CELLS,
-        style=_style(environment),
-    )
+    metric = partial(content.metric, grouped=bool(results.groups))
+    environment.globals |= {"metric": metric, "gains": content.gains, "total": total, "costs": COSTS}
+    return environment
+
+
+def _shared(environment: Environment, results: Results) -> dict[str, Any]:
+    return {
+        "r": results,
+        "verdict": verdict(results),
+        "colors": dict(zip(results.methods, _colors(results), strict=True)),
+        "style": _style(environment),
+    }
 
 
 # -- what the template asks for ----------------------------------------------------------------------------------------
@@ -72,7 +104,7 @@ class Scale:
         return f"{100 * min(max(share, 0.0), 1.0):.2f}%"
 
 
-def dot_scale(report: Report, metric: str) -> Scale | None:
+def dot_scale(report: Results, metric: str) -> Scale | None:
     """An axis that has room for all methods' intervals and seeds; None if nobody has this metric."""
     shown = [v for m in report.methods for v in report.interval(m, metric) or () if v is not None]
     shown += [v for m in report.methods if report.interval(m, metric) for v in report.values(m, metric)]
@@ -89,7 +121,7 @@ def percent(value: int | float | None) -> str:
     return "–" if value is None or math.isnan(value) else f"{100 * value:.1f}"
 
 
-def figures(value: int | float | None) -> str:
+def three_figures(value: int | float | None) -> str:
     """Three significant digits, without an exponent; more before the point."""
     if value is None:
         return "–"
@@ -97,6 +129,10 @@ def figures(value: int | float | None) -> str:
         return "0"
     places = max(2 - math.floor(math.log10(abs(value))), 0)
     return f"{value:,.{places}f}"
+
+
+def p_value(value: int | float | None) -> str:
+    return "–" if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def points(change: int | float | None) -> str:
@@ -133,6 +169,14 @@ def picture(data: bytes | None) -> Markup:
     return Markup('<img src="{}" alt=""{}>').format(uri, Markup(' class="small"') if small else "")
 
 
+def _drawn(figure: Figure) -> Markup:
+    """A figure as an element. It is drawn on white, also on a dark page."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=144)
+    data = base64.b64encode(buffer.getvalue()).decode()
+    return Markup('<img class="plate" src="data:image/png;base64,{}" alt="">').format(data)
+
+
 def _data_uri(data: bytes) -> tuple[str, bool]:
     with Image.open(io.BytesIO(data)) as image:
         kind, size = image.format or "", max(image.size)
@@ -145,7 +189,7 @@ def _data_uri(data: bytes) -> tuple[str, bool]:
     return f"data:image/{kind.lower()};base64,{base64.b64encode(data).decode()}", size <= 64
 
 
-def _metric_columns(report: Report) -> list[tuple[str, str | None]]:
+def _metric_columns(report: Results) -> list[tuple[str, str | None]]:
     """Metrics that some method has, in reading order, each with the method whose mean is best."""
     there = dict.fromkeys(name for summary in report.summary.values() for name in summary)
     order = [name for name in content.METRICS if name in there] + [n for n in there if n not in content.METRICS]
@@ -172,7 +216,7 @@ def _distinct(plans: Sequence[Plan]) -> list[Plan]:
     return list(merged.values())
 
 
-def _colors(report: Report) -> list[str]:
+def _colors(report: Results) -> list[str]:
     """One colour per method, the same everywhere; grey for the baseline."""
     hues = iter(range(1, len(report.methods) + 1))
     return ["var(--m0)" if m == report.baseline else f"var(--m{(next(hues) - 1) % 7 + 1})" for m in report.methods]

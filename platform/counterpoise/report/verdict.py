@@ -1,19 +1,28 @@
-"""The results in words. What the intervals do not show is not claimed.
+"""The results in words. What the seeds do not show is not claimed.
 
-Two methods are said to differ if their intervals over seeds do not overlap. That is stricter than a test of the
-difference, and the other way round nothing follows: overlap means "not shown to differ", never "the same".
+Methods are compared by their differences seed by seed (:mod:`counterpoise.evaluation.compare`). From "not shown"
+nothing follows: it is never called the same. Synthetic images are said to help only if a method that uses them is
+better than real images alone, and better than the best method that does without them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from counterpoise.report.content import PRIMARY, Report
+from counterpoise.evaluation.compare import Difference, differences, more_is_better
+from counterpoise.report.content import PRIMARY, Results
 
-Order = Literal["higher", "lower", "overlap", "unknown"]
-_WORST, _BALANCED = PRIMARY
+_NAMES = {
+    "accuracy": "overall accuracy",
+    "worst_group_accuracy": "worst-group accuracy",
+    "class_balanced_accuracy": "mean class accuracy",
+    "group_std": "standard deviation of the cells' accuracies",
+    **{name: f"accuracy of the classes with {name} images" for name in ("many", "few")},
+    "medium": "accuracy of the classes between many and few images",
+}
+Against = Mapping[str, Difference]
 
 
 @dataclass(frozen=True)
@@ -25,160 +34,175 @@ class Verdict:
     lines: list[str]
 
 
-def compare(report: Report, method: str, other: str, metric: str) -> Order:
-    """Where the method's interval lies against the other's; unknown if one has no interval."""
-    one, two = _ends(report, method, metric), _ends(report, other, metric)
-    if one is None or two is None:
-        return "unknown"
-    return "higher" if one[0] > two[1] else "lower" if one[1] < two[0] else "overlap"
+def against(results: Results, methods: Sequence[str], other: str, metric: str | None = None) -> dict[str, Difference]:
+    """Each of the methods against one, by the metric that judges or another; Holm-corrected over these methods."""
+    rows = [{"method": row.method, "seed": row.seed, **row.metrics} for row in results.rows]
+    found = differences(rows, methods, other, metric or results.by, results.confidence)
+    return {difference.method: difference for difference in found}
 
 
-def verdict(report: Report) -> Verdict:
-    """Whether the synthetic images helped where accuracy is lowest."""
-    base = report.baseline
-    measured = [method for method in report.synthetic_methods if report.interval(method, _WORST)]
-    if not report.rows:
+def standings(results: Results) -> tuple[Against, Against]:
+    """All methods against the baseline, and those but the baseline against the control; empty where there is none."""
+    fixed = (results.baseline, results.control)
+    others = [method for method in results.methods if method not in fixed]
+    to_base = [*others, *([results.control] if results.control else [])]
+    return (
+        against(results, to_base, results.baseline) if results.baseline else {},
+        against(results, others, results.control) if results.control else {},
+    )
+
+
+def verdict(results: Results) -> Verdict:
+    """Whether the synthetic images helped, by the metric that judges."""
+    if not results.rows:
         return Verdict("open", "Nothing has been trained yet.", [])
+    base, control = results.baseline, results.control
+    measured = [method for method in results.synthetic_methods if _value(results, method) is not None]
+    to_base, to_control = standings(results)
     if not measured:
-        lines = [] if base is None else _others(report, base, [m for m in report.methods if m != base])
-        return Verdict("open", "No synthetic images were used.", lines)
-    if base is None or not report.interval(base, _WORST):
-        best = _best(report, measured)
-        line = f"Best is {best} with {_value(report, best)} {_worst(report)}; add a method without synthetic images."
-        return Verdict(
-            "open", "There is no real-only baseline, so nothing shows whether synthetic images help.", [line]
+        return Verdict("open", "No synthetic images were used.", _groups(to_base, base))
+    best = _best(results, measured)
+    if base is None or _value(results, base) is None:
+        line = f"Best is {best} with {_shown(results, best)} {_metric(results)}; add a method without synthetic images."
+        return Verdict("open", "There is no real-only baseline: nothing shows whether synthetic images help.", [line])
+    if results.seeds < 2:
+        return _one_seed(results, base, best)
+    rival = _best(results, [m for m in results.methods if m not in measured and _value(results, m) is not None])
+    to_rival = {base: to_base, control: to_control}.get(rival) or against(results, measured, rival)
+    said = _judged(results, measured, rival, to_base, to_rival)
+    best = _named(results, measured, to_base, to_rival)
+    lines = [] if rival == base else [_rival(results, rival, best, to_rival.get(best))]
+    lines += [*_groups(to_base, base), *_groups(to_control, control), *_price(results, base, best), _how(results)]
+    return Verdict(said.tone, said.headline, lines)
+
+
+def _judged(results: Results, measured: Sequence[str], rival: str, to_base: Against, to_rival: Against) -> Verdict:
+    """Tone and headline."""
+    base, best = str(results.baseline), _named(results, measured, to_base, to_rival)
+    metric, value = _metric(results), _shown(results, best)
+    change = f"with {best}, {metric} goes from {_shown(results, base)} to {value}"
+    if _helped(best, to_base, to_rival):
+        return Verdict("good", f"Synthetic images helped: {change}.", [])
+    if all(_is(to_rival, method, "worse") for method in measured):
+        if rival == base:
+            return Verdict("bad", f"Synthetic images made it worse: {change}.", [])
+        headline = f"Synthetic images did not help: without them, {rival} has {_shown(results, rival)} {metric}, "
+        return Verdict("bad", f"{headline}{best} {value}.", [])
+    if rival != base and any(_is(to_base, method, "better") for method in measured):
+        headline = (
+            f"Synthetic images are not shown to help: without them, {rival} has {_shown(results, rival)} {metric}."
         )
-    orders = {method: compare(report, method, base, _WORST) for method in measured}
-    if "unknown" in orders.values():
-        return _one_seed(report, base, measured)
-    return _repeated(report, base, measured, orders)
+        return Verdict("open", headline, [])
+    return Verdict("open", "Synthetic images are not shown to help.", [])
 
 
-def _one_seed(report: Report, base: str, measured: Sequence[str]) -> Verdict:
-    best = _best(report, measured)
-    change = _mean(report, best) - _mean(report, base)
-    return Verdict(
-        "open",
-        "One seed cannot show whether synthetic images help.",
-        [
-            f"In this run {_worst(report)} is {_value(report, base)} with {base} and {_value(report, best)} with "
-            f"{best} ({_points(change)}). Another seed may turn that round: run three or more.",
-            *_alternatives(report, base, best),
-        ],
-    )
+def _named(results: Results, measured: Sequence[str], to_base: Against, to_rival: Against) -> str:
+    """The method to speak of: the best of those that helped, or of all with synthetic images."""
+    return _best(results, [m for m in measured if _helped(m, to_base, to_rival)] or measured)
 
 
-def _repeated(report: Report, base: str, measured: Sequence[str], orders: dict[str, Order]) -> Verdict:
-    better, worse, same = (
-        [method for method in measured if orders[method] == kind] for kind in ("higher", "lower", "overlap")
-    )
-    best = _best(report, better or measured)
-    change = f"{_worst(report)} goes from {_value(report, base)} to {_value(report, best)}"
-    lines = []
-    if better:
-        tone, headline = "good", f"Synthetic images helped: with {best}, {change}."
-        lines.append(
-            f"The {report.confidence:.0%} intervals over {report.seeds} seeds do not overlap: "
-            f"{base} {_bounds(report, base)}, {best} {_bounds(report, best)}."
-        )
-        if others := [method for method in better if method != best]:
-            lines.append(f"{_list(others)} {_is(others)} above {base} by more than the intervals, too.")
-    elif worse and not same:
-        tone, headline = "bad", f"Synthetic images made it worse: with {best}, {change}."
-    else:
-        tone, headline = "open", "Synthetic images are not shown to help."
-        lines.append(f"With {best}, the best of them, {change} ({_points(_mean(report, best) - _mean(report, base))}).")
-    if same:
-        lines.append(f"{_list(same)} {_is(same)} not shown to differ from {base}: the intervals overlap.")
-    if worse:
-        lines.append(f"{_list(worse)} {_is(worse)} below {base} by more than the intervals.")
-    return Verdict(tone, headline, [*lines, *_alternatives(report, base, best), *_price(report, base, best)])  # type: ignore[arg-type]
+def _helped(method: str, to_base: Against, to_rival: Against) -> bool:
+    return _is(to_base, method, "better") and _is(to_rival, method, "better")
 
 
-def _alternatives(report: Report, base: str, best: str) -> list[str]:
-    """The best method on real images only: what one would do without a generator."""
-    others = [m for m in report.methods if m not in (base, *report.synthetic_methods) and report.interval(m, _WORST)]
-    if not others:
-        return []
-    other = _best(report, others)
-    order = {
-        "higher": f"{best} is above that by more than the intervals",
-        "lower": f"that is above {best} by more than the intervals",
-        "overlap": f"{best} is not shown to differ from that",
-        "unknown": "with one seed, which is better is not shown",
-    }[compare(report, best, other, _WORST)]
-    return [f"Without synthetic images, {other} reaches {_value(report, other)}: {order}."]
+def _is(found: Against, method: str, outcome: str) -> bool:
+    return method in found and found[method].outcome == outcome
 
 
-def _others(report: Report, base: str, methods: Sequence[str]) -> list[str]:
-    said = {
-        "higher": "above {base} by more than the intervals",
-        "lower": "below {base} by more than the intervals",
-        "overlap": "not shown to differ from {base}: the intervals overlap",
-        "unknown": "against {base} not comparable with one seed",
-    }
-    return [
-        f"{method} reaches {_value(report, method)} {_worst(report)}, "
-        f"{said[compare(report, method, base, _WORST)].format(base=base)}."
-        for method in methods
-        if report.interval(method, _WORST) and report.interval(base, _WORST)
+def _one_seed(results: Results, base: str, best: str) -> Verdict:
+    lines = [
+        f"In this run {_metric(results)} is {_shown(results, base)} with {base} and {_shown(results, best)} with "
+        f"{best} ({_points(_mean(results, best) - _mean(results, base))}). Another seed may turn that round: run five."
     ]
+    others = [m for m in results.methods if m not in (base, *results.synthetic_methods) and _value(results, m)]
+    if others:
+        other = _best(results, others)
+        lines.append(f"Without synthetic images, {other} reaches {_shown(results, other)}.")
+    return Verdict("open", "One seed cannot show whether synthetic images help.", lines)
 
 
-def _price(report: Report, base: str, best: str) -> list[str]:
+def _rival(results: Results, rival: str, best: str, found: Difference | None) -> str:
+    """The best that one would do without a generator."""
+    change = "they share no seed" if found is None else _change(found)
+    outcome = "not shown" if found is None else found.outcome
+    ending = {
+        "better": f"{best} is better ({change})",
+        "worse": f"{best} is worse ({change})",
+        "not shown": f"{best} is not shown to be better ({change})",
+    }[outcome]
+    return f"The best method without synthetic images is {rival} with {_shown(results, rival)}: {ending}."
+
+
+def _groups(found: Against, other: str | None) -> list[str]:
+    """Who is better, who is worse, and of whom nothing is shown, against one method."""
+    lines = []
+    for outcome, words in (
+        ("better", f"Better than {other}"),
+        ("worse", f"Worse than {other}"),
+        ("not shown", f"Against {other}, no difference that these seeds can show"),
+    ):
+        chosen = [difference for difference in found.values() if difference.outcome == outcome]
+        if chosen:
+            lines.append(f"{words}: {', '.join(f'{one.method} ({_change(one)})' for one in chosen)}.")
+    return lines
+
+
+def _price(results: Results, base: str, best: str) -> list[str]:
     """What the method does to the averages over all cells and all images."""
     lines = []
-    for metric, title in ((_BALANCED, "Balanced accuracy"), ("accuracy", "Overall accuracy")):
-        if report.interval(base, metric) and report.interval(best, metric):
-            order = {
-                "higher": "up by more than the intervals",
-                "lower": "down by more than the intervals",
-                "overlap": "not shown to differ",
-                "unknown": "",
-            }[compare(report, best, base, metric)]
+    for metric in (PRIMARY[1], "accuracy"):
+        found = against(results, [best], base, metric).get(best) if metric != results.by else None
+        if found:
+            outcome = {"not shown": "no difference that these seeds can show"}.get(found.outcome, found.outcome)
+            values = f"{_shown(results, best, metric)}, with {base} {_shown(results, base, metric)}"
             lines.append(
-                f"{title} with {best}: {_value(report, best, metric)}, with {base} "
-                f"{_value(report, base, metric)}: {order}."
+                f"{_metric(results, metric).capitalize()} with {best}: {values}: {outcome} ({_change(found)})."
             )
     return lines
 
 
-def _worst(report: Report) -> str:
-    return "worst-group accuracy" if report.groups else "worst-class accuracy"
+def _how(results: Results) -> str:
+    return (
+        f"These are mean differences over {results.seeds} seeds, each with its {results.confidence:.0%} interval. "
+        "Better and worse are said after a paired t test that is corrected for the number of methods (Holm)."
+    )
 
 
-def _best(report: Report, methods: Sequence[str]) -> str:
-    return max(methods, key=lambda method: _mean(report, method))
+def _change(found: Difference) -> str:
+    ends = "" if found.low is None or found.high is None else f" [{_signed(found.low)}, {_signed(found.high)}]"
+    return f"{_points(found.mean)}{ends}"
 
 
-def _mean(report: Report, method: str, metric: str = _WORST) -> float:
-    interval = report.interval(method, metric)
-    assert interval is not None
-    return interval[0]
+def _metric(results: Results, metric: str | None = None) -> str:
+    name = metric or results.by
+    written = _NAMES.get(name, name.replace("_", " "))
+    return written if results.groups else written.replace("worst-group", "worst-class").replace("cells'", "classes'")
 
 
-def _value(report: Report, method: str, metric: str = _WORST) -> str:
-    return f"{_mean(report, method, metric):.1%}"
+def _best(results: Results, methods: Sequence[str]) -> str:
+    pick = max if more_is_better(results.by) else min
+    return pick(methods, key=lambda method: _mean(results, method))
 
 
-def _ends(report: Report, method: str, metric: str = _WORST) -> tuple[float, float] | None:
-    _, low, high = report.interval(method, metric) or (None, None, None)
-    return None if low is None or high is None else (low, high)
+def _value(results: Results, method: str, metric: str | None = None) -> float | None:
+    interval = results.interval(method, metric or results.by)
+    return None if interval is None else interval[0]
 
 
-def _bounds(report: Report, method: str) -> str:
-    ends = _ends(report, method)
-    assert ends is not None
-    return f"{ends[0]:.1%} to {ends[1]:.1%}"
+def _mean(results: Results, method: str, metric: str | None = None) -> float:
+    value = _value(results, method, metric)
+    assert value is not None
+    return value
+
+
+def _shown(results: Results, method: str, metric: str | None = None) -> str:
+    return f"{_mean(results, method, metric):.1%}"
+
+
+def _signed(change: float) -> str:
+    text = f"{100 * change:+.1f}".replace("-", "−")
+    return "±0.0" if text in ("+0.0", "−0.0") else text
 
 
 def _points(change: float) -> str:
-    return f"{100 * change:+.1f} points".replace("-", "−")
-
-
-def _list(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
-
-
-def _is(names: Sequence[str]) -> str:
-    return "is" if len(names) == 1 else "are"
+    return f"{_signed(change)} points"

@@ -6,7 +6,7 @@
 - ``usb``, Uniform Synthetic Balancing: every cell is filled up to the largest cell of all (FFR, section 2).
 - ``asb``, Additive Synthetic Balancing: the same number for every cell, in all at most what USB would add. It is the
   plan of FFR's first stage too (FFR, section 4).
-- ``balanced``: the same number for every cell, in all at most ``budget``.
+- ``balanced``: the same number for every cell, in all at most ``budget`` (``real``: as many as there are real images).
 - ``biased``: ``budget`` images, divided evenly over the classes; of each, the share ``rate`` goes to the group that is
   the class's majority in the real data, and the rest is divided over the other groups (AIM-Fair, section 3).
 - ``fill``: every class or cell is filled up to ``target``.
@@ -71,7 +71,13 @@ def _usb_budget(counts: Int[np.ndarray, "classes groups"]) -> int:
 
 
 def _budget(plan: config.Plan, counts: Int[np.ndarray, "classes groups"]) -> int:
-    return _usb_budget(counts) if plan.budget == "usb" else int(plan.budget)
+    match plan.budget:
+        case "usb":
+            return _usb_budget(counts)
+        case "real":
+            return int(counts.sum())
+        case images:
+            return images
 
 
 def _balanced(budget: int, counts: Int[np.ndarray, "classes groups"], where: str) -> Int[np.ndarray, "classes groups"]:

@@ -194,19 +194,32 @@ class Pool:
             text = "; new images may differ from the old ones in the last bit"
             warnings.warn(f"the pool {self.digest} was begun with {', '.join(differences)}{text}", stacklevel=2)
 
-    @cached_property
-    def _rate_key(self) -> str:
-        return f"{folder(self.digest)}rate.json"
-
     def rate(self) -> float | None:
         """Images per second when images of this pool were last sampled, start-up aside; None if they never were."""
-        if not self.store.exists(self._rate_key):
-            return None
-        try:
-            return float(json.loads(read(self.store, self._rate_key))["images_per_second"])
-        except (ValueError, KeyError, TypeError):
-            return None  # a progress marker, not a result: the next run writes it again
+        found = _rate(self.store, self.digest)
+        return None if found is None else found[0]
 
     def record_rate(self, images_per_second: float, workers: int) -> None:
         record = {"images_per_second": round(images_per_second, 4), "workers": workers}
-        self.store.replace(self._rate_key, json.dumps(record).encode())
+        self.store.replace(_rate_key(self.digest), json.dumps(record).encode())
+
+
+def sampler_seconds(store: Store, digest: str) -> float | None:
+    """Seconds of a sampler's time that an image of a pool took when they were last sampled; None if they never were."""
+    found = _rate(store, digest)
+    return found[1] / found[0] if found else None
+
+
+def _rate_key(digest: str) -> str:
+    return f"{folder(digest)}rate.json"
+
+
+def _rate(store: Store, digest: str) -> tuple[float, int] | None:
+    """Images per second, and with how many samplers."""
+    if not store.exists(_rate_key(digest)):
+        return None
+    try:
+        found = json.loads(read(store, _rate_key(digest)))
+        return float(found["images_per_second"]), int(found["workers"])
+    except (ValueError, KeyError, TypeError):
+        return None  # a progress marker, not a result: the next run writes it again

@@ -21,12 +21,12 @@ from ray.train.v2.api.config import FailureConfig, LoggingConfig, RunConfig
 from counterpoise import cluster
 from counterpoise.config import Training
 from counterpoise.errors import ConfigError, CounterpoiseError
-from counterpoise.training.loop import Fit, OnEpoch, fit
+from counterpoise.training.fit import Fit, OnEpoch, fit
 from counterpoise.training.workers import Worker
 
 
 def fit_with_ray(task: Fit, on_epoch: OnEpoch | None) -> None:
-    """:func:`counterpoise.training.loop.fit` in ``training.num_workers`` Ray Train workers.
+    """:func:`counterpoise.training.fit.fit` in ``training.num_workers`` Ray Train workers.
 
     Raises:
         ConfigError: The cluster has no room for the workers.

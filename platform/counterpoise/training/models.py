@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections import OrderedDict
 from collections.abc import Callable
 from urllib.error import URLError
 
@@ -14,6 +16,7 @@ from counterpoise.config import Training
 from counterpoise.errors import ConfigError, ModelError, did_you_mean, one_of
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+COSINE_SCALE = 64.0  # the s of Deng et al. 2019 and Kim et al. 2022
 
 
 class Classifier(nn.Module):
@@ -42,14 +45,106 @@ class Classifier(nn.Module):
     ) -> tuple[Float[Tensor, "n classes"], Float[Tensor, "n d"]]:
         """Logits, and what the last linear layer takes: of a network without one (SqueezeNet) the logits again."""
         taken: list[Tensor] = []
-        linear = [module for module in self.backbone.modules() if isinstance(module, nn.Linear)]
-        handles = [layer.register_forward_pre_hook(lambda _, inputs: taken.append(inputs[0])) for layer in linear[-1:]]
+        last = [layer for _, layer in _linear_layers(self.backbone)[-1:]]
+        handles = [layer.register_forward_pre_hook(lambda _, inputs: taken.append(inputs[0])) for layer in last]
         try:
             logits = self(images)
         finally:
             for handle in handles:
                 handle.remove()
         return logits, taken[0].flatten(1) if taken else logits
+
+
+class CosineHead(nn.Linear):
+    """A last layer that sees only angles: ``COSINE_SCALE`` · cos(features, class direction); no bias.
+
+    A linear layer with the weight (classes, d) under the same key, so that whatever looks for a model's last linear
+    layer finds it. The lengths of the weight's rows change nothing. Deng et al. 2019, eq. 2.
+    """
+
+    def __init__(self, features: int, classes: int) -> None:
+        super().__init__(features, classes, bias=False)
+
+    def reset_parameters(self) -> None:
+        """Directions drawn evenly from the sphere."""
+        nn.init.normal_(self.weight)
+        with torch.no_grad():
+            self.weight.copy_(nn.functional.normalize(self.weight))
+
+    def forward(self, input: Float[Tensor, "n d"]) -> Float[Tensor, "n classes"]:
+        """Logits in [-64, 64], in float32 also where bfloat16 is the rule: there 64 · cos comes in steps of 0.25.
+
+        Features shorter than 0.001 (AdaFace's bound too) count as if they had that length, because the gradient grows
+        with its inverse.
+        """
+        with torch.autocast(input.device.type, enabled=False):
+            precise = input.to(torch.promote_types(input.dtype, torch.float32))
+            features = nn.functional.normalize(precise, eps=1e-3)
+            return COSINE_SCALE * nn.functional.linear(features, nn.functional.normalize(self.weight))
+
+
+class NormalizedLinear(nn.Linear):
+    """A last layer on features scaled to length 1; features of zeros stay as they are."""
+
+    def forward(self, input: Float[Tensor, "n d"]) -> Float[Tensor, "n classes"]:
+        return super().forward(nn.functional.normalize(input))
+
+
+def with_normalized_head(model: Classifier) -> Classifier:
+    """Scales the features to length 1 before the last linear layer, in place; weights and their names stay.
+
+    :meth:`Classifier.logits_and_features` gives the features as they were. For heads that were fitted to features of
+    length 1, as in FFR's deep feature reweighting. A layer without a bias gets one, of zeros.
+
+    Raises:
+        ConfigError: See :func:`last_linear`.
+    """
+    name, head = last_linear(model.backbone)
+    normalized = nn.utils.skip_init(NormalizedLinear, head.in_features, head.out_features)  # draws no random numbers
+    normalized.weight = head.weight
+    normalized.bias = nn.Parameter(head.weight.new_zeros(len(head.weight))) if head.bias is None else head.bias
+    model.backbone.set_submodule(name, normalized)
+    return model
+
+
+def last_linear(backbone: nn.Module) -> tuple[str, nn.Linear]:
+    """The name and module of the layer that gives the logits: the last linear layer, in order of registration.
+
+    Raises:
+        ConfigError: There is none, as in SqueezeNet, whose logits come from a convolution.
+    """
+    layers = _linear_layers(backbone)
+    if not layers:
+        raise ConfigError(
+            "this backbone has no linear layer that could be taken for its head",
+            where="training.backbone",
+            found=type(backbone).__name__,
+            remedy="a cosine or fresh head, or training the last layer alone, needs another backbone: "
+            "small_cnn, or any of torchvision's but SqueezeNet",
+        )
+    return layers[-1]
+
+
+def fresh_head(model: Classifier, seed: int) -> None:
+    """Draws new weights for the last layer, as the layer's own constructor does; the rest of the model stays.
+
+    They depend on nothing but the seed and the layer's kind and shape: they are drawn on the CPU wherever the model is,
+    and torch's global generator is left as it was. (Some of torchvision's models draw their first head otherwise: a VGG
+    from a normal distribution of deviation 0.01, a ViT's is zero.)
+
+    Raises:
+        ConfigError: See :func:`last_linear`.
+    """
+    _, layer = last_linear(model.backbone)
+    fresh = copy.deepcopy(layer).cpu()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        fresh.reset_parameters()
+    layer.load_state_dict(fresh.state_dict())
+
+
+def _linear_layers(backbone: nn.Module) -> list[tuple[str, nn.Linear]]:
+    return [(name, module) for name, module in backbone.named_modules() if isinstance(module, nn.Linear)]
 
 
 def small_cnn(classes: int) -> nn.Module:
@@ -60,27 +155,32 @@ def small_cnn(classes: int) -> nn.Module:
     time goes into large early feature maps; the maximum over positions at the end, because small objects out of place
     drown in a mean.
     """
-    return nn.Sequential(
-        *_convolution(3, 24, stride=2),
-        *_convolution(24, 48, stride=2),
-        *_convolution(48, 96, stride=2),
-        *_convolution(96, 96),
-        _Maximum(),
-        nn.Linear(96, classes),
+    return _named(
+        layer1=nn.Sequential(*_convolution(3, 24, stride=2)),
+        layer2=nn.Sequential(*_convolution(24, 48, stride=2)),
+        layer3=nn.Sequential(*_convolution(48, 96, stride=2)),
+        layer4=nn.Sequential(*_convolution(96, 96)),
+        pool=_Maximum(),
+        fc=nn.Linear(96, classes),
     )
 
 
 def small_resnet(classes: int) -> nn.Module:
     """Four residual blocks (He et al. 2016) with GroupNorm; some thirteen times the work of :func:`small_cnn`."""
-    return nn.Sequential(
-        *_convolution(3, 32),
-        _Residual(32, 64),
-        _Residual(64, 128),
-        _Residual(128, 128),
-        _Residual(128, 256),
-        _Maximum(),
-        nn.Linear(256, classes),
+    return _named(
+        stem=nn.Sequential(*_convolution(3, 32)),
+        layer1=_Residual(32, 64),
+        layer2=_Residual(64, 128),
+        layer3=_Residual(128, 128),
+        layer4=_Residual(128, 256),
+        pool=_Maximum(),
+        fc=nn.Linear(256, classes),
     )
+
+
+def _named(**modules: nn.Module) -> nn.Sequential:
+    """One after the other, under torchvision's names for a ResNet's parts."""
+    return nn.Sequential(OrderedDict(modules))
 
 
 class _Maximum(nn.Module):
@@ -117,7 +217,7 @@ def backbones() -> list[str]:
 
 
 def check_backbone(training: Training) -> None:
-    """Raises ConfigError unless the backbone exists, has the weights asked for and takes images of this size."""
+    """Raises ConfigError unless the backbone exists, has the weights and the head asked for and takes such images."""
     name, known = training.backbone, backbones()
     if name not in known:
         raise ConfigError(
@@ -132,10 +232,12 @@ def check_backbone(training: Training) -> None:
         raise ConfigError(
             "this backbone has no pretrained weights", where="training.pretrained", found=name, remedy=remedy
         )
-    size = training.image_size
+    size, backbone = training.image_size, without_data(name)
+    if training.head == "cosine":
+        last_linear(backbone)
     try:
         with torch.device("meta"), torch.no_grad():
-            Classifier(_untrained(name, 2)).eval()(torch.empty(1, 3, size, size, dtype=torch.uint8))
+            Classifier(backbone).eval()(torch.empty(1, 3, size, size, dtype=torch.uint8))
     except (RuntimeError, AssertionError) as error:
         remedy = "224 works for all of torchvision's models; small_cnn takes any size"
         raise ConfigError(
@@ -159,6 +261,9 @@ def build_model(training: Training, classes: int, seed: int) -> Classifier:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         backbone = _untrained(training.backbone, classes)
+        if training.head == "cosine":
+            name, head = last_linear(backbone)
+            backbone.set_submodule(name, CosineHead(head.in_features, classes))
     if training.pretrained:
         _load_pretrained(backbone, training.backbone)
     return Classifier(backbone).to(memory_format=torch.channels_last)
@@ -177,6 +282,16 @@ def _untrained(name: str, classes: int) -> nn.Module:
     return torchvision.models.get_model(name, weights=None, num_classes=classes)
 
 
+def without_data(name: str) -> nn.Module:
+    """The backbone with two logits on the meta device: shapes only."""
+    with torch.random.fork_rng(devices=[]):
+        try:
+            with torch.device("meta"):
+                return _untrained(name, 2)
+        except NotImplementedError:  # RegNets compute their widths in tensors while they are built
+            return _untrained(name, 2).to("meta")
+
+
 def _load_pretrained(backbone: nn.Module, name: str) -> None:
     """Copies torchvision's default weights wherever the shapes agree, which is everywhere but in the head."""
     try:
@@ -190,4 +305,5 @@ def _load_pretrained(backbone: nn.Module, name: str) -> None:
             remedy=remedy,
         ) from error
     own = backbone.state_dict()
-    backbone.load_state_dict(own | {key: value for key, value in published.items() if value.shape == own[key].shape})
+    fitting = {key: value for key, value in published.items() if key in own and value.shape == own[key].shape}
+    backbone.load_state_dict(own | fitting)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,20 +17,26 @@ import torch
 from jaxtyping import Float
 
 from counterpoise import config
-from counterpoise.errors import ConfigError, DataError, PlanError
+from counterpoise.errors import ConfigError, DataError, ModelError, PlanError
+from counterpoise.locate import hash_of_file
 from counterpoise.store import Store, open_store, read
 from counterpoise.table import Names, digest
 from counterpoise.training import loop
-from counterpoise.training.models import Classifier, build_model, weights_name
-from counterpoise.training.objectives import OBJECTIVES
+from counterpoise.training.augmentation import check_transforms
+from counterpoise.training.fit import Fit, OnEpoch, load_weights
+from counterpoise.training.gradients import Gradients
+from counterpoise.training.models import Classifier, build_model, weights_name, with_normalized_head, without_data
 from counterpoise.training.pixels import Pixels
+from counterpoise.training.trainable import prepare
 from counterpoise.training.workers import Worker
 from counterpoise.view import View
 
-FORMAT = 1  # of stored stages and of the training behind them: raise it when the same config trains differently
+FORMAT = 2  # of stored stages and of the training behind them: raise it when the same config trains differently
 
 # What of `training` decides weights. The number of workers does not (beyond the order of summation).
-_DECISIVE = {"backbone", "pretrained", "image_size", "batch_size", "augmentation", "select_by"}
+_DECISIVE = {"backbone", "head", "pretrained", "image_size", "batch_size", "precision"}
+# What of a stage is said elsewhere in its address, or decides nothing.
+_ELSEWHERE = {"name", "data", "start", "reference", "epochs", "optimizer", "augmentation", "select_by"}
 
 
 @dataclass(frozen=True)
@@ -59,7 +66,7 @@ def run(
     experiment: config.Experiment,
     views: Mapping[str, View],
     validation: View,
-    on_epoch: loop.OnEpoch | None = None,
+    on_epoch: OnEpoch | None = None,
 ) -> list[Fitted]:
     """Fits the experiment's stages in order; what the store holds is not fitted again.
 
@@ -77,84 +84,19 @@ def run(
         DataError: There are no validation images, or group labels are missing where they are needed.
         PlanError: A stage has no images to train on.
     """
-    return [_fitted(task, on_epoch) for task in tasks(experiment, views, validation)]
+    results = []
+    for task in tasks(experiment, views, validation):
+        reused = task.done()
+        if not reused:
+            if task.gradients:
+                task.gradients.run()
+            task.run(on_epoch)
+        results.append(fitted(task, reused))
+    return results
 
 
-def digests(experiment: config.Experiment, views: Mapping[str, View], validation: View) -> list[str]:
-    """The addresses of what :func:`run` would return, without fitting anything."""
-    return [task.digest for task in tasks(experiment, views, validation)]
-
-
-def predict(experiment: config.Experiment, fitted: Fitted, view: View) -> Float[np.ndarray, "n classes"]:
-    """Class probabilities of the view's images, in its order."""
-    worker = Worker()
-    model = load(experiment, fitted, view.names).to(worker.device)
-    return loop.predict(model, Pixels([view], experiment.training.image_size), worker)
-
-
-def load(experiment: config.Experiment, fitted: Fitted, names: Names) -> Classifier:
-    """The fitted classifier, on the CPU and in evaluation mode; takes uint8 images (n, 3, height, width)."""
-    fresh = experiment.training.model_copy(update={"pretrained": False})
-    model = build_model(fresh, len(names.classes), seed=0)
-    model.load_state_dict(loop.load_weights(open_store(experiment.store), fitted.key))
-    return model.eval()
-
-
-def tasks(experiment: config.Experiment, views: Mapping[str, View], validation: View) -> list[loop.Fit]:
-    """The fits that :func:`run` stands for, each with its address. Raises what it raises, before anything is fitted."""
-    store, tasks = open_store(experiment.store), dict[str, loop.Fit]()
-    for stage in experiment.stages:
-        images = [views[name] for name in stage.data if len(views[name])]
-        _check(experiment, stage, images, validation)
-        start = stage.start or next(reversed(tasks), "scratch")
-        tasks[stage.name] = _task(experiment, stage, images, validation, tasks.get(start), store)
-    return list(tasks.values())
-
-
-def _task(
-    experiment: config.Experiment,
-    stage: config.Stage,
-    images: list[View],
-    validation: View,
-    parent: loop.Fit | None,
-    store: Store,
-) -> loop.Fit:
-    training = experiment.training
-    epochs, optimizer = stage.epochs or training.epochs, stage.optimizer or training.optimizer
-    address = {
-        "format": FORMAT,
-        "data": [view.digest for view in images],
-        "validation": validation.digest,
-        "start": parent.digest if parent else weights_name(training),
-        "stage": stage.model_dump(mode="json", exclude={"name", "data", "start", "epochs", "optimizer"}),
-        "epochs": epochs,
-        "optimizer": optimizer.model_dump(mode="json"),
-        "training": training.model_dump(mode="json", include=_DECISIVE),
-        "seed": experiment.seed,
-    }
-    return loop.Fit(
-        stage=stage,
-        training=training,
-        epochs=epochs,
-        optimizer=optimizer,
-        views=images,
-        validation=validation,
-        seed=experiment.seed,
-        start=parent.weights_key if parent else None,
-        store=store,
-        digest=digest(address),
-        about={"address": address, "versions": {"torch": torch.__version__}},
-    )
-
-
-def _fitted(task: loop.Fit, on_epoch: loop.OnEpoch | None) -> Fitted:
-    reused = task.store.exists(task.record_key)
-    if not reused and task.training.num_workers == 1:
-        loop.fit(task, Worker(), on_epoch)
-    elif not reused:
-        from counterpoise.training.distributed import fit_with_ray  # Ray Train takes seconds to import
-
-        fit_with_ray(task, on_epoch)
+def fitted(task: Fit, reused: bool) -> Fitted:
+    """What a fit that is done came to."""
     record: dict[str, Any] = json.loads(read(task.store, task.record_key))
     return Fitted(
         name=task.stage.name,
@@ -167,8 +109,149 @@ def _fitted(task: loop.Fit, on_epoch: loop.OnEpoch | None) -> Fitted:
     )
 
 
-def _check(experiment: config.Experiment, stage: config.Stage, images: list[View], validation: View) -> None:
-    where = f"stages.{[other.name for other in experiment.stages].index(stage.name)}"
+def digests(experiment: config.Experiment, views: Mapping[str, View], validation: View) -> list[str]:
+    """The addresses of what :func:`run` would return, without fitting anything."""
+    return [task.digest for task in tasks(experiment, views, validation)]
+
+
+def predict(experiment: config.Experiment, fitted: Fitted, view: View) -> Float[np.ndarray, "n classes"]:
+    """Class probabilities of the view's images, in its order."""
+    worker = Worker()
+    model = load(experiment, fitted, view.names).to(worker.device)
+    return loop.predict(model, Pixels([view], experiment.training.image_size), experiment.training, worker)
+
+
+def load(experiment: config.Experiment, fitted: Fitted, names: Names) -> Classifier:
+    """The fitted classifier, on the CPU and in evaluation mode; takes uint8 images (n, 3, height, width)."""
+    fresh = experiment.training.model_copy(update={"pretrained": False})
+    model = build_model(fresh, len(names.classes), seed=0)
+    stage = next(stage for stage in experiment.stages if stage.name == fitted.name)
+    if stage.dfr and stage.dfr.normalize:
+        with_normalized_head(model)
+    model.load_state_dict(load_weights(open_store(experiment.store), fitted.key))
+    return model.eval()
+
+
+def tasks(experiment: config.Experiment, views: Mapping[str, View], validation: View) -> list[Fit]:
+    """The fits that :func:`run` stands for, each with its address. Raises what it raises, before anything is fitted."""
+    store, tasks = open_store(experiment.store), dict[str, Fit]()
+    views = {**views, "validation": validation}
+    for number, stage in enumerate(experiment.stages):
+        images = [views[name] for name in stage.data if len(views[name])]
+        _check(experiment, stage, f"stages.{number}", images, validation)
+        tasks[stage.name] = _task(experiment, stage, f"stages.{number}", images, views, tasks, store)
+    return list(tasks.values())
+
+
+def _task(
+    experiment: config.Experiment,
+    stage: config.Stage,
+    where: str,
+    images: list[View],
+    views: Mapping[str, View],
+    earlier: dict[str, Fit],
+    store: Store,
+) -> Fit:
+    training, validation = experiment.training, views["validation"]
+    recipe = loop.Recipe(
+        stage=stage,
+        training=training,
+        optimizer=stage.optimizer or training.optimizer,
+        transforms=training.augmentation if stage.augmentation is None else stage.augmentation,
+        epochs=stage.epochs or training.epochs,
+    )
+    start, before, start_digest = _start(stage, where, training, earlier, store)
+    reference = earlier[stage.reference] if stage.reference else None
+    steps = {
+        "epochs": recipe.epochs,
+        "optimizer": recipe.optimizer.model_dump(mode="json"),
+        "select_by": stage.select_by or training.select_by,
+    }
+    shared = {
+        "format": FORMAT,
+        "start": start_digest,
+        "augmentation": recipe.transforms,
+        "training": training.model_dump(mode="json", include=_DECISIVE),
+        "seed": experiment.seed,
+    }
+    gradients = _gradients(recipe, where, views, experiment.seed, start, before, store, shared)
+    address = shared | {
+        "data": [view.digest for view in images],
+        "validation": validation.digest,
+        "stage": stage.model_dump(mode="json", exclude=_ELSEWHERE),
+        "reference": reference.digest if reference else None,
+        "gradients": gradients.digest if gradients else None,
+        "steps": None if stage.dfr else steps,
+    }
+    return Fit(
+        recipe=recipe,
+        views=images,
+        validation=validation,
+        seed=experiment.seed,
+        start=start,
+        before=before,
+        reference=reference,
+        gradients=gradients,
+        store=store,
+        digest=digest(address),
+        about={"address": address, "versions": {"torch": torch.__version__}},
+    )
+
+
+def _start(
+    stage: config.Stage, where: str, training: config.Training, earlier: dict[str, Fit], store: Store
+) -> tuple[str | None, Fit | None, str | None]:
+    """Where a stage's first weights are: their key in the store, the fit that makes them, and their address."""
+    name = stage.start or next(reversed(earlier), "scratch")
+    if name == "scratch":
+        return None, None, weights_name(training)
+    if name in earlier:
+        return earlier[name].weights_key, earlier[name], earlier[name].digest
+    path = Path(name).expanduser()
+    try:
+        address = hash_of_file(path)
+        key = f"weights/{address}.safetensors"  # in the store, so that every worker can read it
+        if not store.exists(key):
+            store.create(key, path.read_bytes())
+    except OSError as error:
+        raise ModelError("these weights cannot be read", where=f"{where}.start", found=error) from error
+    return key, None, address
+
+
+def _gradients(
+    recipe: loop.Recipe,
+    where: str,
+    views: Mapping[str, View],
+    seed: int,
+    start: str | None,
+    before: Fit | None,
+    store: Store,
+    shared: dict[str, Any],
+) -> Gradients | None:
+    trainable = recipe.stage.trainable
+    if trainable.name != "selective":
+        return None
+    seen = {name: views[name] for name in (*trainable.similar, *trainable.different)}
+    for name, view in seen.items():
+        if not len(view):
+            raise PlanError(
+                f"stage {recipe.stage.name!r} compares gradients on {name!r}, which has no images",
+                where=f"{where}.trainable",
+                found="0 images",
+                remedy="the plan wants none (is the dataset balanced already?): use another strategy",
+            )
+    address = shared | {
+        "pairs": [[views[name].digest for name in pair] for pair in (trainable.similar, trainable.different)],
+        "distance": trainable.distance,
+        "batch_norm": recipe.stage.batch_norm,
+    }
+    classes = len(views["validation"].names.classes)
+    return Gradients(recipe, seen, classes, seed, start, before, store, digest(address))
+
+
+def _check(
+    experiment: config.Experiment, stage: config.Stage, where: str, images: list[View], validation: View
+) -> None:
     if not images:
         raise PlanError(
             f"stage {stage.name!r} has no images to train on",
@@ -176,7 +259,8 @@ def _check(experiment: config.Experiment, stage: config.Stage, images: list[View
             found=", ".join(f"{name}: 0 images" for name in stage.data),
             remedy="the plan wants none (is the dataset balanced already?): use another strategy, or name other data",
         )
-    if not validation.counts.sum():
+    seen = stage.group_aware or (stage.select_by or experiment.training.select_by) in config.GROUP_METRICS
+    if not (validation.counts.sum() if seen else len(validation)):
         raise DataError(
             "there are no validation images of known cells",
             where="data",
@@ -192,12 +276,32 @@ def _check(experiment: config.Experiment, stage: config.Stage, images: list[View
             found=f"{training.batch_size} for {training.num_workers} workers",
             remedy=remedy,
         )
-    unknown = sum(int((view.groups < 0).sum()) for view in images) if validation.names.groups else 0
-    needs_groups = OBJECTIVES[stage.objective.name].needs_groups or stage.sampling == "group_balanced"
-    if unknown and needs_groups:
+    if stage.augmentation is None:
+        check_transforms(training.augmentation, training.image_size, "training.augmentation")
+    else:
+        check_transforms(stage.augmentation, training.image_size, f"{where}.augmentation")
+    if stage.trainable.name in ("blocks", "all_but_blocks", "last_layer"):
+        prepare(Classifier(without_data(training.backbone)), stage, seed=0)
+    if stage.mixture.real_share is not None and len({bool(view.synthetic[0]) for view in images}) < 2:
+        raise PlanError(
+            f"stage {stage.name!r} mixes real and synthetic images, and has only one of them",
+            where=f"{where}.mixture.real_share",
+            found=", ".join(stage.data),
+            remedy="the plan wants none (is the dataset balanced already?): use another strategy",
+        )
+    _check_groups(experiment, stage, where, images, validation)
+
+
+def _check_groups(
+    experiment: config.Experiment, stage: config.Stage, where: str, images: list[View], validation: View
+) -> None:
+    if not (validation.names.groups and stage.group_aware):
+        return
+    unknown = sum(int((view.groups < 0).sum()) for view in images)
+    if unknown:
         raise DataError(
             f"stage {stage.name!r} needs the group of every training image",
             where=where,
             found=f"{unknown} images of unknown group",
-            remedy="label their group, leave them out, or use objective erm with uniform sampling",
+            remedy="label their group, leave them out, or use a risk, sampling and mixture that need no groups",
         )

@@ -1,0 +1,121 @@
+"""What all commands share: reading an experiment, printing what came of it, telling a mistake.
+
+What people read goes to standard output as tables, progress to standard error. With ``--json`` the last line of
+standard output is one JSON object. A mistake of the user ends in a few lines and exit status 2. Nothing heavy is
+imported until a command runs.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from counterpoise import __version__
+from counterpoise.errors import CounterpoiseError
+
+if TYPE_CHECKING:
+    from counterpoise.config import Experiment
+
+
+class _Commands(click.Group):
+    """Commands in the order of the work, and errors without tracebacks."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except CounterpoiseError as error:
+            click.secho("error: ", fg="red", bold=True, nl=False, err=True)
+            click.echo(str(error), err=True)
+            sys.exit(2)
+        except KeyboardInterrupt:
+            click.echo("stopped: what is done is kept, the same command goes on from there", err=True)
+            sys.exit(130)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="counterpoise")
+def main() -> None:
+    """Repair an imbalanced or biased image dataset with synthetic images, and prove that it helped.
+
+    CONFIG is an experiment file (YAML), or the name of a shipped one such as `demo`. Any of its values can be
+    given on the command line as key.path=value. Every command does what it needs of the steps before it, and
+    reuses what is already in the store.
+
+    \b
+    Try it:   counterpoise run demo --out demo
+    """
+
+
+def one_method(config: str, overrides: tuple[str, ...], method: str | None) -> list[Experiment]:
+    from counterpoise.compose import load
+
+    return load(config, overrides, only_method=method)
+
+
+FOLDER = click.Path(file_okay=False, path_type=Path)
+METHOD = click.option("--method", help="Only this method of the file.")
+
+
+def command(
+    name: str, short_help: str, *options: Callable, choose: Callable = one_method, choices: tuple = (METHOD,)
+) -> Callable:
+    """A command over experiments: reads CONFIG and overrides, hands a job to the body, prints what it returns.
+
+    Args:
+        name: What it is called.
+        short_help: One line.
+        options: The body's own.
+        choose: Takes config, overrides and ``choices``, and gives the experiments.
+        choices: Options that say which experiments.
+    """
+
+    def decorate(body: Callable[..., tuple[dict, Any]]) -> click.Command:
+        @main.command(name, short_help=short_help)
+        @click.argument("config")
+        @click.argument("overrides", nargs=-1, metavar="[KEY.PATH=VALUE]...")
+        @click.option("--json", "as_json", is_flag=True, help="End standard output with one JSON object.")
+        @functools.wraps(body)
+        def command(config: str, overrides: tuple[str, ...], as_json: bool, **rest: Any) -> None:
+            chosen = {key: rest.pop(key) for key in inspect.signature(choose).parameters if key in rest}
+            experiments = choose(config, overrides, **chosen)
+            from counterpoise.experiment import Job
+
+            with Job(experiments, command=typed(), step=name) as job:
+                result, tables = body(job, **rest)
+            if as_json:
+                click.echo(json.dumps(result, allow_nan=False))
+            else:
+                show(tables)
+            if not result.get("ok", True):
+                sys.exit(1)
+
+        for option in (*choices, *options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+def typed() -> str:
+    """The command as it was typed, for the report."""
+    import shlex
+
+    return shlex.join(["counterpoise", *sys.argv[1:]])
+
+
+def show(tables: Any) -> None:
+    from rich.console import Console
+
+    console = Console()
+    for table in tables:
+        console.print(table)

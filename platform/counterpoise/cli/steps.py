@@ -1,0 +1,114 @@
+"""The steps of an experiment, in their order, and all of them at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from counterpoise.cli.command import FOLDER, command
+
+if TYPE_CHECKING:
+    from counterpoise.experiment import Job
+
+
+@command("audit", "Count what each class × group cell has.")
+def audit(job: Job) -> tuple[dict, Any]:
+    """Count what each class × group cell has, and say what that may do to a classifier.
+
+    \b
+    Example:  counterpoise audit demo
+              counterpoise audit demo data.imbalance.rate=0.999 --json
+    """
+    from counterpoise import terminal
+
+    found = job.audit()
+    return found.to_json(), terminal.audit(found)
+
+
+@command("plan", "Show what each cell will get, and what is held.")
+def plan(job: Job) -> tuple[dict, Any]:
+    """Show how many synthetic images each cell will get, what the pool holds, and how long the rest will take.
+
+    \b
+    Example:  counterpoise plan demo --method usb
+    """
+    from counterpoise import terminal
+
+    planned = job.plan()
+    return planned, terminal.plan(planned, job.names)
+
+
+@command("synthesize", "Sample, score and commit what the plans lack.")
+def synthesize(job: Job) -> tuple[dict, Any]:
+    """Sample, score and commit the images that the plans lack. Go on after any interruption by running it again.
+
+    \b
+    Example:  counterpoise synthesize demo pool.sampling.workers=2
+              counterpoise synthesize demo store=s3://bucket/prefix
+    """
+    from counterpoise import terminal
+
+    done = job.synthesize()
+    return done, terminal.synthesis(done)
+
+
+@command("train", "Train each method for each seed.")
+def train(job: Job) -> tuple[dict, Any]:
+    """Train each method's stages for each seed; `metrics` and `cells` are of the validation split.
+
+    With several methods, `metrics` and `cells` speak of the last one; `rows` has them all.
+
+    \b
+    Example:  counterpoise train demo --method ffr training.epochs=5
+    """
+    from counterpoise import terminal
+
+    trained = job.train()
+    return trained, terminal.rows(trained)
+
+
+@command("evaluate", "Measure each method on the test split.")
+def evaluate(job: Job) -> tuple[dict, Any]:
+    """Measure each method on the test split: per cell, worst group, fairness, with intervals.
+
+    With several methods, `metrics` and `cells` speak of the last one; `rows` has them all.
+
+    \b
+    Example:  counterpoise evaluate demo --method ffr --json
+    """
+    from counterpoise import terminal
+
+    scored = job.evaluate()
+    return scored, terminal.rows(scored)
+
+
+_OUT = click.option("--out", type=FOLDER, help="Folder for report.html and results.json [reports/NAME].")
+
+
+@command("run", "All of it: from audit to report.", _OUT)
+def run(job: Job, out: Path | None) -> tuple[dict, Any]:
+    """Do it all: audit, plan, synthesize, train, evaluate, report.
+
+    \b
+    Example:  counterpoise run demo --out demo
+              counterpoise run fashion_ffr data.root=path/to/fashion_mnist
+    """
+    from counterpoise import story, terminal
+
+    done = story.run(job, out)
+    return done, terminal.run(done)
+
+
+@command("report", "Write the report from what is in the store.", _OUT)
+def report(job: Job, out: Path | None) -> tuple[dict, Any]:
+    """Write report.html and results.json from what is in the store; what is missing is computed first.
+
+    \b
+    Example:  counterpoise report demo --out report
+    """
+    from counterpoise import story, terminal
+
+    written = story.write(job, out)
+    return written, terminal.files(written["files"])

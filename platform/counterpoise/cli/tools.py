@@ -1,0 +1,192 @@
+"""Beside the steps: comparing methods, looking before and checking after, other people's comparisons, this machine."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from counterpoise.cli.command import FOLDER, command, main, show, typed
+
+if TYPE_CHECKING:
+    from counterpoise.config import Experiment
+    from counterpoise.experiment import Job
+
+
+def _contestants(config: str, overrides: tuple[str, ...], methods: str | None, seeds: str | None) -> list[Experiment]:
+    from counterpoise.leaderboard import contestants
+
+    return contestants(config, overrides, methods, seeds)
+
+
+@command(
+    "compare",
+    "A leaderboard of methods over seeds.",
+    click.option("--by", metavar="METRIC", default="worst_group_accuracy", help="Rank by it [worst_group_accuracy]."),
+    click.option("--out", type=FOLDER, help="Folder for leaderboard.html and leaderboard.json [reports/NAME]."),
+    click.option("--no-control", is_flag=True, help="Do not add plain training for as many steps."),
+    choose=_contestants,
+    choices=(
+        click.option("--methods", metavar="A,B,…", help="The file's methods, method files by name, or paths [all]."),
+        click.option("--seeds", metavar="N|A,B,…", help="So many seeds from 0 on, or these [the file's]."),
+    ),
+)
+def compare(job: Job, by: str, out: Path | None, no_control: bool) -> tuple[dict, Any]:
+    """Train and measure methods on the same seeds, rank them, and say which differences the seeds can show.
+
+    Each method is held against erm, which is added if it is not there, and, if one uses synthetic images, against
+    erm for as many gradient steps. What is in the store is not trained again; a stage that methods share is trained
+    once.
+
+    \b
+    Example:  counterpoise compare demo --methods ffr,usb,resample --seeds 5
+              counterpoise compare demo --by equalized_odds_max --out leaderboard
+    """
+    from counterpoise import leaderboard, terminal
+
+    told = leaderboard.compare(job, by, out, not no_control)
+    return told, terminal.leaderboard(told)
+
+
+@command(
+    "preview",
+    "Draw a few images of each cell, in seconds.",
+    click.option("--per-cell", type=click.IntRange(1, 64), default=4, help="Images of each cell [4]."),
+    click.option("--cells", type=click.IntRange(1, 400), default=24, help="Most cells to show, spread over all [24]."),
+    click.option("--sweep", metavar="KEY=V1,V2,…", help="The same seeds for each value of a key, side by side."),
+    click.option(
+        "--out", type=click.Path(dir_okay=False, path_type=Path), default="preview.png", help="PNG [preview.png]."
+    ),
+)
+def preview(job: Job, per_cell: int, cells: int, sweep: str | None, out: Path) -> tuple[dict, Any]:
+    """Sample a few images of each cell in this process and draw them: a look before the long run.
+
+    They are the first images of the pool's cells, but for the last bits; nothing is put into the pool.
+
+    \b
+    Example:  counterpoise preview demo --out look.png
+              counterpoise preview demo --method ffr --per-cell 3 --sweep generator.guidance_scale=1,3,5
+    """
+    from counterpoise import compose, terminal
+    from counterpoise.preview import preview
+
+    typed = click.get_current_context().params
+
+    def load(override: str) -> list:
+        return compose.load(typed["config"], (*typed["overrides"], override), only_method=typed["method"])
+
+    drawn = preview(job, load, out, per_cell, cells, sweep)
+    return drawn, terminal.preview(drawn)
+
+
+@command(
+    "export",
+    "Write a method's images as a dataset for others.",
+    click.option(
+        "--format",
+        "form",
+        type=click.Choice(["imagefolder", "parquet", "webdataset", "huggingface"]),
+        required=True,
+        help="What the folder is to be.",
+    ),
+    click.option("--out", type=click.Path(path_type=Path), required=True, help="A folder that is empty or not there."),
+    click.option("--plan", "plans", multiple=True, help="Only this plan of the method; may be repeated."),
+    click.option("--with-real", is_flag=True, help="Put the real training images beside the synthetic ones."),
+    click.option(
+        "--per-file", type=click.IntRange(1), default=1000, help="Images per Parquet, tar or Arrow file [1000]."
+    ),
+)
+def export(job: Job, form: str, out: Path, plans: tuple[str, ...], with_real: bool, per_file: int) -> tuple[dict, Any]:
+    """Write the images that a method's plans take, with labels, prompts, seeds and a card, for other tools to read.
+
+    What the pool lacks is sampled first. The folder is there whole at the end, or not at all.
+
+    \b
+    Example:  counterpoise export demo --method ffr --format parquet --out ffr_images
+              counterpoise export demo --method usb --format imagefolder --with-real --out repaired
+    """
+    from counterpoise import terminal
+    from counterpoise.export.write import export
+
+    written = export(job, form, out, plans, with_real, per_file)
+    return written, terminal.export(written)
+
+
+@command(
+    "verify",
+    "Check the pool's files; sample some images anew.",
+    click.option("--regenerate", type=click.IntRange(0), default=0, help="Images to sample anew and compare [0]."),
+)
+def verify(job: Job, regenerate: int) -> tuple[dict, Any]:
+    """Check every shard of the pools: hash, rows, seeds, pixels that decode. Exit with status 1 if one is bad.
+
+    With --regenerate, images are sampled anew, in this process, and must come out as they are in the pool. The seed of
+    the first method chooses them: seeds=[1] chooses others.
+
+    \b
+    Example:  counterpoise verify demo
+              counterpoise verify demo --method ffr --regenerate 64 --json
+    """
+    from counterpoise import terminal
+
+    found = job.verify(regenerate)
+    return found, terminal.verify(found)
+
+
+@main.command("reproduce", short_help="Make a paper's comparison again, on data of ours.")
+@click.argument("name", required=False)
+@click.argument("overrides", nargs=-1, metavar="[KEY.PATH=VALUE]...")
+@click.option(
+    "--out", type=click.Path(file_okay=False, path_type=Path), default="reproductions", help="Folder [reproductions]."
+)
+@click.option("--json", "as_json", is_flag=True, help="End standard output with one JSON object.")
+def reproduce(name: str | None, overrides: tuple[str, ...], out: Path, as_json: bool) -> None:
+    """Run a paper's comparison on the testbed and judge its claims: NAME.md and NAME.json. Without NAME, list them.
+
+    What the store holds is not run again, so an interrupted reproduction goes on.
+
+    \b
+    Example:  counterpoise reproduce
+              counterpoise reproduce ffr_figure3
+              counterpoise reproduce ffr_tables seeds=[0] training.epochs=5 --out look
+    """
+    from counterpoise import reproduce, terminal
+
+    if name is None:
+        found = reproduce.titles()
+        click.echo(json.dumps(found) if as_json else "\n".join(f"{key:22} {title}" for key, title in found.items()))
+        return
+    done = reproduce.reproduce(name, overrides, out, typed())
+    if as_json:
+        click.echo(json.dumps(done, allow_nan=False))
+    else:
+        show(terminal.reproduction(done))
+
+
+@main.command("doctor", short_help="Check this machine, and an experiment on it.")
+@click.argument("config", required=False)
+@click.argument("overrides", nargs=-1, metavar="[KEY.PATH=VALUE]...")
+@click.option("--json", "as_json", is_flag=True, help="End standard output with one JSON object.")
+def doctor(config: str | None, overrides: tuple[str, ...], as_json: bool) -> None:
+    """Check this machine: libraries, memory, devices, Ray, MLflow; and with CONFIG also its data, store and models.
+
+    Exits with status 1 if a check fails.
+
+    \b
+    Example:  counterpoise doctor
+              counterpoise doctor demo store=s3://bucket/prefix
+    """
+    from counterpoise.doctor import examine
+
+    checks = examine(config, overrides)
+    failed = [check for check in checks if check.state == "fail"]
+    if as_json:
+        click.echo(json.dumps({"ok": not failed, "checks": [vars(check) for check in checks]}))
+    else:
+        from counterpoise import terminal
+
+        show(terminal.checks(checks))
+    sys.exit(1 if failed else 0)

@@ -1,0 +1,112 @@
+"""What methods are held against: real images alone, and real images alone for as many steps as the costliest method.
+
+Synthetic images mean more images, and more images mean more gradient steps in the same number of epochs. So a method
+with synthetic images is also compared with plain training that shows as many images, all of them real: what it gains
+over that is not the longer training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from counterpoise.config import Experiment, Optimizer, Stage
+from counterpoise.view import View
+
+NAME = "control"
+
+
+@dataclass(frozen=True)
+class Control:
+    """The equal-compute control.
+
+    Attributes:
+        experiments: One for each seed, of the method ``control``.
+        of: The method that shows most images in training.
+        shown: How many it shows.
+        base: The method that is trained longer.
+        epochs: How long, all stages together.
+    """
+
+    experiments: list[Experiment]
+    of: str
+    shown: int
+    base: str
+    epochs: int
+
+
+def baseline(experiments: Sequence[Experiment]) -> str | None:
+    """The method to compare with: of those that train on real images alone the first, plain ones before others."""
+    real = [experiment for experiment in experiments if not experiment.plans]
+    return next((experiment.method for experiment in (*filter(is_plain, real), *real)), None)
+
+
+def is_plain(experiment: Experiment) -> bool:
+    """Whether this is ERM on the real images: all of them, all alike, the mean of their cross-entropies."""
+    return not experiment.plans and all(stage.data == ["real"] and stage.plain for stage in experiment.stages)
+
+
+def images_shown(experiment: Experiment, views: Mapping[str, View]) -> int:
+    """How many images training shows in all stages together, repeats counted: gradient steps × batch size.
+
+    Deep feature reweighting has no epochs, and shows none.
+
+    Args:
+        views: Everything that stages train on: ``real``, ``validation`` and the plans'.
+    """
+    return sum(
+        (stage.epochs or experiment.training.epochs) * _images(stage, [views[name] for name in stage.data])
+        for stage in experiment.stages
+        if stage.dfr is None
+    )
+
+
+def _images(stage: Stage, views: Sequence[View]) -> int:
+    """Images of an epoch."""
+    if stage.mixture.subsample is None:
+        return sum(map(len, views))
+    counts = np.sum([view.counts for view in views], axis=0)
+    sizes = counts.sum(1) if stage.mixture.subsample == "class" else counts
+    present = sizes[sizes > 0]
+    return int(present.min() * len(present)) if len(present) else 0
+
+
+def equal_compute(experiments: Sequence[Experiment], base: str, shown: Mapping[str, int]) -> Control | None:
+    """The method ``base`` with its epochs scaled up (rounded up) to what the costliest method shows.
+
+    Args:
+        experiments: Among them those of ``base``.
+        base: A method that trains on real images alone.
+        shown: From :func:`images_shown`, for each method.
+
+    Returns:
+        None if ``base`` itself shows as many as any other.
+    """
+    costliest = max(shown, key=shown.__getitem__)
+    if shown[costliest] <= shown[base]:
+        return None
+    longer = [_longer(e, shown[costliest], shown[base]) for e in experiments if e.method == base]
+    epochs = sum(stage.epochs or 0 for stage in longer[0].stages)
+    return Control(longer, costliest, shown[costliest], base, epochs)
+
+
+def _longer(experiment: Experiment, images: int, instead_of: int) -> Experiment:
+    def scaled(epochs: int) -> int:
+        return -(-epochs * images // instead_of)
+
+    def optimizer(stage: Stage) -> Optimizer | None:
+        """A step schedule's milestones are epochs, too."""
+        found = stage.optimizer or experiment.training.optimizer
+        if not found.milestones:
+            return stage.optimizer
+        return found.model_copy(update={"milestones": [scaled(epoch) for epoch in found.milestones]})
+
+    stages = [
+        stage.model_copy(
+            update={"epochs": scaled(stage.epochs or experiment.training.epochs), "optimizer": optimizer(stage)}
+        )
+        for stage in experiment.stages
+    ]
+    return experiment.model_copy(update={"method": NAME, "stages": stages})

@@ -1,0 +1,168 @@
+"""Methods trained on the same seeds, in one table: ranked by a metric, with costs, and held against plain training.
+
+Nothing is computed that the store holds, and a stage that several methods share is trained once: a comparison that was
+killed goes on where it was, and one with more methods or seeds trains only what is new.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from counterpoise import compose, control, record, story
+from counterpoise.config import Experiment, Workers
+from counterpoise.errors import ConfigError, did_you_mean, one_of
+from counterpoise.evaluation import evaluate
+from counterpoise.evaluation.compare import COSTS, more_is_better, ranks, table
+from counterpoise.experiment import Job
+from counterpoise.fitting import Outcome
+from counterpoise.report.leaderboard import Leaderboard
+from counterpoise.report.page import render_leaderboard
+from counterpoise.synthesis.pool import sampler_seconds
+
+_REFERENCE = "erm"
+
+
+def contestants(
+    config: str, overrides: Sequence[str], methods: str | None = None, seeds: str | None = None
+) -> list[Experiment]:
+    """The experiments to compare: those of the file, or the methods and seeds named, each method with each seed.
+
+    If none of them is plain training on the real images, ``erm`` is added: every statement is made against it.
+
+    Args:
+        config: As for :func:`counterpoise.compose.load`.
+        overrides: Also.
+        methods: As typed: ``ffr,usb``.
+        seeds: As typed: ``5``, or ``0,3,7``.
+    """
+    named = compose.method_names(methods) if methods is not None else None
+    numbers = compose.seed_numbers(seeds) if seeds is not None else None
+    experiments = compose.load(config, overrides, methods=named, seeds=numbers)
+    present = list(dict.fromkeys(experiment.method for experiment in experiments))
+    if _REFERENCE in present or any(map(control.is_plain, experiments)):
+        return experiments
+    return compose.load(config, overrides, methods=[_REFERENCE, *(named or present)], seeds=numbers)
+
+
+def compare(job: Job, by: str, out: Path | None, with_control: bool) -> dict[str, Any]:
+    """Trains and measures everything, and writes leaderboard.html and leaderboard.json into ``out``.
+
+    Args:
+        job: Of :func:`contestants`.
+        by: The metric to rank by, which is also the one that judges.
+        out: By default ``reports/NAME``.
+        with_control: Whether plain training for as many steps as the costliest method is added, if any has plans.
+
+    Raises:
+        ConfigError: ``by`` is no metric of this dataset, or the folder cannot be written; before anything is sampled.
+    """
+    _check(job, by)
+    folder = story.folder(job, out)
+    story.save(folder, {})
+    added = _control(job) if with_control else None
+    if added:
+        job.join(added.experiments)
+    board = tell(job, by, added)
+    page, told = render_leaderboard(board), board.to_json()
+    files = story.save(folder, {"leaderboard.html": page, "leaderboard.json": record.to_text(told)})
+    record.leaderboard(job.tracked, page, board)
+    return {"run_id": job.tracked.id, **told, "files": files}
+
+
+def _check(job: Job, by: str) -> None:
+    """A perfect classifier has every metric that any has here: which there are follows from the images alone."""
+    test, classes = job.splits["test"], len(job.names.classes)
+    settings = job.first.evaluation.model_copy(update={"bootstrap": 0})
+    perfect = np.eye(classes)[test.labels]
+    there = evaluate(test.labels, test.groups, perfect, test.names, job.train_view.counts, settings).metrics
+    if by not in there:
+        known = more_is_better(by) is not None and by not in COSTS
+        raise ConfigError(
+            "this dataset has no such metric: it lacks the groups or classes" if known else "there is no such metric",
+            where="--by",
+            found=by,
+            allowed=one_of(there, 20),
+            remedy=did_you_mean(by, there),
+        )
+
+
+def _control(job: Job) -> control.Control | None:
+    """The control to add: none if no method has plans, if there is nothing to train longer, or if one is listed."""
+    base = control.baseline(job.experiments)
+    listed = any(experiment.method == control.NAME for experiment in job.experiments)
+    if listed or base is None or not any(experiment.plans for experiment in job.experiments):
+        return None
+    first = {experiment.method: experiment for experiment in reversed(job.experiments)}
+    validation = {"validation": job.splits["validation"]}
+    shown = {name: control.images_shown(one, job.views_of(one) | validation) for name, one in first.items()}
+    return control.equal_compute(job.experiments, base, shown)
+
+
+def tell(job: Job, by: str, added: control.Control | None) -> Leaderboard:
+    """The leaderboard of a job; what is missing is trained first."""
+    rows = []
+    for outcome, experiment in zip(job.outcomes, job.experiments, strict=True):
+        row = story.result_row(outcome)
+        rows.append(replace(row, metrics={**row.metrics, **costs(job, outcome, experiment)}))
+    metrics = list(dict.fromkeys(name for row in rows for name, value in row.metrics.items() if value is not None))
+    flat = [{"method": r.method, "seed": r.seed, "intervals": r.intervals, **r.metrics} for r in rows]
+    summary = table(flat, metrics, job.first.evaluation.confidence)
+    places = ranks(summary, by)
+    order = list(places)
+    names = [experiment.method for experiment in job.experiments]
+    return Leaderboard(
+        **story.shared(job),
+        rows=sorted(rows, key=lambda row: order.index(row.method)),
+        summary=summary,
+        control=control.NAME if control.NAME in names else None,
+        by=by,
+        of_images=len({row.seed for row in rows}) == 1,
+        places=places,
+        regimes={row.method: row.regime for row in rows},
+        synthetic=[name for name in order if any(e.method == name and e.plans for e in job.experiments)],
+        control_of=_described(added),
+        stages=job.stages,
+        results=[
+            {**outcome.result_row(), **{name: row.metrics[name] for name in COSTS}, "config": digest, "run_id": run}
+            for outcome, row, digest, run in zip(
+                job.outcomes, rows, map(record.config_digest, job.experiments), job.runs, strict=True
+            )
+        ],
+    )
+
+
+def _described(added: control.Control | None) -> dict[str, Any] | None:
+    if added is None:
+        return None
+    return {"method": added.of, "base": added.base, "epochs": added.epochs, "images_shown": added.shown}
+
+
+def costs(job: Job, outcome: Outcome, experiment: Experiment) -> dict[str, int | float | None]:
+    """What a method takes with one seed if nothing is there before; so it does not matter who asked first, or when.
+
+    Returns:
+        ``images_drawn``: images in the pool's shards that its plans took images from, in every round of feedback.
+        ``accelerator_seconds``: seconds of its stages × workers, and of one sampler for these images, × GPUs of each (1
+        if it has none); None if nobody noted how fast the images were sampled.
+    """
+    training = experiment.training
+    seconds: float | None = outcome.seconds * training.num_workers * _devices(training.resources)
+    drawn = 0
+    for result in job.realized.values():
+        views = [view for (method, _), view in result.views.items() if method == experiment.method]
+        shards = {key for view in views for key in view.index["key"].to_pylist()}
+        images = len(shards) * experiment.pool.shard_size
+        each = sampler_seconds(job.store, result.pool) if images else 0.0
+        spent = None if each is None else images * each * _devices(experiment.pool.sampling)
+        seconds = None if seconds is None or spent is None else seconds + spent
+        drawn += images
+    return {"images_drawn": drawn, "accelerator_seconds": None if seconds is None else round(seconds, 2)}
+
+
+def _devices(workers: Workers) -> float:
+    return workers.num_gpus or 1.0

@@ -1,0 +1,102 @@
+"""The leaderboard, as plain data: every method on every metric, ranked by one of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from counterpoise.evaluation.compare import COSTS
+from counterpoise.report.content import Results
+from counterpoise.report.verdict import standings, verdict
+
+RATES = (
+    "accuracy", "balanced_accuracy", "worst_group_accuracy", "equalized_odds_mean", "equalized_odds_max", "group_std",
+    "many", "medium", "few",
+)  # fmt: skip
+
+REGIMES = {
+    "groups": "epochs chosen by the groups of the validation images",
+    "labels": "by their labels only",
+    "none": "the last epoch, without looking",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Leaderboard(Results):
+    """Methods on the same seeds and splits, in the order of their places; costs are among the metrics.
+
+    Attributes:
+        places: Method -> place by the mean of ``by``, from 1; None where it could not be measured.
+        regimes: Method -> what choosing its epochs took; a key of :data:`REGIMES`.
+        synthetic: The methods that train on synthetic images.
+        control_of: Of the equal-compute control: ``method`` (the costliest one, whose steps it takes), ``base``,
+            ``epochs`` and ``images_shown``. None if there is none, or if it is a listed method.
+        stages: ``fitted`` now, and ``found`` in the store.
+        results: The flat row of every method and seed.
+    """
+
+    places: Mapping[str, int | None]
+    regimes: Mapping[str, str]
+    synthetic: list[str]
+    control_of: Mapping[str, Any] | None = None
+    stages: Mapping[str, int] = field(default_factory=dict)
+    results: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def synthetic_methods(self) -> list[str]:
+        return self.synthetic
+
+    @property
+    def columns_shown(self) -> list[str]:
+        """The metrics that some method has, in reading order."""
+        names = [*RATES, *([] if self.by in RATES else [self.by]), *COSTS]
+        return [name for name in names if any(name in metrics for metrics in self.summary.values())]
+
+    def about(self, method: str) -> str:
+        """What the table says of a method under its name."""
+        if method == self.baseline:
+            return "the reference: real images only"
+        if method != self.control:
+            return ""
+        if self.control_of is None:
+            return "the control"
+        of, base, epochs = (self.control_of[key] for key in ("method", "base", "epochs"))
+        return f"control of {of}: {base} for {epochs} epochs, as many steps"
+
+    def to_json(self) -> dict[str, Any]:
+        """leaderboard.json."""
+        said, (to_base, to_control) = verdict(self), standings(self)
+        return {
+            "title": self.title,
+            "command": self.command,
+            "created": self.created,
+            "by": self.by,
+            "confidence": self.confidence,
+            "intervals_over": "test images" if self.of_images else "seeds",
+            "seeds": sorted({row.seed for row in self.rows}),
+            "reference": self.baseline,
+            "control": self.control,
+            "control_of": self.control_of,
+            "methods": [
+                {
+                    "place": self.places[method],
+                    "method": method,
+                    "regime": self.regimes[method],
+                    "synthetic": method in self.synthetic,
+                    "about": self.about(method),
+                    "metrics": {
+                        name: dict(zip(("mean", "low", "high"), interval, strict=True))
+                        for name in self.columns_shown
+                        if (interval := self.interval(method, name))
+                    },
+                }
+                for method in self.methods
+            ],
+            "differences": [asdict(found) for found in (*to_base.values(), *to_control.values())],
+            "verdict": [said.headline, *said.lines],
+            "stages": dict(self.stages),
+            "rows": self.results,
+            "digests": dict(self.digests),
+            "versions": dict(self.versions),
+        }

@@ -1,0 +1,240 @@
+"""A paper's comparison made again on data of ours: an experiment under several settings, and the paper's claims judged.
+
+A reproduction is an experiment file with one more key:
+
+.. code-block:: yaml
+
+    reproduction:
+      title: …
+      paper: where the comparison stands
+      setup: what is alike and what is not
+      settings: {name: [key.path=value, …]}      # one run of all methods and seeds for each
+      metrics: [worst_group_accuracy, …]
+      claims: [{better: ffr, than: usb, metric: worst_group_accuracy}]  # what the paper says, one by one
+      theirs: the paper's numbers, as Markdown
+      reading: what we make of it, as Markdown
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import Field, ValidationError
+
+from counterpoise import compose
+from counterpoise.config import Experiment, Section
+from counterpoise.errors import ConfigError
+from counterpoise.evaluation import summarize
+from counterpoise.evaluation.compare import differences, more_is_better
+from counterpoise.experiment import Job
+from counterpoise.report import content
+
+ROOM = "reproductions"
+
+
+class Claim(Section):
+    """That one method is ahead of another; lower is better for what ``report.content`` says it is."""
+
+    better: str
+    than: str
+    metric: str
+
+
+class Reproduction(Section):
+    """What a reproduction file says beside its experiment."""
+
+    title: str
+    paper: str
+    setup: str = ""
+    settings: dict[str, list[str]] = Field({"": []}, min_length=1)
+    metrics: list[str] = Field(["worst_group_accuracy", "balanced_accuracy"], min_length=1)
+    claims: list[Claim] = Field([])
+    theirs: str = ""
+    reading: str = ""
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A claim and what our runs say of it.
+
+    Attributes:
+        difference: Mean over seeds, positive where the claim goes.
+        interval: Student's t interval of it; None for one seed.
+        verdict: ``holds``, ``reversed`` or ``not shown``.
+    """
+
+    claim: Claim
+    difference: float
+    interval: tuple[float, float] | None
+    verdict: str
+
+
+def reproduce(name: str, overrides: Sequence[str], out: Path, command: str) -> dict[str, Any]:
+    """Runs every setting and writes ``NAME.md`` and ``NAME.json`` into ``out``. What the store holds is not run again.
+
+    Raises:
+        ConfigError: There is no such reproduction, or a claim speaks of a method that it does not have.
+        CounterpoiseError: As a run of the experiment raises it.
+    """
+    started = time.monotonic()
+    spec, load = read(name, overrides)
+    name = Path(name).stem
+    by_setting = {setting: load(changes) for setting, changes in spec.settings.items()}
+    _check(spec, name, [experiment for experiments in by_setting.values() for experiment in experiments])
+    rows: list[dict[str, Any]] = []
+    for setting, experiments in by_setting.items():
+        with Job(experiments, command=command, step="reproduce") as job:
+            rows += [{"setting": setting, **outcome.result_row()} for outcome in job.outcomes]
+    judged = [judge(claim, rows) for claim in spec.claims]
+    spent = time.monotonic() - started
+    result = {
+        "name": name,
+        "rows": rows,
+        "claims": [
+            {**one.claim.model_dump(), "difference": one.difference, "interval": one.interval, "verdict": one.verdict}
+            for one in judged
+        ],
+    }
+    files = {
+        f"{name}.md": page(spec, rows, judged, command, spent),
+        f"{name}.json": json.dumps(result, indent=1) + "\n",
+    }
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for file, text in files.items():
+            (out / file).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(
+            "the tables cannot be written", where="--out", found=error, remedy="name another folder"
+        ) from error
+    return result | {"files": {file: str(out / file) for file in files}, "seconds": round(spent, 1)}
+
+
+def read(name: str, overrides: Sequence[str]) -> tuple[Reproduction, Callable[[Sequence[str]], list[Experiment]]]:
+    """What the file says, and how to load its experiments under a setting.
+
+    Raises:
+        ConfigError: There is no such file, or its ``reproduction`` is missing or wrong.
+    """
+    file, section = compose.beside(name, ROOM, "reproduction")
+    try:
+        spec = Reproduction.model_validate(section)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = f"{file}: reproduction.{'.'.join(map(str, first['loc']))}"
+        raise ConfigError(first["msg"], where=where, found=first.get("input")) from None
+
+    def load(changes: Sequence[str]) -> list[Experiment]:
+        return compose.load(str(file), (*changes, *overrides))
+
+    return spec, load
+
+
+def titles() -> dict[str, str]:
+    """The reproductions that are shipped, and what each is of."""
+    files = sorted((compose.CONFIGS / ROOM).glob("[!_]*.yaml"))
+    return {file.stem: f"{spec.title} ({spec.paper})" for file in files for spec, _ in [read(str(file), ())]}
+
+
+def _check(spec: Reproduction, name: str, experiments: Sequence[Experiment]) -> None:
+    methods = list(dict.fromkeys(experiment.method for experiment in experiments))
+    for number, claim in enumerate(spec.claims):
+        for method in (claim.better, claim.than):
+            if method not in methods:
+                raise ConfigError(
+                    "this claim speaks of a method that is not here",
+                    where=f"{name}: reproduction.claims.{number}",
+                    found=method,
+                    allowed=", ".join(methods),
+                )
+
+
+def judge(claim: Claim, rows: Sequence[dict[str, Any]], confidence: float = 0.95) -> Judged:
+    """Whether paired differences over seeds, each the mean over settings, bear the claim out."""
+    metric, sign = claim.metric, 1 if more_is_better(claim.metric) else -1
+    values: dict[tuple[str, int], list[float]] = {}
+    for row in rows:
+        values.setdefault((row["method"], row["seed"]), []).append(row[metric])
+    means = [
+        {"method": method, "seed": seed, metric: float(np.mean(found))} for (method, seed), found in values.items()
+    ]
+    (found,) = differences(means, [claim.better], claim.than, metric, confidence)
+    interval = None
+    if found.low is not None and found.high is not None:
+        interval = (min(sign * found.low, sign * found.high), max(sign * found.low, sign * found.high))
+    verdict = {"better": "holds", "worse": "reversed"}.get(found.outcome, "not shown")
+    return Judged(claim, sign * found.mean, interval, verdict)
+
+
+# -- Markdown ----------------------------------------------------------------------------------------------------------
+
+
+def page(
+    spec: Reproduction, rows: Sequence[dict[str, Any]], judged: Sequence[Judged], command: str, spent: float
+) -> str:
+    seeds = len({row["seed"] for row in rows})
+    parts = [
+        f"# {spec.title}",
+        f"{spec.paper}. Ours: `{command}`, {seeds} seeds, {spent / 60:.0f} minutes (less what was in the store), "
+        "means and 95 % Student t-intervals.",
+        spec.setup,
+        "## Ours",
+        *_tables(spec, rows),
+    ]
+    if judged:
+        parts += ["## Claims", _claims(judged)]
+    if spec.theirs:
+        parts += ["## The paper", spec.theirs]
+    if spec.reading:
+        parts += ["## Reading", spec.reading]
+    return "\n\n".join(part.strip() for part in parts if part.strip()) + "\n"
+
+
+def _tables(spec: Reproduction, rows: Sequence[dict[str, Any]]) -> list[str]:
+    """One table of methods × metrics; or for several settings, of methods × settings for each metric."""
+    found = {
+        setting: summarize([row for row in rows if row["setting"] == setting], spec.metrics)
+        for setting in spec.settings
+    }
+    methods = list(dict.fromkeys(row["method"] for row in rows))
+
+    def cell(setting: str, method: str, metric: str) -> str:
+        summary = found[setting].get(method, {}).get(metric)
+        if summary is None:
+            return ""
+        reach = "" if summary.interval is None else f" ± {50 * (summary.interval[1] - summary.interval[0]):.1f}"
+        return f"{100 * summary.mean:.1f}{reach}"
+
+    if len(spec.settings) == 1:
+        (only,) = spec.settings
+        body = [[method, *(cell(only, method, metric) for metric in spec.metrics)] for method in methods]
+        return [_table(["method", *map(_title, spec.metrics)], body)]
+    tables = []
+    for metric in spec.metrics:
+        body = [[method, *(cell(setting, method, metric) for setting in spec.settings)] for method in methods]
+        tables += [f"**{_title(metric)}**, %", _table(["method", *spec.settings], body)]
+    return tables
+
+
+def _claims(judged: Sequence[Judged]) -> str:
+    body = []
+    for one in judged:
+        ends = "" if one.interval is None else f" [{100 * one.interval[0]:.1f}, {100 * one.interval[1]:.1f}]"
+        claim = f"{one.claim.better} is ahead of {one.claim.than} in {_title(one.claim.metric)}"
+        body.append([claim, f"{100 * one.difference:+.1f}{ends}", f"**{one.verdict}**"])
+    return _table(["the paper says", "our difference over seeds, points", ""], body)
+
+
+def _title(metric: str) -> str:
+    return content.metric(metric, True).title
+
+
+def _table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in body)])
