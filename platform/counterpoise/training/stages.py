@@ -17,17 +17,16 @@ import torch
 from jaxtyping import Float
 
 from counterpoise import config
-from counterpoise.errors import ConfigError, DataError, ModelError, PlanError
+from counterpoise.errors import ModelError, PlanError
 from counterpoise.locate import hash_of_file
 from counterpoise.store import Store, open_store, read
 from counterpoise.table import Names, digest
 from counterpoise.training import loop
-from counterpoise.training.augmentation import check_transforms
+from counterpoise.training.checks import check_stage
 from counterpoise.training.fit import Fit, OnEpoch, load_weights
 from counterpoise.training.gradients import Gradients
-from counterpoise.training.models import Classifier, build_model, weights_name, with_normalized_head, without_data
+from counterpoise.training.models import Classifier, build_model, weights_name, with_normalized_head
 from counterpoise.training.pixels import Pixels
-from counterpoise.training.trainable import prepare
 from counterpoise.training.workers import Worker
 from counterpoise.view import View
 
@@ -138,7 +137,7 @@ def tasks(experiment: config.Experiment, views: Mapping[str, View], validation: 
     views = {**views, "validation": validation}
     for number, stage in enumerate(experiment.stages):
         images = [views[name] for name in stage.data if len(views[name])]
-        _check(experiment, stage, f"stages.{number}", images, validation)
+        check_stage(experiment, stage, f"stages.{number}", images, validation)
         tasks[stage.name] = _task(experiment, stage, f"stages.{number}", images, views, tasks, store)
     return list(tasks.values())
 
@@ -247,61 +246,3 @@ def _gradients(
     }
     classes = len(views["validation"].names.classes)
     return Gradients(recipe, seen, classes, seed, start, before, store, digest(address))
-
-
-def _check(
-    experiment: config.Experiment, stage: config.Stage, where: str, images: list[View], validation: View
-) -> None:
-    if not images:
-        raise PlanError(
-            f"stage {stage.name!r} has no images to train on",
-            where=f"{where}.data",
-            found=", ".join(f"{name}: 0 images" for name in stage.data),
-            remedy="the plan wants none (is the dataset balanced already?): use another strategy, or name other data",
-        )
-    seen = stage.group_aware or (stage.select_by or experiment.training.select_by) in config.GROUP_METRICS
-    if not (validation.counts.sum() if seen else len(validation)):
-        raise DataError(
-            "there are no validation images of known cells",
-            where="data",
-            found=f"{len(validation)} validation images",
-            remedy="give the dataset a validation split (data.splits), with groups if it has groups",
-        )
-    training = experiment.training
-    if training.batch_size < training.num_workers:
-        remedy = "every worker needs at least one image of each batch"
-        raise ConfigError(
-            "the batch is smaller than the number of workers",
-            where="training.batch_size",
-            found=f"{training.batch_size} for {training.num_workers} workers",
-            remedy=remedy,
-        )
-    if stage.augmentation is None:
-        check_transforms(training.augmentation, training.image_size, "training.augmentation")
-    else:
-        check_transforms(stage.augmentation, training.image_size, f"{where}.augmentation")
-    if stage.trainable.name in ("blocks", "all_but_blocks", "last_layer"):
-        prepare(Classifier(without_data(training.backbone)), stage, seed=0)
-    if stage.mixture.real_share is not None and len({bool(view.synthetic[0]) for view in images}) < 2:
-        raise PlanError(
-            f"stage {stage.name!r} mixes real and synthetic images, and has only one of them",
-            where=f"{where}.mixture.real_share",
-            found=", ".join(stage.data),
-            remedy="the plan wants none (is the dataset balanced already?): use another strategy",
-        )
-    _check_groups(experiment, stage, where, images, validation)
-
-
-def _check_groups(
-    experiment: config.Experiment, stage: config.Stage, where: str, images: list[View], validation: View
-) -> None:
-    if not (validation.names.groups and stage.group_aware):
-        return
-    unknown = sum(int((view.groups < 0).sum()) for view in images)
-    if unknown:
-        raise DataError(
-            f"stage {stage.name!r} needs the group of every training image",
-            where=where,
-            found=f"{unknown} images of unknown group",
-            remedy="label their group, leave them out, or use a risk, sampling and mixture that need no groups",
-        )
