@@ -72,9 +72,7 @@ reproduction:
   theirs: None.
 """.replace("../configs/experiments/demo.yaml", "experiments/demo")
     )
-    done = reproduce.reproduce(
-        str(file), [f"store={tmp_path / 'store'}"], tmp_path / "out", "counterpoise reproduce small"
-    )
+    done = reproduce.reproduce(str(file), [f"store={tmp_path / 'store'}"], tmp_path / "out")
     assert len(done["rows"]) == 2 * 2 * 2
     text = (tmp_path / "out" / "small.md").read_text()
     assert "# A small one" in text
@@ -88,7 +86,7 @@ def test_a_claim_about_nobody_and_a_wrong_section_are_told(tmp_path):
     body = "extends: experiments/demo\nname: bad\nreproduction: {title: t, paper: p, claims: [%s]}\n"
     file.write_text(body % "{better: nobody, than: erm, metric: accuracy}")
     with pytest.raises(ConfigError, match=r"reproduction\.claims\.0[\s\S]*nobody[\s\S]*erm, usb, asb, ffr"):
-        reproduce.reproduce(str(file), [f"store={tmp_path / 'store'}"], tmp_path, "")
+        reproduce.reproduce(str(file), [f"store={tmp_path / 'store'}"], tmp_path)
     file.write_text(body % "{bettter: erm, than: erm, metric: accuracy}")
     with pytest.raises(ConfigError, match=r"reproduction\.claims\.0"):
         reproduce.read(str(file), ())

@@ -18,6 +18,7 @@ A reproduction is an experiment file with one more key:
 from __future__ import annotations
 
 import json
+import shlex
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -75,7 +76,7 @@ class Judged:
     verdict: str
 
 
-def reproduce(name: str, overrides: Sequence[str], out: Path, command: str) -> dict[str, Any]:
+def reproduce(name: str, overrides: Sequence[str], out: Path) -> dict[str, Any]:
     """Runs every setting and writes ``NAME.md`` and ``NAME.json`` into ``out``. What the store holds is not run again.
 
     Raises:
@@ -84,6 +85,8 @@ def reproduce(name: str, overrides: Sequence[str], out: Path, command: str) -> d
     """
     started = time.monotonic()
     spec, load = read(name, overrides)
+    told = [override for override in overrides if not override.startswith(("store=", "tracking."))]
+    command = shlex.join(["counterpoise", "reproduce", name, *told])
     name = Path(name).stem
     by_setting = {setting: load(changes) for setting, changes in spec.settings.items()}
     _check(spec, name, [experiment for experiments in by_setting.values() for experiment in experiments])

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from counterpoise.cli.command import FOLDER, command, main, show, typed
+from counterpoise.cli.command import FOLDER, command, main, show
 
 if TYPE_CHECKING:
     from counterpoise.config import Experiment
@@ -159,7 +159,7 @@ def reproduce(name: str | None, overrides: tuple[str, ...], out: Path, as_json: 
         found = reproduce.titles()
         click.echo(json.dumps(found) if as_json else "\n".join(f"{key:22} {title}" for key, title in found.items()))
         return
-    done = reproduce.reproduce(name, overrides, out, typed())
+    done = reproduce.reproduce(name, overrides, out)
     if as_json:
         click.echo(json.dumps(done, allow_nan=False))
     else:
