@@ -167,7 +167,7 @@ def test_a_table_for_people(compared, store):
 
 
 WRONG = {
-    "unknown method": (["--methods", "fff"], "did you mean 'ffr'?"),
+    "unknown method": (["--methods", "fffr"], "did you mean 'ffr'?"),
     "method twice": (["--methods", "ffr,ffr"], "--methods"),
     "no seeds": (["--seeds", "0"], "--seeds"),
     "seeds that are none": (["--seeds", "a,b"], "0,3,7"),
