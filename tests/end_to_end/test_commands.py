@@ -203,6 +203,7 @@ def test_a_run_with_a_store_on_s3(s3_server, tmp_path, monkeypatch):
     client.close()
 
 
+@pytest.mark.timeout(600)  # it trains and samples twice, in actors that start anew
 def test_feedback_in_two_rounds(call, store, tmp_path):
     """Train → guided sampling → train → sampling with the new classifier → train; a second run computes nothing."""
     plan, section = "{uniform: {by: cell}}", "{criterion: hardness, every: 1, rounds: 2}"
