@@ -1,6 +1,10 @@
 """What a stage can say, run: each key changes what it should, and stages use what other stages have made."""
 
 import json
+import pickle
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +13,7 @@ import torch
 from toy_bias import make_experiment, make_view
 
 from counterpoise.errors import ModelError, PlanError
-from counterpoise.store import read
+from counterpoise.store import open_store, read
 from counterpoise.training import fit, stages
 from counterpoise.training.images import StageImages
 from counterpoise.view import View
@@ -250,6 +254,28 @@ def test_arcface_trains_on_a_cosine_head(store, views, validation):
         fitted = stages.run(experiment, views, validation)[0]
         assert fitted.history[-1]["accuracy"] > 0.6
         assert "backbone.fc.bias" not in weights(store, fitted)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_compiled_training_comes_to_the_same(store, views, validation, tmp_path):
+    """In a process of its own: dynamo cannot look through the checks of shapes that are on in tests."""
+    plain = stages.run(make_experiment(store, epochs=2), views, validation)[0]
+    other = open_store(tmp_path / "other")
+    given = tmp_path / "given.pickle"
+    given.write_bytes(pickle.dumps((make_experiment(other, epochs=2, compile=True), views, validation)))
+    script = Path(__file__).with_name("toy_bias.py")
+    done = subprocess.run([sys.executable, script, given], capture_output=True, text=True, check=True, timeout=250)
+    assert done.stdout.split()[-1] == plain.digest
+    compiled = fit.load_weights(other, plain.key)
+    torch.testing.assert_close(compiled, weights(store, plain), rtol=1e-3, atol=1e-4)
+
+
+def test_half_precision_trains_and_is_another_address(store, views, validation):
+    plain, half = (make_experiment(store, epochs=3, precision=name) for name in ("float32", "bfloat16"))
+    full, short = (stages.run(experiment, views, validation)[0] for experiment in (plain, half))
+    assert full.digest != short.digest
+    assert short.history[-1]["loss"] == pytest.approx(full.history[-1]["loss"], rel=0.05)
+    assert {value.dtype for value in weights(store, short).values()} == {torch.float32}
 
 
 def test_method_files_are_short():
