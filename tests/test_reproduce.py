@@ -74,11 +74,14 @@ reproduction:
     )
     done = reproduce.reproduce(str(file), [f"store={tmp_path / 'store'}"], tmp_path / "out")
     assert len(done["rows"]) == 2 * 2 * 2
+    assert (tmp_path / "out" / "small.png").read_bytes().startswith(b"\x89PNG")
     text = (tmp_path / "out" / "small.md").read_text()
     assert "# A small one" in text
     assert "| mild | strong |" in text.replace("method ", "")
     assert "2 seeds" in text
     assert json.loads((tmp_path / "out" / "small.json").read_text())["rows"] == done["rows"]
+    again = reproduce.reproduce(str(file), [f"store={tmp_path / 'store'}"], tmp_path / "out")
+    assert (again["rows"], again["seconds"]) == (done["rows"], done["seconds"])
 
 
 def test_a_claim_about_nobody_and_a_wrong_section_are_told(tmp_path):

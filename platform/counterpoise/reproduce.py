@@ -17,6 +17,7 @@ A reproduction is an experiment file with one more key:
 
 from __future__ import annotations
 
+import io
 import json
 import shlex
 import time
@@ -31,7 +32,7 @@ from pydantic import Field, ValidationError
 from counterpoise import compose
 from counterpoise.config import Experiment, Section
 from counterpoise.errors import ConfigError
-from counterpoise.evaluation import summarize
+from counterpoise.evaluation import Summary, summarize
 from counterpoise.evaluation.compare import differences, more_is_better
 from counterpoise.experiment import Job
 from counterpoise.report import content
@@ -95,28 +96,42 @@ def reproduce(name: str, overrides: Sequence[str], out: Path) -> dict[str, Any]:
         with Job(experiments, command=command, step="reproduce") as job:
             rows += [{"setting": setting, **outcome.result_row()} for outcome in job.outcomes]
     judged = [judge(claim, rows) for claim in spec.claims]
-    spent = time.monotonic() - started
-    result = {
-        "name": name,
-        "rows": rows,
-        "claims": [
-            {**one.claim.model_dump(), "difference": one.difference, "interval": one.interval, "verdict": one.verdict}
-            for one in judged
-        ],
+    claims = [{**one.claim.model_dump(), **{key: vars(one)[key] for key in _JUDGED}} for one in judged]
+    seconds = max(round(time.monotonic() - started, 1), _seconds_before(out / f"{name}.json", rows))
+    result = {"name": name, "rows": rows, "claims": claims, "seconds": seconds}
+    text = {
+        f"{name}.md": page(spec, name, rows, judged, command, seconds).encode(),
+        f"{name}.json": (json.dumps(result, indent=1) + "\n").encode(),
     }
-    files = {
-        f"{name}.md": page(spec, rows, judged, command, spent),
-        f"{name}.json": json.dumps(result, indent=1) + "\n",
-    }
+    picture = {f"{name}.png": _picture(spec, rows)} if len(spec.settings) > 1 else {}
+    return result | {"files": _write(out, text | picture)}
+
+
+_JUDGED = ("difference", "interval", "verdict")
+
+
+def _seconds_before(file: Path, rows: list[dict[str, Any]]) -> float:
+    """What these very results took when they were computed; 0 if the file does not hold them."""
+    try:
+        before = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return 0.0
+    return before["seconds"] if [_result(row) for row in before["rows"]] == [_result(row) for row in rows] else 0.0
+
+
+def _result(row: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in row.items() if not key.startswith("images_")}  # who sampled first may differ
+
+
+def _write(out: Path, files: dict[str, bytes]) -> dict[str, str]:
     try:
         out.mkdir(parents=True, exist_ok=True)
-        for file, text in files.items():
-            (out / file).write_text(text, encoding="utf-8")
+        for file, data in files.items():
+            (out / file).write_bytes(data)
     except OSError as error:
-        raise ConfigError(
-            "the tables cannot be written", where="--out", found=error, remedy="name another folder"
-        ) from error
-    return result | {"files": {file: str(out / file) for file in files}, "seconds": round(spent, 1)}
+        remedy = "name another folder"
+        raise ConfigError("the tables cannot be written", where="--out", found=error, remedy=remedy) from error
+    return {file: str(out / file) for file in files}
 
 
 def read(name: str, overrides: Sequence[str]) -> tuple[Reproduction, Callable[[Sequence[str]], list[Experiment]]]:
@@ -179,16 +194,22 @@ def judge(claim: Claim, rows: Sequence[dict[str, Any]], confidence: float = 0.95
 
 
 def page(
-    spec: Reproduction, rows: Sequence[dict[str, Any]], judged: Sequence[Judged], command: str, spent: float
+    spec: Reproduction,
+    name: str,
+    rows: Sequence[dict[str, Any]],
+    judged: Sequence[Judged],
+    command: str,
+    seconds: float,
 ) -> str:
     seeds = len({row["seed"] for row in rows})
     parts = [
         f"# {spec.title}",
-        f"{spec.paper}. Ours: `{command}`, {seeds} seeds, {spent / 60:.0f} minutes (less what was in the store), "
+        f"{spec.paper}. Ours: `{command}`, {seeds} seeds, {seconds / 60:.0f} minutes (less what was in the store), "
         "means and 95 % Student t-intervals.",
         spec.setup,
         "## Ours",
         *_tables(spec, rows),
+        f"![{spec.title}]({name}.png)" if len(spec.settings) > 1 else "",
     ]
     if judged:
         parts += ["## Claims", _claims(judged)]
@@ -199,12 +220,25 @@ def page(
     return "\n\n".join(part.strip() for part in parts if part.strip()) + "\n"
 
 
-def _tables(spec: Reproduction, rows: Sequence[dict[str, Any]]) -> list[str]:
-    """One table of methods × metrics; or for several settings, of methods × settings for each metric."""
-    found = {
+def _summaries(spec: Reproduction, rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, dict[str, Summary]]]:
+    """Setting → method → metric."""
+    return {
         setting: summarize([row for row in rows if row["setting"] == setting], spec.metrics)
         for setting in spec.settings
     }
+
+
+def _picture(spec: Reproduction, rows: Sequence[dict[str, Any]]) -> bytes:
+    from counterpoise.report.trend import trend  # matplotlib
+
+    buffer = io.BytesIO()
+    trend(_summaries(spec, rows), spec.metrics).savefig(buffer, format="png", dpi=110)
+    return buffer.getvalue()
+
+
+def _tables(spec: Reproduction, rows: Sequence[dict[str, Any]]) -> list[str]:
+    """One table of methods × metrics; or for several settings, of methods × settings for each metric."""
+    found = _summaries(spec, rows)
     methods = list(dict.fromkeys(row["method"] for row in rows))
 
     def cell(setting: str, method: str, metric: str) -> str:

@@ -19,7 +19,7 @@ from counterpoise.report.content import PRIMARY, CellSamples, Grid, Rates, Repor
 
 _SHADES = LinearSegmentedColormap.from_list("counts", ["#f4f4f0", "#27648c"])
 _GAINS = LinearSegmentedColormap.from_list("gains", ["#a8410c", "#f4f4f0", "#16705f"])
-_COLORS = ("#1f6f9f", "#c4581a", "#2a7d5f", "#8a4fa0", "#a8821a", "#b23a58", "#3e8f96")
+COLORS = ("#1f6f9f", "#c4581a", "#2a7d5f", "#8a4fa0", "#a8821a", "#b23a58", "#3e8f96")
 _BASELINE, _SOFT, _WARN = "#7b828c", "#5c636d", "#a8410c"
 _SAMPLES, _SIDE = 6, 64  # images of each kind in the sample grid, and their pixels
 _WRITTEN = 400  # cells up to which their numbers are written into a heatmap
@@ -70,7 +70,7 @@ def intervals(report: Results) -> Figure:
         title = content.metric(name, bool(report.groups)).title
         axis.set_title(f"{title} accuracy, %", loc="left", fontsize=10)
         axis.grid(axis="x", color="#dfdfd9")
-        _plain(axis)
+        plain(axis)
     return figure
 
 
@@ -108,7 +108,7 @@ def tradeoff(report: Results) -> Figure:
     axis.set_ylabel(f"{names[1]} accuracy, %", color=_SOFT)
     axis.grid(color="#dfdfd9")
     figure.legend(loc="outside right upper", frameon=False, fontsize=9, labelcolor=_SOFT)
-    _plain(axis)
+    plain(axis)
     return figure
 
 
@@ -124,7 +124,7 @@ def samples(report: Report) -> Figure:
     axis.set_yticks(np.arange(len(rows)) * height + height / 2, names, fontsize=7)
     axis.xaxis.tick_top()
     axis.set_xticks(np.arange(3) * width / 3, ["real", "synthetic", "filtered"], fontsize=8, ha="left")
-    _plain(axis)
+    plain(axis)
     return figure
 
 
@@ -154,7 +154,7 @@ def grid(
         np.arange(len(columns)) * width / len(columns), [_short(n, letters) for n in columns], fontsize=8, ha="left"
     )
     axis.set_title(_short(title, 400), loc="left", fontsize=8, color=_SOFT)
-    _plain(axis)
+    plain(axis)
     return figure
 
 
@@ -225,14 +225,14 @@ def _heat(
         ink = "white" if 0.2126 * red + 0.7152 * green + 0.0722 * blue < 0.45 else "black"
         written = "–" if np.isnan(value) else text.format(round(value) + 0.0).replace("-", "−")
         axis.text(column, row, written, ha="center", va="center", fontsize=7, color=ink)
-    _plain(axis)
+    plain(axis)
 
 
 def _frame(column: int, row: int) -> Rectangle:
     return Rectangle((column - 0.48, row - 0.48), 0.96, 0.96, fill=False, hatch="////", edgecolor=_WARN, lw=0.8)
 
 
-def _plain(axis: Axes) -> None:
+def plain(axis: Axes) -> None:
     axis.tick_params(length=0, labelcolor=_SOFT)
     for spine in axis.spines.values():
         spine.set_visible(False)
@@ -249,7 +249,7 @@ def _percent(rates: Rates) -> Rates:
 
 def _color(report: Results, method: str) -> str:
     others = [name for name in report.methods if name != report.baseline]
-    return _BASELINE if method == report.baseline else _COLORS[others.index(method) % len(_COLORS)]
+    return _BASELINE if method == report.baseline else COLORS[others.index(method) % len(COLORS)]
 
 
 def _short(text: str, length: int) -> str:
