@@ -179,7 +179,8 @@ def decode(
         latents = pipeline._unpack_latents(latents, *size, pipeline.vae_scale_factor)
     settings = autoencoder.config
     latents = latents / settings.scaling_factor + (getattr(settings, "shift_factor", None) or 0.0)
-    return autoencoder.decode(latents.to(autoencoder.dtype), return_dict=False)[0] / 2 + 0.5
+    dtype = next(autoencoder.parameters()).dtype  # .dtype would walk through all modules, every time
+    return autoencoder.decode(latents.to(dtype), return_dict=False)[0] / 2 + 0.5
 
 
 def _unit(gradient: Float[Tensor, n * shape]) -> Float[Tensor, n * shape]:
