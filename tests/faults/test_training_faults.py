@@ -15,7 +15,7 @@ import torch
 from counterpoise import cluster
 from counterpoise.errors import ConfigError
 from counterpoise.store import open_store, read
-from counterpoise.training import fit, stages
+from counterpoise.training import models, stages
 
 TRAINING = Path(__file__).parents[1] / "training"
 sys.path.append(str(TRAINING))
@@ -99,6 +99,6 @@ def test_a_killed_ray_train_worker_is_replaced_and_two_workers_end_where_one_doe
     assert fitted.digest == expected.digest
     assert fitted.epoch == expected.epoch
     assert [row["loss"] for row in fitted.history] == pytest.approx([row["loss"] for row in expected.history], abs=1e-5)
-    mine, theirs = fit.load_weights(open_store(together.store), fitted.key), fit.load_weights(store, expected.key)
+    mine, theirs = models.load_weights(open_store(together.store), fitted.key), models.load_weights(store, expected.key)
     for name in theirs:
         torch.testing.assert_close(mine[name], theirs[name], atol=1e-5, rtol=1e-4)

@@ -14,7 +14,7 @@ from toy_bias import make_experiment, make_view
 
 from counterpoise.errors import ModelError, PlanError
 from counterpoise.store import open_store, read
-from counterpoise.training import fit, stages
+from counterpoise.training import fit, models, stages
 from counterpoise.training.images import StageImages
 from counterpoise.view import View
 
@@ -22,7 +22,7 @@ STILL = {"optimizer": {"lr": 1e-12}, "epochs": 1}
 
 
 def weights(store, fitted):
-    return fit.load_weights(store, fitted.key)
+    return models.load_weights(store, fitted.key)
 
 
 def moved(before, after):
@@ -266,7 +266,7 @@ def test_compiled_training_comes_to_the_same(store, views, validation, tmp_path)
     script = Path(__file__).with_name("toy_bias.py")
     done = subprocess.run([sys.executable, script, given], capture_output=True, text=True, check=True, timeout=250)
     assert done.stdout.split()[-1] == plain.digest
-    compiled = fit.load_weights(other, plain.key)
+    compiled = models.load_weights(other, plain.key)
     torch.testing.assert_close(compiled, weights(store, plain), rtol=1e-3, atol=1e-4)
 
 

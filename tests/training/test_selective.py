@@ -11,7 +11,7 @@ from torch import nn
 from counterpoise.config import Stage, Training
 from counterpoise.errors import ConfigError
 from counterpoise.training.models import Classifier, build_model
-from counterpoise.training.selective import count, differences, mean_gradients, ranked_mask, table
+from counterpoise.training.selective import count, differences, mean_gradients, ranked_mask
 
 SIMILAR = {"a": 0.1, "b": 0.4, "c": 0.2, "d": 0.3}
 DIFFERENT = {"a": 1.0, "b": 4.0, "c": 3.0, "d": 2.0}
@@ -167,17 +167,6 @@ def test_of_a_resnet_18s_tensors_2k_minus_62_to_k_are_chosen(resnet_tensors, k):
         chosen = ranked_mask(similar, different, k)
         assert set(chosen) == least & greatest
         assert 2 * k - 62 <= len(chosen) <= k
-
-
-def test_the_table_has_both_ranks_of_every_tensor_and_is_json():
-    rows = table(SIMILAR, DIFFERENT, ranked_mask(SIMILAR, DIFFERENT, 2))
-    assert [(row["tensor"], row["similar_rank"], row["different_rank"], row["chosen"]) for row in rows] == [
-        ("a", 1, 4, False),
-        ("b", 4, 1, False),
-        ("c", 2, 2, True),
-        ("d", 3, 3, False),
-    ]
-    assert json.loads(json.dumps(rows)) == rows
 
 
 def test_a_tensor_that_only_the_bias_moves_is_chosen():

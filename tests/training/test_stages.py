@@ -10,14 +10,14 @@ from toy_bias import make_experiment, make_view
 from counterpoise.errors import ConfigError, DataError, PlanError
 from counterpoise.store import open_store, read
 from counterpoise.table import Names
-from counterpoise.training import fit, loop, stages
+from counterpoise.training import loop, models, stages
 from counterpoise.view import View
 
 FFR = ({"name": "fake", "data": ["extra"]}, {"name": "real", "data": ["real"]})
 
 
 def weights(store, fitted):
-    return fit.load_weights(store, fitted.key)
+    return models.load_weights(store, fitted.key)
 
 
 def worst(experiment, fitted, view):

@@ -7,7 +7,7 @@ import torch
 from toy_bias import fit_in_group, make_experiment
 
 from counterpoise.store import open_store
-from counterpoise.training import fit, stages
+from counterpoise.training import models, stages
 from counterpoise.training.workers import Worker
 
 STAGES = [
@@ -39,8 +39,8 @@ def test_two_workers_end_where_one_does(store, views, validation, tmp_path):
         assert two.reused
         assert one.digest == two.digest
         assert [row["loss"] for row in two.history] == pytest.approx([row["loss"] for row in one.history], abs=1e-5)
-        first = fit.load_weights(store, one.key)
-        second = fit.load_weights(open_store(together.store), two.key)
+        first = models.load_weights(store, one.key)
+        second = models.load_weights(open_store(together.store), two.key)
         for name in first:
             torch.testing.assert_close(second[name], first[name], atol=1e-5, rtol=1e-4)
 

@@ -1,9 +1,4 @@
-"""What all commands share: reading an experiment, printing what came of it, telling a mistake.
-
-What people read goes to standard output as tables, progress to standard error. With ``--json`` the last line of
-standard output is one JSON object. A mistake of the user ends in a few lines and exit status 2. Nothing heavy is
-imported until a command runs.
-"""
+"""What all commands share: reading an experiment, printing what came of it, telling a mistake."""
 
 from __future__ import annotations
 

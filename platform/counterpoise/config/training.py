@@ -18,14 +18,15 @@ Transform = Literal["flip", "crop"] | dict[str, dict[str, Any]]
 
 def _only(section: Section, chosen: object, takes: dict[str, tuple[str, ...]], needs: bool = False) -> None:
     """Refuses settings that the chosen name does not take (those that are not at their default)."""
+    own = takes.get(str(chosen), ())
     for name, keys in takes.items():
         for key in keys:
-            if any(key in takes.get(other, ()) for other in (str(chosen),)):
+            if key in own:
                 continue
             if getattr(section, key) != type(section).model_fields[key].get_default(call_default_factory=True):
                 raise ValueError(f"{chosen!r} does not take `{key}` (that is for {name!r})")
     if needs:
-        for key in takes.get(str(chosen), ()):
+        for key in own:
             if getattr(section, key) in (None, []):
                 raise ValueError(f"{chosen!r} needs `{key}`")
 

@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
@@ -27,7 +26,7 @@ from counterpoise.training import loop
 from counterpoise.training.gradients import Gradients
 from counterpoise.training.images import StageImages
 from counterpoise.training.loop import Row, Trainer
-from counterpoise.training.models import Classifier, build_model, fresh_head
+from counterpoise.training.models import Classifier, fresh_head, restored_model
 from counterpoise.training.pixels import Pixels
 from counterpoise.training.selective import ranked_mask
 from counterpoise.training.trainable import plain_state, prepare
@@ -199,15 +198,7 @@ def make_trainer(task: Fit, worker: Worker) -> Trainer:
 
 def started_model(task: Fit) -> Classifier:
     """A classifier with the weights that the stage starts from, on the CPU."""
-    model = build_model(task.training, len(task.validation.names.classes), task.seed)
-    if task.start:
-        model.load_state_dict(load_weights(task.store, task.start))
-    return model
-
-
-def load_weights(store: Store, key: str) -> dict[str, Tensor]:
-    """The state dict of a :class:`~counterpoise.training.models.Classifier` at ``key``."""
-    return load_safetensors(read(store, key))
+    return restored_model(task.training, len(task.validation.names.classes), task.seed, task.store, task.start)
 
 
 def _mask(task: Fit) -> list[str] | None:
@@ -221,8 +212,8 @@ def _reference(task: Fit, worker: Worker) -> np.ndarray | None:
     """Logits of the reference stage's classifier for the training images."""
     if task.reference is None:
         return None
-    model = build_model(task.training, len(task.validation.names.classes), task.seed)
-    model.load_state_dict(load_weights(task.store, task.reference.weights_key))
+    classes = len(task.validation.names.classes)
+    model = restored_model(task.training, classes, task.seed, task.store, task.reference.weights_key)
     pixels = Pixels(task.views, task.training.image_size)
     return loop.infer(model.to(worker.device).eval(), pixels, task.training, worker).cpu().numpy()
 

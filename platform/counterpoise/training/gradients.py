@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load as load_safetensors
 from torch import Tensor
 
 from counterpoise import config
@@ -17,7 +16,7 @@ from counterpoise.store import Store, read
 from counterpoise.training import loop
 from counterpoise.training.augmentation import Augmenter
 from counterpoise.training.images import StageImages
-from counterpoise.training.models import Classifier, build_model
+from counterpoise.training.models import restored_model
 from counterpoise.training.selective import differences, mean_gradients
 from counterpoise.training.workers import Worker
 from counterpoise.view import View
@@ -91,14 +90,8 @@ class Gradients:
         self.store.create(self.record_key, json.dumps(found, indent=1).encode())
 
     def _gradients(self, view: View, worker: Worker) -> dict[str, Tensor]:
-        model = self._model().to(worker.device)
-        return mean_gradients(model, self.recipe.stage, self._batches(view, worker), self.seed)
-
-    def _model(self) -> Classifier:
-        model = build_model(self.training, self.classes, self.seed)
-        if self.start:
-            model.load_state_dict(load_safetensors(read(self.store, self.start)))
-        return model
+        model = restored_model(self.training, self.classes, self.seed, self.store, self.start)
+        return mean_gradients(model.to(worker.device), self.recipe.stage, self._batches(view, worker), self.seed)
 
     def _batches(self, view: View, worker: Worker) -> Iterator[tuple[Tensor, Tensor]]:
         """One pass through a view's images, shuffled and transformed as in the stage's first epoch."""

@@ -18,7 +18,6 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from counterpoise import config
-from counterpoise.errors import ConfigError
 from counterpoise.training.models import COSINE_SCALE
 
 Head = Literal["linear", "cosine"]
@@ -29,11 +28,9 @@ class Loss(nn.Module):
 
     Attributes:
         needs_features: Whether the features must be given.
-        needs_cosine: Whether the logits must come from a :class:`~counterpoise.training.models.CosineHead`.
     """
 
     needs_features = False
-    needs_cosine = False
 
     def __init__(self, settings: config.Objective, prior: Float[Tensor, " classes"], head: Head) -> None:
         super().__init__()
@@ -149,8 +146,6 @@ class ArcFace(Loss):
     again; there the label's is cos θ - m · sin m, as the authors' first code has it, so that it goes on falling.
     """
 
-    needs_cosine = True
-
     def __init__(self, settings: config.Objective, prior: Float[Tensor, " classes"], head: Head) -> None:
         super().__init__(settings, prior, head)
         self.margin = settings.margin or 0.5
@@ -180,7 +175,6 @@ class AdaFace(Loss):
     """
 
     needs_features = True
-    needs_cosine = True
     mean: Tensor
     deviation: Tensor
 
@@ -235,23 +229,6 @@ def make_loss(settings: config.Objective, prior: Float[Tensor, " classes"], head
         head: ``training.head``: whether logits are ``COSINE_SCALE`` · cosines or a linear layer's.
     """
     return LOSSES[settings.loss](settings, prior, head)
-
-
-def check_objective(training: config.Training, objective: config.Objective, where: str) -> None:
-    """Raises ConfigError where the loss wants another head than the models have.
-
-    Args:
-        training: What all stages share.
-        objective: A stage's.
-        where: Its key path, such as ``stages.0.objective``.
-    """
-    if LOSSES[objective.loss].needs_cosine and training.head != "cosine":
-        raise ConfigError(
-            f"{objective.loss} widens angles, which a linear head does not have",
-            where=f"{where}.loss",
-            found=f"{objective.loss} with training.head {training.head}",
-            remedy="set training.head=cosine, or use another loss",
-        )
 
 
 def _precise(values: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:

@@ -10,10 +10,12 @@ from urllib.error import URLError
 import torch
 import torchvision
 from jaxtyping import Float, UInt8
+from safetensors.torch import load as load_safetensors
 from torch import Tensor, nn
 
 from counterpoise.config import Training
 from counterpoise.errors import ConfigError, ModelError, did_you_mean, one_of
+from counterpoise.store import Store, read
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 COSINE_SCALE = 64.0  # the s of Deng et al. 2019 and Kim et al. 2022
@@ -267,6 +269,20 @@ def build_model(training: Training, classes: int, seed: int) -> Classifier:
     if training.pretrained:
         _load_pretrained(backbone, training.backbone)
     return Classifier(backbone).to(memory_format=torch.channels_last)
+
+
+def restored_model(training: Training, classes: int, seed: int, store: Store, key: str | None) -> Classifier:
+    """A classifier with the weights at ``key`` of the store, on the CPU; without a key :func:`build_model`'s."""
+    if key is None:
+        return build_model(training, classes, seed)
+    model = build_model(training.model_copy(update={"pretrained": False}), classes, seed)
+    model.load_state_dict(load_weights(store, key))
+    return model
+
+
+def load_weights(store: Store, key: str) -> dict[str, Tensor]:
+    """The state dict of a :class:`Classifier` at ``key``."""
+    return load_safetensors(read(store, key))
 
 
 def weights_name(training: Training) -> str | None:

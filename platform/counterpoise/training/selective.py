@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Int, UInt8
@@ -117,22 +117,6 @@ def ranked_mask(similar: dict[str, float], different: dict[str, float], top_k: i
 def count(top_k: int | float, n: int) -> int:
     """k of n tensors: ``top_k`` itself, or of a share below 1 the nearest whole number, at least 1."""
     return top_k if isinstance(top_k, int) else max(1, round(top_k * n))
-
-
-def table(similar: dict[str, float], different: dict[str, float], chosen: Iterable[str]) -> list[dict[str, Any]]:
-    """A row for each tensor, in their order: both differences, both ranks (from 1, by which top k counts), chosen."""
-    alike, apart, chosen = _ranks(similar), _ranks(different, greatest=True), set(chosen)
-    return [
-        {
-            "tensor": name,
-            "similar": similar[name],
-            "similar_rank": alike[name],
-            "different": different[name],
-            "different_rank": apart[name],
-            "chosen": name in chosen,
-        }
-        for name in similar
-    ]
 
 
 def _ranks(values: dict[str, float], greatest: bool = False) -> dict[str, int]:

@@ -23,9 +23,9 @@ from counterpoise.store import Store, open_store, read
 from counterpoise.table import Names, digest
 from counterpoise.training import loop
 from counterpoise.training.checks import check_stage
-from counterpoise.training.fit import Fit, OnEpoch, load_weights
+from counterpoise.training.fit import Fit, OnEpoch
 from counterpoise.training.gradients import Gradients
-from counterpoise.training.models import Classifier, build_model, weights_name, with_normalized_head
+from counterpoise.training.models import Classifier, build_model, load_weights, weights_name, with_normalized_head
 from counterpoise.training.pixels import Pixels
 from counterpoise.training.workers import Worker
 from counterpoise.view import View
@@ -87,8 +87,8 @@ def run(
     for task in tasks(experiment, views, validation):
         reused = task.done()
         if not reused:
-            if task.gradients:
-                task.gradients.run()
+            for parent in task.parents:
+                parent.run()
             task.run(on_epoch)
         results.append(fitted(task, reused))
     return results
