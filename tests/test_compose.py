@@ -191,6 +191,8 @@ WRONG = {
     "unknown imbalance": (["data.imbalance.kind=x"], "data.imbalance.kind", "long_tailed"),
     "no adapter": (["data={}"], "data.adapter", "imagefolder"),
     "word for a number": (["training.epochs=two"], "training.epochs", "'two'"),
+    "epochs and steps": (["training.epochs=3", "training.steps=9"], "training", "`epochs: null`"),
+    "epochs and steps of a stage": (["stages.0.epochs=3", "stages.0.steps=9"], "stages.0", "not both"),
     "zero epochs": (["training.epochs=0"], "training.epochs", "greater than 0"),
     "misspelt choice": (["training.optimizer.name=addam"], "training.optimizer.name", "did you mean 'adam'?"),
     "negative count": (

@@ -65,7 +65,7 @@ def test_the_control_shows_as_many_images_as_the_costliest_method(views):
     ]
     shown = {one.method: control.images_shown(one, views) for one in methods}
     assert shown == {"erm": 160, "usb": 400, "ffr": 424}
-    found = control.equal_compute(methods, "erm", shown)
+    found = control.equal_compute(methods, "erm", shown, views)
     assert (found.of, found.shown, found.base, found.epochs) == ("ffr", 424, "erm", 27)  # 26.5 rounded up
     assert [(one.method, one.seed) for one in found.experiments] == [("control", 3), ("control", 4)]
     assert 424 <= control.images_shown(found.experiments[0], views) < 424 + 16
@@ -78,15 +78,24 @@ def test_the_control_shows_as_many_images_as_the_costliest_method(views):
 def test_several_stages_and_milestones_are_stretched_alike(views):
     schedule = {"schedule": "step", "milestones": [4, 9], "lr": 0.1}
     base = experiment(REAL, {"name": "more", "data": ["real"], "epochs": 5}, plans=(), optimizer=schedule)
-    found = control.equal_compute([base], "erm", {"erm": 240, "usb": 600})
+    found = control.equal_compute([base], "erm", {"erm": 240, "usb": 600}, views)
     assert [stage.epochs for stage in found.experiments[0].stages] == [25, 13]
     assert found.epochs == 38
     assert [stage.optimizer.milestones for stage in found.experiments[0].stages] == [[10, 23]] * 2
     assert found.experiments[0].stages[0].optimizer.lr == 0.1
 
 
-def test_no_control_is_needed_where_nobody_shows_more():
-    assert control.equal_compute([experiment(REAL, plans=())], "erm", {"erm": 160, "small": 160}) is None
+def test_no_control_is_needed_where_nobody_shows_more(views):
+    assert control.equal_compute([experiment(REAL, plans=())], "erm", {"erm": 160, "small": 160}, views) is None
+
+
+def test_methods_of_as_many_steps_show_about_as_many_images(views):
+    steps = {"epochs": None, "steps": 30, "batch_size": 8}
+    real, both = (experiment({"name": "s", "data": data}, **steps) for data in (["real"], ["real", "extra"]))
+    assert control.images_shown(real, views) == 15 * 16  # 2 batches an epoch
+    assert control.images_shown(both, views) == 6 * 40  # 5 batches
+    few = experiment({"name": "s", "data": ["real"], "mixture": {"subsample": "cell"}, "steps": 4}, **steps)
+    assert control.images_shown(few, views) == 4 * 6  # 1 batch
 
 
 def test_the_baseline_is_plain_if_there_is_one():

@@ -10,9 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from counterpoise.config import Experiment, Optimizer, Stage
+from counterpoise.training.images import epoch_size, epochs_of
 from counterpoise.view import View
 
 NAME = "control"
@@ -57,29 +56,27 @@ def images_shown(experiment: Experiment, views: Mapping[str, View]) -> int:
         views: Everything that stages train on: ``real``, ``validation`` and the plans'.
     """
     return sum(
-        (stage.epochs or experiment.training.epochs) * _images(stage, [views[name] for name in stage.data])
+        epochs_of(stage, experiment.training, trained) * epoch_size(stage, trained)
         for stage in experiment.stages
         if stage.dfr is None
+        for trained in [_trained(stage, views)]
     )
 
 
-def _images(stage: Stage, views: Sequence[View]) -> int:
-    """Images of an epoch."""
-    if stage.mixture.subsample is None:
-        return sum(map(len, views))
-    counts = np.sum([view.counts for view in views], axis=0)
-    sizes = counts.sum(1) if stage.mixture.subsample == "class" else counts
-    present = sizes[sizes > 0]
-    return int(present.min() * len(present)) if len(present) else 0
+def _trained(stage: Stage, views: Mapping[str, View]) -> list[View]:
+    return [views[name] for name in stage.data]
 
 
-def equal_compute(experiments: Sequence[Experiment], base: str, shown: Mapping[str, int]) -> Control | None:
+def equal_compute(
+    experiments: Sequence[Experiment], base: str, shown: Mapping[str, int], views: Mapping[str, View]
+) -> Control | None:
     """The method ``base`` with its epochs scaled up (rounded up) to what the costliest method shows.
 
     Args:
         experiments: Among them those of ``base``.
         base: A method that trains on real images alone.
         shown: From :func:`images_shown`, for each method.
+        views: What the stages of ``base`` train on.
 
     Returns:
         None if ``base`` itself shows as many as any other.
@@ -87,26 +84,29 @@ def equal_compute(experiments: Sequence[Experiment], base: str, shown: Mapping[s
     costliest = max(shown, key=shown.__getitem__)
     if shown[costliest] <= shown[base]:
         return None
-    longer = [_longer(e, shown[costliest], shown[base]) for e in experiments if e.method == base]
+    longer = [_longer(e, shown[costliest], shown[base], views) for e in experiments if e.method == base]
     epochs = sum(stage.epochs or 0 for stage in longer[0].stages)
     return Control(longer, costliest, shown[costliest], base, epochs)
 
 
-def _longer(experiment: Experiment, images: int, instead_of: int) -> Experiment:
+def _longer(experiment: Experiment, images: int, instead_of: int, views: Mapping[str, View]) -> Experiment:
+    training = experiment.training
+
     def scaled(epochs: int) -> int:
         return -(-epochs * images // instead_of)
 
     def optimizer(stage: Stage) -> Optimizer | None:
         """A step schedule's milestones are epochs, too."""
-        found = stage.optimizer or experiment.training.optimizer
+        found = stage.optimizer or training.optimizer
         if not found.milestones:
             return stage.optimizer
         return found.model_copy(update={"milestones": [scaled(epoch) for epoch in found.milestones]})
 
+    def length(stage: Stage) -> int:
+        return scaled(epochs_of(stage, training, _trained(stage, views)))
+
     stages = [
-        stage.model_copy(
-            update={"epochs": scaled(stage.epochs or experiment.training.epochs), "optimizer": optimizer(stage)}
-        )
+        stage.model_copy(update={"epochs": length(stage), "steps": None, "optimizer": optimizer(stage)})
         for stage in experiment.stages
     ]
     return experiment.model_copy(update={"method": NAME, "stages": stages})

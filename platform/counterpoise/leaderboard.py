@@ -98,9 +98,9 @@ def _control(job: Job) -> control.Control | None:
     if listed or base is None or not any(experiment.plans for experiment in job.experiments):
         return None
     first = {experiment.method: experiment for experiment in reversed(job.experiments)}
-    validation = {"validation": job.splits["validation"]}
-    shown = {name: control.images_shown(one, job.views_of(one) | validation) for name, one in first.items()}
-    return control.equal_compute(job.experiments, base, shown)
+    views = {name: job.views_of(one) | {"validation": job.splits["validation"]} for name, one in first.items()}
+    shown = {name: control.images_shown(one, views[name]) for name, one in first.items()}
+    return control.equal_compute(job.experiments, base, shown, views[base])
 
 
 def tell(job: Job, by: str, added: control.Control | None) -> Leaderboard:

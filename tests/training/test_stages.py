@@ -1,6 +1,7 @@
 """Stages: what is stored under which address, what starts from what, and what is told to the user."""
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -56,6 +57,7 @@ def test_the_address_covers_what_decides_the_weights_and_nothing_else(store, vie
     same = [
         address({"name": "other"}),
         address({"epochs": 2}),  # what training.epochs says anyway
+        address({"steps": 2 * math.ceil(len(views["real"]) / 32)}),  # as many
         address({"optimizer": {"lr": 3e-3}}),
         address(num_workers=2),
         address(max_failures=0),

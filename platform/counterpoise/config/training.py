@@ -31,6 +31,11 @@ def _only(section: Section, chosen: object, takes: dict[str, tuple[str, ...]], n
                 raise ValueError(f"{chosen!r} needs `{key}`")
 
 
+def _one_length(section: Stage | Training) -> None:
+    if section.epochs is not None and section.steps is not None:
+        raise ValueError("give `epochs` or `steps`, not both (`epochs: null` takes back what an extended file says)")
+
+
 class Objective(Section):
     """What is minimised: a loss of each image, and a risk that says how much each of a batch's losses counts."""
 
@@ -164,7 +169,8 @@ class Stage(Section):
     trainable: Trainable = Trainable()
     augmentation: list[Transform] | None = None  # by default training.augmentation
     mix: Mix | None = None
-    epochs: PositiveInt | None = None  # by default training.epochs
+    epochs: PositiveInt | None = None  # by default training.epochs or training.steps
+    steps: PositiveInt | None = None  # instead of epochs: as many whole epochs as come nearest to this many batches
     optimizer: Optimizer | None = None  # by default training.optimizer
     batch_norm: Literal["train", "frozen_statistics", "frozen"] = "train"  # frozen: scale and shift do not move either
     select_by: SelectBy | None = None  # by default training.select_by
@@ -176,10 +182,21 @@ class Stage(Section):
         if wants != (self.reference is not None):
             verb = "need" if wants else "do not take"
             raise ValueError(f"sampling {self.sampling!r} with risk {self.objective.risk!r} {verb} a `reference` stage")
+        _one_length(self)
         if self.sampling != "errors" and self.upweight != 20.0:
             raise ValueError(f"sampling {self.sampling!r} does not take `upweight`")
         if self.dfr is not None:
-            steps = ("mixture", "objective", "sampling", "trainable", "augmentation", "mix", "epochs", "optimizer")
+            steps = (
+                "mixture",
+                "objective",
+                "sampling",
+                "trainable",
+                "augmentation",
+                "mix",
+                "epochs",
+                "steps",
+                "optimizer",
+            )
             for key in steps:
                 if getattr(self, key) != type(self).model_fields[key].default:
                     raise ValueError(f"`dfr` fits the last layer without epochs, so the stage does not take `{key}`")
@@ -207,7 +224,8 @@ class Training(Section):
     head: Literal["linear", "cosine"] = "linear"  # cosine: angles to class directions, for arcface and adaface
     pretrained: bool = False  # torchvision's default weights
     image_size: PositiveInt = 32  # images are resized to this many pixels a side
-    epochs: PositiveInt = 20
+    epochs: PositiveInt | None = None  # of each stage; 20, unless `steps` are given
+    steps: PositiveInt | None = None  # of each stage, instead of epochs: alike for few images and for many
     batch_size: PositiveInt = 128  # over all workers
     optimizer: Optimizer = Optimizer()
     augmentation: list[Transform] = []
@@ -217,3 +235,15 @@ class Training(Section):
     num_workers: PositiveInt = 1  # Ray Train workers of one fit
     resources: Workers = Workers(num_cpus=1.0)  # of each worker; resources.workers: fits at once
     max_failures: NonNegativeInt = 2
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_length(cls, given: Any) -> Any:
+        if isinstance(given, dict) and given.get("epochs") is None and given.get("steps") is None:
+            return {**given, "epochs": 20}
+        return given
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Training:
+        _one_length(self)
+        return self

@@ -15,6 +15,28 @@ from counterpoise.training.sampling import epoch_batches, image_weights, shown_s
 from counterpoise.view import View
 
 
+def epoch_size(stage: config.Stage, views: Sequence[View]) -> int:
+    """How many images an epoch shows: all that there are, or those of the stage's subsample."""
+    if stage.mixture.subsample is None:
+        return sum(map(len, views))
+    counts = np.sum([view.counts for view in views], axis=0)
+    sizes = counts.sum(1) if stage.mixture.subsample == "class" else counts
+    present = sizes[sizes > 0]
+    return int(present.min() * len(present)) if len(present) else 0
+
+
+def epochs_of(stage: config.Stage, training: config.Training, views: Sequence[View]) -> int:
+    """How long a stage trains: its own ``epochs`` or ``steps``, or else those of all stages.
+
+    Steps are rounded to whole epochs, and one at least, because an epoch is what the validation images choose.
+    """
+    own = stage if stage.epochs or stage.steps else training
+    if own.epochs is not None:
+        return own.epochs
+    batches = -(-epoch_size(stage, views) // training.batch_size)
+    return max(round((own.steps or 0) / max(batches, 1)), 1)
+
+
 class StageImages:
     """Pixels, labels and groups of a stage's images, and how often each is shown.
 

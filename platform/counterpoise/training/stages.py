@@ -25,6 +25,7 @@ from counterpoise.training import loop
 from counterpoise.training.checks import check_stage
 from counterpoise.training.fit import Fit, OnEpoch
 from counterpoise.training.gradients import Gradients
+from counterpoise.training.images import epochs_of
 from counterpoise.training.models import Classifier, build_model, load_weights, weights_name, with_normalized_head
 from counterpoise.training.pixels import Pixels
 from counterpoise.training.workers import Worker
@@ -35,7 +36,7 @@ FORMAT = 2  # of stored stages and of the training behind them: raise it when th
 # What of `training` decides weights. The number of workers does not (beyond the order of summation).
 _DECISIVE = {"backbone", "head", "pretrained", "image_size", "batch_size", "precision"}
 # What of a stage is said elsewhere in its address, or decides nothing.
-_ELSEWHERE = {"name", "data", "start", "reference", "epochs", "optimizer", "augmentation", "select_by"}
+_ELSEWHERE = {"name", "data", "start", "reference", "epochs", "steps", "optimizer", "augmentation", "select_by"}
 
 
 @dataclass(frozen=True)
@@ -157,7 +158,7 @@ def _task(
         training=training,
         optimizer=stage.optimizer or training.optimizer,
         transforms=training.augmentation if stage.augmentation is None else stage.augmentation,
-        epochs=stage.epochs or training.epochs,
+        epochs=epochs_of(stage, training, images),
     )
     start, before, start_digest = _start(stage, where, training, earlier, store)
     reference = earlier[stage.reference] if stage.reference else None
