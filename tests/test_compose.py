@@ -191,6 +191,7 @@ WRONG = {
     "unknown imbalance": (["data.imbalance.kind=x"], "data.imbalance.kind", "long_tailed"),
     "no adapter": (["data={}"], "data.adapter", "imagefolder"),
     "word for a number": (["training.epochs=two"], "training.epochs", "'two'"),
+    "tested on an unknown plan": (["evaluation.test=fake"], "trial.yaml", "neither the test split nor a plan"),
     "epochs and steps": (["training.epochs=3", "training.steps=9"], "training", "`epochs: null`"),
     "epochs and steps of a stage": (["stages.0.epochs=3", "stages.0.steps=9"], "stages.0", "not both"),
     "zero epochs": (["training.epochs=0"], "training.epochs", "greater than 0"),

@@ -20,7 +20,7 @@ from counterpoise import record
 from counterpoise.config import Experiment
 from counterpoise.data import audit as auditing
 from counterpoise.data import dataset
-from counterpoise.errors import DataError
+from counterpoise.errors import DataError, PlanError
 from counterpoise.store import open_store
 from counterpoise.synthesis import filters, select
 from counterpoise.synthesis import verify as verifying
@@ -144,6 +144,11 @@ class Job:
         }
 
     @cached_property
+    def skipped(self) -> dict[PlanKey, int]:
+        """How many of each cell's images a plan leaves to others."""
+        return {(one.method, name): plan.skip for one in self.experiments for name, plan in one.plans.items()}
+
+    @cached_property
     def pools(self) -> dict[str, Pool]:
         """Each method's pool, of the first round; methods that ask the same of the generator share one."""
         shared: dict[str, Pool] = {}
@@ -184,7 +189,7 @@ class Job:
         """What each plan wants, what the pools hold, what is left to sample and how long that will take."""
         held, missing, seconds = 0, 0, 0.0
         for pool, plans in self._by_pool().values():
-            union = np.maximum.reduce(list(plans.values()))
+            union = np.maximum.reduce([select.reach(counts, self.skipped[key]) for key, counts in plans.items()])
             here = np.minimum(union, pool.held())
             held, missing = held + int(here.sum()), missing + int((union - here).sum())
             rate = pool.rate()
@@ -209,7 +214,7 @@ class Job:
         for digest, (pool, plans) in self._by_pool().items():
             self.teach(pool)
             with self._timed("synthesize"):
-                results[digest] = select.realize(pool, plans)
+                results[digest] = select.realize(pool, plans, self.skipped)
         self.rounds = {method: [pool] for method, pool in self.pools.items()}
         for method, pools in self.rounds.items():
             for _ in range(1, pools[0].experiment.feedback.rounds if pools[0].experiment.feedback else 1):
@@ -248,7 +253,7 @@ class Job:
         pool = Pool(experiment, self.names, self.store, before.prompts, self.train_view, teacher)
         self.teach(pool, views, last)
         with self._timed("synthesize"):
-            results[pool.digest] = select.realize(pool, plans)
+            results[pool.digest] = select.realize(pool, plans, self.skipped)
         return pool
 
     def synthesize(self) -> dict[str, Any]:
@@ -311,8 +316,27 @@ class Job:
     def _task(self, experiment: Experiment) -> fitting.Task:
         from counterpoise import fitting
 
-        views, splits = self.views_of(experiment), self.splits
-        return fitting.Task(experiment, views, splits["validation"], splits["test"], self.store)
+        views = self.views_of(experiment)
+        return fitting.Task(
+            experiment, views, self.splits["validation"], self._test_view(experiment, views), self.store
+        )
+
+    def _test_view(self, experiment: Experiment, views: Mapping[str, View]) -> View:
+        """What the experiment is measured on: the test split, or a plan whose images no stage has seen."""
+        name = experiment.evaluation.test
+        if name == "test":
+            return self.splits["test"]
+        trained = {used for stage in experiment.stages for used in stage.views}
+        held_out = set(views[name].column("id"))
+        for plan in sorted(trained & set(experiment.plans)):
+            if shared := len(held_out & set(views[plan].column("id"))):
+                raise PlanError(
+                    "a plan to test on shares images with one to train on",
+                    where=f"plans.{name}.skip",
+                    found=f"{shared} images of {plan!r}",
+                    remedy=f"leave it at least its {views[plan].counts.max()} images a cell",
+                )
+        return views[name]
 
     @cached_property
     def tasks(self) -> list[fitting.Task]:

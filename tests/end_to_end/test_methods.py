@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from counterpoise import compose
+from counterpoise.errors import PlanError
 from counterpoise.experiment import Job
 
 METHODS = sorted(path.stem for path in (compose.CONFIGS / "methods").glob("*.yaml"))
@@ -66,3 +67,21 @@ def test_the_methods_on_a_long_tail(tmp_path, methods, model):
     outcomes, _ = run(tmp_path, methods, "shapes_long_tail", long_tail, f"{SHAPES}/{model}")
     assert [outcome.method for outcome in outcomes] == methods
     assert all(outcome.images_sampled for outcome in outcomes)
+
+
+def test_synthetic_test_images_are_none_that_were_trained_on(tmp_path):
+    """FFR, Table 3."""
+    plans = "plans: {usb: {strategy: usb}, held_out: {strategy: balanced, budget: 24, skip: SKIP}}"
+    biased = "classes: [circle, ring], imbalance: {kind: biased, rate: 0.8}"  # 24 and 6 in a class
+
+    def usb(skip):
+        method = f"{{extends: usb, method: usb, {plans.replace('SKIP', str(skip))}, evaluation: {{test: held_out}}}}"
+        return run(tmp_path, [method], "shapes", biased, f"{SHAPES}/diffusion")
+
+    ((outcome,), job) = usb(18)
+    views = job.views_of(job.experiments[0])
+    assert [cell["n"] for cell in outcome.test["cells"]] == [6] * 4
+    assert set(views["held_out"].column("index")) == set(range(18, 24))
+    assert set(views["usb"].column("index")) == set(range(18))
+    with pytest.raises(PlanError, match=r"plans\.held_out\.skip[\s\S]*2 images of 'usb'[\s\S]*at least its 18"):
+        usb(17)

@@ -119,6 +119,17 @@ def test_the_bound_is_the_plans_own(make_pool, fill):
     assert both.views["large"].column("index").tolist() == list(range(24, 40))
 
 
+def test_a_plan_can_leave_the_first_images_to_others(make_pool, fill):
+    filler = fill(Filler(lambda label, group, index: -1.0 if index == 11 else 1.0))
+    pool = make_pool(selection={"clip_margin": 0.0})
+    wanted = {"train": np.array([[10, 0], [0, 0]]), "test": np.array([[9, 0], [0, 0]])}
+    realized = select.realize(pool, wanted, {"test": 10})
+    assert realized.views["train"].column("index").tolist() == list(range(10))
+    assert realized.views["test"].column("index").tolist() == [10, *range(12, 20)]
+    assert (realized.images, realized.short) == (19, [])
+    assert [len(shards) for shards in filler.rounds] == [3]  # 8 a shard; the cells that want nothing are left alone
+
+
 def test_a_hole_is_filled_first(make_pool, fill):
     """After a kill, later shards may be there and earlier ones not."""
     filler = fill(Filler())
@@ -126,7 +137,6 @@ def test_a_hole_is_filled_first(make_pool, fill):
     for number in (0, 2, 3):
         filler.put(pool, Shard(0, 0, number))
     wanted = np.array([[20, 0], [0, 0]])
-    assert select.view_of(pool, wanted).column("index").tolist() == list(range(8))
     realized = select.realize(pool, {"p": wanted})
     assert filler.rounds == [[Shard(0, 0, 1)]]
     assert realized.views["p"].column("index").tolist() == list(range(20))

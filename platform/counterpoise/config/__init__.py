@@ -104,6 +104,7 @@ __all__ = [
 
 
 class Evaluation(Section):
+    test: str = "test"  # the dataset's split, or a plan: its images must not be those of plans that stages train on
     bootstrap: NonNegativeInt = 1000  # resamples for the intervals
     confidence: Share = 0.95
     many: PositiveInt = 100  # a class is "many" above this many training images,
@@ -150,7 +151,7 @@ class Experiment(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Experiment:
-        for name in {"real", "validation"} & set(self.plans):
+        for name in {"real", "validation", "test"} & set(self.plans):
             raise ValueError(f"a plan cannot be called {name!r}: that is a split of the dataset")
         if self.plans and self.generator is None:
             raise ValueError("there are plans for synthetic images but no `generator` to sample them")
@@ -158,6 +159,7 @@ class Experiment(Section):
             raise ValueError(f"`selection.{self.selection.scored[0]}` needs a `scorer`")
         if self.realism.extractor == "clip" and self.scorer is None:
             raise ValueError("`realism.extractor: clip` needs a `scorer`")
+        self._check_test()
         self._check_feedback()
         for number, stage in enumerate(self.stages):
             self._check_stage(stage, f"stages.{number}", [earlier.name for earlier in self.stages[:number]])
@@ -188,6 +190,12 @@ class Experiment(Section):
         normalized = [one.name for one in self.stages if one.dfr and one.dfr.normalize and one.name in earlier]
         if (stage.start or (earlier[-1] if earlier else None)) in normalized:
             raise ValueError(f"{where}.start: nothing can go on from a head of normalised features (dfr.normalize)")
+
+    def _check_test(self) -> None:
+        name = self.evaluation.test
+        if name != "test" and name not in self.plans:
+            there = ", ".join(["test", *self.plans])
+            raise ValueError(f"evaluation.test: {name!r} is neither the test split nor a plan; there are: {there}")
 
     def _check_feedback(self) -> None:
         if self.feedback is None or self.feedback.stage is None:

@@ -18,6 +18,7 @@ class Plan(Section):
     rate: Annotated[float, Field(ge=0.5, lt=1)] | None = None  # biased
     target: PositiveInt | None = None  # fill
     counts: dict[str, NonNegativeInt | dict[str, NonNegativeInt]] | None = None  # custom
+    skip: NonNegativeInt = 0  # so many images of each cell are left to other plans; see evaluation.test
 
     @model_validator(mode="after")
     def _complete(self) -> Plan:

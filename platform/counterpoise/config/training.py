@@ -203,6 +203,12 @@ class Stage(Section):
         return self
 
     @property
+    def views(self) -> set[str]:
+        """The views that this stage learns from: those it trains on, and those that a mask looks at."""
+        mask = self.trainable
+        return {*self.data, *(mask.similar + mask.different if mask.name == "selective" else ())}
+
+    @property
     def plain(self) -> bool:
         """Whether this is nothing but the mean cross-entropy of all images, each as often as the others."""
         return all(

@@ -77,7 +77,7 @@ class Realized:
     cost: dict[str, float]
 
 
-def realize(pool: Pool, wanted: Mapping[Plan, Counts]) -> Realized:
+def realize(pool: Pool, wanted: Mapping[Plan, Counts], skip: Mapping[Plan, int] | None = None) -> Realized:
     """Samples what the pool lacks for all plans together and returns a view for each.
 
     Draws in rounds: a cell's next round follows from the share of its images that passed so far, until the plan is
@@ -86,13 +86,14 @@ def realize(pool: Pool, wanted: Mapping[Plan, Counts]) -> Realized:
     Args:
         pool: Where the images are.
         wanted: Images per cell, for each plan.
+        skip: How many of each cell's images a plan leaves to others; 0 for those that are not named.
 
     Raises:
         SynthesisError: More than ``pool.max_quarantined`` of the images are quarantined, or sampling failed.
         CounterpoiseError: What :func:`counterpoise.synthesis.sampling.sample` raises.
     """
-    started = time.monotonic()
-    union = _union(pool, wanted)
+    started, skip = time.monotonic(), skip or {}
+    union = _union(pool, {plan: reach(counts, skip.get(plan, 0)) for plan, counts in wanted.items()})
     account = Account(pool)
     here = pool.shards()
     while missing := _missing(pool, union, here):
@@ -100,15 +101,14 @@ def realize(pool: Pool, wanted: Mapping[Plan, Counts]) -> Realized:
         here |= set(missing)
     considered = _considered(pool, union, here)
     account.check_quarantine(considered)
-    views = {plan: _view(pool, counts, here) for plan, counts in wanted.items()}
+    views = {plan: _view(pool, counts, skip.get(plan, 0), here) for plan, counts in wanted.items()}
     rejects = pool.rejects(considered)
     reasons = Counter(rejects.index["filter"].to_pylist())
-    got = [view.counts for view in views.values()]
     return Realized(
         pool=pool.digest,
         views=views,
         short=[short for plan, counts in wanted.items() for short in _short(plan, counts, views[plan])],
-        images=int(np.maximum.reduce(got).sum()) if got else 0,
+        images=len({image for view in views.values() for image in view.column("id")}),
         shards=len(considered),
         sampled=account.images,
         reused=sum(len(pool.rows(shard)) for shard in considered if shard not in account.receipts),
@@ -123,9 +123,9 @@ def realize(pool: Pool, wanted: Mapping[Plan, Counts]) -> Realized:
     )
 
 
-def view_of(pool: Pool, wanted: Counts) -> View:
-    """The view that a plan has now, without sampling: shorter than wanted where the pool lacks images."""
-    return _view(pool, wanted, pool.shards())
+def reach(wanted: Counts, skip: int) -> Counts:
+    """How many usable images of each cell there must be for a plan that leaves the first ``skip`` to others."""
+    return np.where(wanted > 0, wanted + skip, 0)
 
 
 def summary(results: Sequence[Realized]) -> dict[str, Any]:
@@ -234,12 +234,14 @@ def _missing(pool: Pool, wanted: Counts, here: set[Shard]) -> list[Shard]:
     return missing
 
 
-def _view(pool: Pool, wanted: Counts, here: set[Shard]) -> View:
+def _view(pool: Pool, wanted: Counts, skip: int, here: set[Shard]) -> View:
     shards, taken = [], []
     for label, group, left in _cells(wanted):
-        for shard in _prefix(pool, label, group, left, here)[0]:
-            rows = np.flatnonzero(pool.accepted(shard))[:left]
-            left -= len(rows)
+        skipped = skip
+        for shard in _prefix(pool, label, group, left + skip, here)[0]:
+            usable = np.flatnonzero(pool.accepted(shard))
+            rows = usable[skipped:][:left]
+            skipped, left = max(skipped - len(usable), 0), left - len(rows)
             shards.append(shard)
             taken.append(rows)
     return pool.view(shards, taken)
