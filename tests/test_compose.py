@@ -154,6 +154,14 @@ def test_a_wrong_method_is_told(write, monkeypatch, tmp_path, body, methods, mes
     assert hint in str(caught.value)
 
 
+@pytest.mark.parametrize("own", ["data: {imbalance: {rate: 0.9}}", "evaluation: {bootstrap: 3}", "store: elsewhere"])
+def test_methods_of_one_file_share_what_they_are_compared_on(write, own):
+    key = own.partition(":")[0]
+    shared = BODY.replace("method: erm", f"methods: [erm, {{extends: erm, method: other, {own}}}]")
+    with pytest.raises(ConfigError, match=rf"another `{key}` for other than for erm"):
+        load(write(shared))
+
+
 def test_two_methods_of_one_name_are_told(write):
     with pytest.raises(ConfigError, match=r"two methods have one name[\s\S]*erm"):
         load(write(SHARED + "methods: [erm, {extends: erm, training: {epochs: 1}}]"))

@@ -20,6 +20,7 @@ from counterpoise.config import Experiment
 from counterpoise.errors import ConfigError, did_you_mean, one_of
 from counterpoise.explain import KeyPath, Sources, Tree, dotted, is_always_there, validate
 
+_SHARED = ("name", "store", "data", "evaluation", "realism", "tracking")
 _AXES: dict[str, tuple[type, ...]] = {"methods": (str, dict), "seeds": (int,)}
 CONFIGS = Path(__file__).parent / "configs"  # a link to the checkout's configs/, which a wheel holds as files
 
@@ -62,6 +63,7 @@ def load(
         numbers = own_seeds or [tree.get("seed", 0)] if seeds is None else seeds
         experiments.append([validate({**tree, "seed": seed}, where, file) for seed in numbers])
     _check_names([group[0].method for group in experiments], file)
+    _check_shared([group[0] for group in experiments], file)
     return _only([experiment for group in experiments for experiment in group], only_method, file)
 
 
@@ -129,6 +131,19 @@ def _check_names(names: Sequence[str], file: Path) -> None:
     if twice := next((name for name in names if names.count(name) > 1), None):
         remedy = "give one of them another name: {extends: …, method: NAME}"
         raise ConfigError("two methods have one name", where=f"{file}: methods", found=twice, remedy=remedy)
+
+
+def _check_shared(methods: Sequence[Experiment], file: Path) -> None:
+    """Methods are compared: on the same data, measured alike."""
+    for key in _SHARED:
+        for experiment in methods[1:]:
+            if getattr(experiment, key) != getattr(methods[0], key):
+                raise ConfigError(
+                    "a method cannot have this for itself: methods of a file share it",
+                    where=f"{file}: methods",
+                    found=f"another `{key}` for {experiment.method} than for {methods[0].method}",
+                    remedy=f"write `{key}` for all of them, or a file for each",
+                )
 
 
 def _only(experiments: list[Experiment], only_method: str | None, file: Path) -> list[Experiment]:
