@@ -123,6 +123,7 @@ def result_row(outcome: Outcome) -> ResultRow:
         outcome.images_reused,
         outcome.seconds,
         outcome.regime,
+        next((stage["moved"] for stage in reversed(outcome.stages) if stage.get("moved")), {}),
     )
 
 

@@ -7,6 +7,7 @@ import io
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
@@ -158,6 +159,19 @@ def test_what_each_filter_kept_out_and_how_pure_the_cells_are(make_report):
     unscored = dict(make_report().synthesis) | {"purity": None, "cell_purity": None}
     assert "CLIP puts" not in render(make_report(synthesis=unscored))
     assert 'id="filters"' not in render(make_report(synthesis=unscored, filtered=[]))
+
+
+def test_which_tensors_moved(make_report):
+    report = make_report()
+    last, seeds = report.methods[-1], {row.seed for row in report.rows}
+    rows = [
+        replace(row, moved={"conv.weight": row.seed == min(seeds), "fc.weight": True}) if row.method == last else row
+        for row in report.rows
+    ]
+    text = Page(render(replace(report, rows=rows))).text
+    assert f"2 tensors tensor {last} conv.weight 1 fc.weight {len(seeds)} all" in text
+    assert "What moved" in text
+    assert "What moved" not in Page(render(report)).text
 
 
 def test_best_is_the_best_mean_in_its_direction(make_report):

@@ -48,8 +48,12 @@ def test_only_the_trainable_parameters_move(store, views, validation, trainable,
         ],
         epochs=1,
     )
-    first, second = (weights(store, one) for one in stages.run(experiment, views, validation))
+    fitted = stages.run(experiment, views, validation)
+    first, second = (weights(store, one) for one in fitted)
     assert moved(first, second) == expected
+    assert fitted[0].moved is None
+    assert {name for name, moves in fitted[1].moved.items() if moves} == expected  # and the report says so
+    assert fitted[1].moved.keys() <= first.keys()
 
 
 def test_lora_is_merged_into_plain_weights(store, views, validation):

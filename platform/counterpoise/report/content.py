@@ -6,6 +6,7 @@ Grids are class × group lists of lists; a dataset without groups has one column
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
@@ -136,6 +137,7 @@ class ResultRow:
         images_reused: Those that were in the pool before.
         seconds: What the fit took.
         regime: What choosing its epochs took: ``groups``, ``labels`` or ``none``.
+        moved: Parameter tensor -> whether the last stage that holds some of them still moved it; empty if none does.
     """
 
     method: str
@@ -147,6 +149,7 @@ class ResultRow:
     images_reused: int = 0
     seconds: int | float = 0.0
     regime: str = ""
+    moved: Mapping[str, bool] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,6 +222,13 @@ class Results:
         """The metric's value of each seed."""
         found = (row.metrics.get(metric) for row in self.rows if row.method == method)
         return [value for value in found if value is not None and not math.isnan(value)]
+
+    def moved(self, method: str) -> dict[str, int]:
+        """Of a method that moves some parameter tensors only: with how many of its seeds each of them moves."""
+        counts = Counter[str]()
+        for row in self.rows:
+            counts.update({name: int(moves) for name, moves in row.moved.items() if row.method == method})
+        return dict(counts)
 
     def cell_accuracies(self, method: str) -> Rates:
         """Accuracy of each cell, mean over seeds; None for cells without test images."""

@@ -29,7 +29,7 @@ from counterpoise.training.loop import Row, Trainer
 from counterpoise.training.models import Classifier, fresh_head, restored_model
 from counterpoise.training.pixels import Pixels
 from counterpoise.training.selective import ranked_mask
-from counterpoise.training.trainable import plain_state, prepare
+from counterpoise.training.trainable import movable, plain_state, prepare
 from counterpoise.training.workers import Worker
 from counterpoise.view import View
 
@@ -131,12 +131,20 @@ class Fit:
 
             fit_with_ray(self, on_epoch)
 
-    def finish(self, weights: dict[str, Tensor], epoch: int, history: list[Row], seconds: float) -> None:
+    def finish(
+        self,
+        weights: dict[str, Tensor],
+        epoch: int,
+        history: list[Row],
+        seconds: float,
+        moved: dict[str, bool] | None = None,
+    ) -> None:
         """Puts weights and then the record into the store: where the record is, the weights are."""
         self.store.create(
             self.weights_key, save_safetensors({name: value.contiguous() for name, value in weights.items()})
         )
         record = {"name": self.stage.name, "epoch": epoch, "history": history, "seconds": round(seconds, 3)}
+        record |= {} if moved is None else {"moved": moved}
         self.store.create(self.record_key, json.dumps(record | self.about, indent=1).encode())
         self.store.delete(self.checkpoint_key)
 
@@ -182,7 +190,8 @@ def fit(task: Fit, worker: Worker, on_epoch: OnEpoch | None = None) -> None:
                 if on_epoch:
                     on_epoch(task.stage.name, row)
     if worker.rank == 0:
-        task.finish(progress.best_model, progress.best_epoch, progress.history, progress.seconds)
+        moved = movable(trainer.model, task.stage)
+        task.finish(progress.best_model, progress.best_epoch, progress.history, progress.seconds, moved)
 
 
 def make_trainer(task: Fit, worker: Worker) -> Trainer:

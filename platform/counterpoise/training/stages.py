@@ -51,6 +51,7 @@ class Fitted:
         history: For each epoch its loss and its metrics on the validation images.
         seconds: What it took to train, whenever that was.
         reused: Whether it was in the store already.
+        moved: For each of the model's parameter tensors whether training moved it; None if it moved all.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Fitted:
     history: list[loop.Row]
     seconds: float
     reused: bool
+    moved: dict[str, bool] | None = None
 
 
 def run(
@@ -106,6 +108,7 @@ def fitted(task: Fit, reused: bool) -> Fitted:
         history=record["history"],
         seconds=record["seconds"],
         reused=reused,
+        moved=record.get("moved"),
     )
 
 

@@ -58,6 +58,13 @@ def set_mode(model: Classifier, stage: config.Stage) -> None:
         module.eval()
 
 
+def movable(model: Classifier, stage: config.Stage) -> dict[str, bool] | None:
+    """Which of a prepared model's parameter tensors move, in its order; None where all do, or adapters instead."""
+    if stage.trainable.name in ("all", "lora"):
+        return None
+    return {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+
+
 def plain_state(model: Classifier) -> dict[str, Tensor]:
     """Copies on the CPU of what a :class:`Classifier` without adapters needs to give the same logits.
 
