@@ -12,6 +12,8 @@ from counterpoise.report.figures import COLORS, plain
 
 Table = Mapping[str, Mapping[str, Summary]]  # method -> metric -> mean and interval
 
+_KINDS = (("o", "-"), ("s", "--"), ("^", ":"))  # marker and line
+
 
 def trend(tables: Mapping[str, Table], metrics: Sequence[str]) -> Figure:
     """A panel for each metric, in %: settings along the axis in their order, a line for each method.
@@ -22,6 +24,7 @@ def trend(tables: Mapping[str, Table], metrics: Sequence[str]) -> Figure:
     """
     settings = list(tables)
     methods = list(dict.fromkeys(method for table in tables.values() for method in table))
+    step = min(0.06, 0.6 / len(methods))
     figure = Figure(figsize=(5 * len(metrics), 3.6), layout="constrained")
     for axis, metric in zip(figure.subplots(1, len(metrics), squeeze=False).flat, metrics, strict=True):
         for number, method in enumerate(methods):
@@ -29,14 +32,16 @@ def trend(tables: Mapping[str, Table], metrics: Sequence[str]) -> Figure:
             points = [(x, one) for x, one in found if one is not None]
             if not points:
                 continue
-            aside = 0.06 * (number - (len(methods) - 1) / 2)  # so that intervals do not cover each other
+            aside = step * (number - (len(methods) - 1) / 2)  # so that intervals do not cover each other
+            marker, dashes = _KINDS[number // len(COLORS) % len(_KINDS)]  # when the colours come round again
             reach = [50 * (one.interval[1] - one.interval[0]) if one.interval else 0.0 for _, one in points]
             axis.errorbar(
                 [x + aside for x, _ in points],
                 [100 * one.mean for _, one in points],
                 yerr=reach,
                 color=COLORS[number % len(COLORS)],
-                marker="o",
+                marker=marker,
+                ls=dashes,
                 ms=4,
                 lw=1.5,
                 elinewidth=0.8,
