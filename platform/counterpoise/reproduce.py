@@ -204,7 +204,7 @@ def page(
     seeds = len({row["seed"] for row in rows})
     parts = [
         f"# {spec.title}",
-        f"{spec.paper}. Ours: `{command}`, {seeds} seeds, {seconds / 60:.0f} minutes (less what was in the store), "
+        f"{spec.paper}. Ours: `{command}`, {seeds} seeds, {seconds / 60:.0f} min (less what was in the store), "
         "means and 95 % Student t-intervals.",
         spec.setup,
         "## Ours",
