@@ -20,12 +20,12 @@ from counterpoise import record
 from counterpoise.config import Experiment
 from counterpoise.data import audit as auditing
 from counterpoise.data import dataset
-from counterpoise.errors import DataError, PlanError
+from counterpoise.errors import DataError
 from counterpoise.store import open_store
 from counterpoise.synthesis import filters, select
 from counterpoise.synthesis import verify as verifying
 from counterpoise.synthesis.address import check_pipeline_folder, identify_scorer
-from counterpoise.synthesis.plan import wanted
+from counterpoise.synthesis.plan import check_held_out, wanted
 from counterpoise.synthesis.pool import Pool
 from counterpoise.synthesis.resolve import resolve
 from counterpoise.table import SPLITS, Names
@@ -136,12 +136,15 @@ class Job:
     def wanted(self) -> dict[PlanKey, Counts]:
         """Synthetic images wanted per cell, for each method's plans."""
         counts = self.train_view.counts
-        by_method = {experiment.method: experiment.plans for experiment in self.experiments}
-        return {
+        by_method = {experiment.method: experiment for experiment in self.experiments}
+        found = {
             (method, name): wanted(plan, counts, self.names, where=f"plans.{name}")
-            for method, plans in by_method.items()
-            for name, plan in plans.items()
+            for method, experiment in by_method.items()
+            for name, plan in experiment.plans.items()
         }
+        for experiment in by_method.values():
+            check_held_out(experiment, {name: found[experiment.method, name] for name in experiment.plans})
+        return found
 
     @cached_property
     def skipped(self) -> dict[PlanKey, int]:
@@ -316,27 +319,10 @@ class Job:
     def _task(self, experiment: Experiment) -> fitting.Task:
         from counterpoise import fitting
 
-        views = self.views_of(experiment)
+        views, splits = self.views_of(experiment), self.splits
         return fitting.Task(
-            experiment, views, self.splits["validation"], self._test_view(experiment, views), self.store
+            experiment, views, splits["validation"], (splits | views)[experiment.evaluation.test], self.store
         )
-
-    def _test_view(self, experiment: Experiment, views: Mapping[str, View]) -> View:
-        """What the experiment is measured on: the test split, or a plan whose images no stage has seen."""
-        name = experiment.evaluation.test
-        if name == "test":
-            return self.splits["test"]
-        trained = {used for stage in experiment.stages for used in stage.views}
-        held_out = set(views[name].column("id"))
-        for plan in sorted(trained & set(experiment.plans)):
-            if shared := len(held_out & set(views[plan].column("id"))):
-                raise PlanError(
-                    "a plan to test on shares images with one to train on",
-                    where=f"plans.{name}.skip",
-                    found=f"{shared} images of {plan!r}",
-                    remedy=f"leave it at least its {views[plan].counts.max()} images a cell",
-                )
-        return views[name]
 
     @cached_property
     def tasks(self) -> list[fitting.Task]:

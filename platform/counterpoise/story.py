@@ -108,7 +108,12 @@ def shared(job: Job) -> dict[str, Any]:
         "digests": {"dataset": job.loaded.view.digest} | {f"pool of {name}": p.digest for name, p in pools.items()},
         "versions": {"counterpoise": __version__, **{name: version(name) for name in _LIBRARIES}},
         "confidence": job.first.evaluation.confidence,
+        **_tested_on(job.first.evaluation.test),
     }
+
+
+def _tested_on(plan: str) -> dict[str, str]:
+    return {} if plan == "test" else {"tested_on": f"synthetic images of the plan {plan}, which no method has seen"}
 
 
 def result_row(outcome: Outcome) -> ResultRow:

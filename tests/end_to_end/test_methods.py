@@ -83,5 +83,5 @@ def test_synthetic_test_images_are_none_that_were_trained_on(tmp_path):
     assert [cell["n"] for cell in outcome.test["cells"]] == [6] * 4
     assert set(views["held_out"].column("index")) == set(range(18, 24))
     assert set(views["usb"].column("index")) == set(range(18))
-    with pytest.raises(PlanError, match=r"plans\.held_out\.skip[\s\S]*2 images of 'usb'[\s\S]*at least its 18"):
+    with pytest.raises(PlanError, match=r"plans\.held_out\.skip[\s\S]*2 images of 'usb'[\s\S]*at least 18"):
         usb(17)

@@ -161,6 +161,13 @@ def test_what_each_filter_kept_out_and_how_pure_the_cells_are(make_report):
     assert 'id="filters"' not in render(make_report(synthesis=unscored, filtered=[]))
 
 
+def test_a_page_says_what_was_tested_on(make_report):
+    assert "On real test images that no method has seen" in Page(render(make_report())).text
+    text = Page(render(make_report(tested_on="synthetic images of the plan p"))).text
+    assert "On synthetic images of the plan p" in text
+    assert "On real test images" not in text
+
+
 def test_which_tensors_moved(make_report):
     report = make_report()
     last, seeds = report.methods[-1], {row.seed for row in report.rows}

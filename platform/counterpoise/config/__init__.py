@@ -167,7 +167,7 @@ class Experiment(Section):
 
     def _check_stage(self, stage: Stage, where: str, earlier: list[str]) -> None:
         views = ["real", "validation", *self.plans]
-        for key, names in {"data": stage.data, **_mask_views(stage)}.items():
+        for key, names in stage.views.items():
             for name in names:
                 if name not in views:
                     raise ValueError(f"{where}.{key}: {name!r} is not a view; there are: {', '.join(views)}")
@@ -209,9 +209,3 @@ class Experiment(Section):
                     f"feedback.stage: the classifier is there before any synthetic image, but stage {stage.name!r} "
                     f"trains on {', '.join(stage.data)}; let it train on real images alone"
                 )
-
-
-def _mask_views(stage: Stage) -> dict[str, list[str]]:
-    if stage.trainable.name != "selective":
-        return {}
-    return {"trainable.similar": stage.trainable.similar, "trainable.different": stage.trainable.different}

@@ -203,10 +203,11 @@ class Stage(Section):
         return self
 
     @property
-    def views(self) -> set[str]:
-        """The views that this stage learns from: those it trains on, and those that a mask looks at."""
+    def views(self) -> dict[str, list[str]]:
+        """The views that this stage learns from, by key: those it trains on, and those that a mask looks at."""
         mask = self.trainable
-        return {*self.data, *(mask.similar + mask.different if mask.name == "selective" else ())}
+        looked_at = {"trainable.similar": mask.similar, "trainable.different": mask.different}
+        return {"data": self.data} | (looked_at if mask.name == "selective" else {})
 
     @property
     def plain(self) -> bool:

@@ -170,6 +170,7 @@ class Results:
         digests: Name -> address of what the results follow from.
         versions: Library -> version.
         confidence: Of the intervals.
+        tested_on: What the rows were measured on, in words.
         of_images: With one seed, the summary's intervals are of resampled test images.
     """
 
@@ -188,6 +189,7 @@ class Results:
     versions: Mapping[str, str] = field(default_factory=dict)
     confidence: float = 0.95
     of_images: bool = False
+    tested_on: str = "real test images that no method has seen"
 
     @property
     def methods(self) -> list[str]:

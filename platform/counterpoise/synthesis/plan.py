@@ -19,6 +19,7 @@ never makes a group rarer in its class than it has to.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from fractions import Fraction
 
 import numpy as np
@@ -64,6 +65,28 @@ def wanted(
             return _spread(short, counts) if plan.by == "class" else short
         case "custom":
             return _custom(plan.counts or {}, counts, names, f"{where}.counts")
+
+
+def check_held_out(experiment: config.Experiment, counts: Mapping[str, Int[np.ndarray, "classes groups"]]) -> None:
+    """Raises PlanError unless a plan to test on takes other images than those that stages learn from.
+
+    Args:
+        experiment: Its plans, stages and evaluation count.
+        counts: What each plan wants.
+    """
+    test, plans = experiment.evaluation.test, experiment.plans
+    learned = {name for stage in experiment.stages for names in stage.views.values() for name in names}
+    for name in sorted(learned & set(plans)) if test in plans else ():
+        ends = [counts[plan] + plans[plan].skip for plan in (test, name)]
+        shared = np.minimum(*ends) - max(plans[test].skip, plans[name].skip)
+        shared = np.where((counts[test] > 0) & (counts[name] > 0), shared, 0).clip(0)
+        if shared.any():
+            raise PlanError(
+                "a plan to test on shares images with one to train on",
+                where=f"plans.{test}.skip",
+                found=f"{shared.sum()} images of {name!r}",
+                remedy=f"skip at least {ends[1].max()}, as far as {name!r} reaches in a cell",
+            )
 
 
 def _usb_budget(counts: Int[np.ndarray, "classes groups"]) -> int:
