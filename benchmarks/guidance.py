@@ -4,8 +4,9 @@ Against the same pipeline without guidance at the same batch; and against the pa
 one image at a time, the conditional noise prediction computed a second time under gradients, every weight asking for a
 gradient, prompts encoded for each image. Criterion: entropy of a small_cnn with random weights.
 
-    python benchmarks/guidance.py                          # the testbed's model, on a CPU
-    python benchmarks/guidance.py --device cuda --random   # a pipeline of Stable Diffusion 2.1's size, random weights
+    python benchmarks/guidance.py
+
+This is for a CPU and the testbed's small model; benchmarks/gpu measures the same at Stable Diffusion 2.1's size.
 """
 
 from __future__ import annotations
@@ -38,8 +39,6 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     model = "package:counterpoise/testbed/models/shapes/diffusion"
     parser.add_argument("--model", default=model, help="a Stable Diffusion pipeline [%(default)s]")
-    parser.add_argument("--random", action="store_true", help="a pipeline of Stable Diffusion 2.1's size instead")
-    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--dtype", default="float32", help="of the pipeline [%(default)s]")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 4, 16, 64])
     parser.add_argument("--steps", type=int, default=30)
@@ -52,19 +51,18 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def timed(runs: dict[str, Callable[[], Any]], device: str, repeats: int) -> dict[str, list[float]]:
-    """Seconds of several runs, after one of each that warms up; they take turns. On a CPU, where we have one thread,
-    its own time: what else runs on the machine then counts only for the caches that it takes."""
-    clock = time.perf_counter if device == "cuda" else time.process_time
+def timed(runs: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
+    """Seconds of several runs, after one of each that warms up; they take turns.
+
+    The thread's own time: what else runs on the machine then counts only for the caches that it takes.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for turn in range(repeats + 1):
         for name, run in runs.items():
-            started = clock()
+            started = time.process_time()
             run()
-            if device == "cuda":
-                torch.cuda.synchronize()
             if turn:
-                seconds[name].append(clock() - started)
+                seconds[name].append(time.process_time() - started)
     return seconds
 
 
@@ -73,25 +71,38 @@ def ratio(some: list[float], others: list[float]) -> float:
     return statistics.median(mine / yours for mine, yours in zip(some, others, strict=True))
 
 
-def one_by_one(pipeline: Any, judge: Judge, options: argparse.Namespace, images: int) -> None:
-    """Section 2 of the authors' sampler, restated: batch 1, an own DDIM loop, guidance by a second forward pass."""
-    unet, vae, scheduler = pipeline.unet, pipeline.vae, pipeline.scheduler
+def one_by_one(pipeline: Any, judge: Judge, images: int, steps: int, guidance_scale: float, every: int) -> None:
+    """Section 2 of the authors' sampler, restated: batch 1, an own DDIM loop, guidance by a second forward pass.
+
+    Args:
+        pipeline: Of Stable Diffusion 1 or 2, with a DDIM scheduler of ε- or v-prediction.
+        judge: The classifier that guides.
+        images: How many are made, one after the other.
+        steps: Denoising steps.
+        guidance_scale: Of classifier-free guidance.
+        every: One step in so many is guided.
+    """
+    unet, vae, scheduler, device = pipeline.unet, pipeline.vae, pipeline.scheduler, pipeline.device
     entropy, side = mixture({"entropy": 1.0}), unet.config.sample_size
+    velocity = scheduler.config.prediction_type == "v_prediction"
     for number in range(images):
-        text, empty = pipeline.encode_prompt(PROMPT, options.device, 1, True)
-        scheduler.set_timesteps(options.steps, device=options.device)
+        text, empty = pipeline.encode_prompt(PROMPT, device, 1, True)
+        scheduler.set_timesteps(steps, device=device)
         noise = torch.Generator().manual_seed(number)
-        z = torch.randn(1, 4, side, side, generator=noise).to(options.device, unet.dtype) * scheduler.init_noise_sigma
+        z = torch.randn(1, 4, side, side, generator=noise).to(device, unet.dtype) * scheduler.init_noise_sigma
         for step, t in enumerate(scheduler.timesteps):
             with torch.no_grad():
                 both = unet(torch.cat([z, z]), t, encoder_hidden_states=torch.cat([empty, text])).sample
             plain, prompted = both.chunk(2)
-            output = plain + options.guidance_scale * (prompted - plain)
-            if step % options.every == 0:
+            output = plain + guidance_scale * (prompted - plain)
+            if step % every == 0:
                 z = z.detach().requires_grad_(True)
                 again = unet(z, t, encoder_hidden_states=text).sample
                 signal = scheduler.alphas_cumprod[int(t)].to(z)
-                clean = signal.sqrt() * z - (1 - signal).sqrt() * again  # v-prediction
+                if velocity:
+                    clean = signal.sqrt() * z - (1 - signal).sqrt() * again
+                else:
+                    clean = (z - (1 - signal).sqrt() * again) / signal.sqrt()
                 blend = (1 - signal).sqrt() * clean + (1 - (1 - signal).sqrt()) * z
                 image = vae.decode(blend / vae.config.scaling_factor).sample / 2 + 0.5
                 image = (image - image.min().detach()) / image.max().detach()
@@ -104,45 +115,13 @@ def one_by_one(pipeline: Any, judge: Judge, options: argparse.Namespace, images:
             vae.decode(z / vae.config.scaling_factor)
 
 
-def random_pipeline(dtype: torch.dtype) -> Any:
-    """Stable Diffusion 2.1's shapes with random weights."""
-    import diffusers
-    from transformers import CLIPTextConfig, CLIPTextModel
-
-    unet = diffusers.UNet2DConditionModel(
-        sample_size=64, attention_head_dim=(5, 10, 20, 20), cross_attention_dim=1024, use_linear_projection=True
-    )
-    vae = diffusers.AutoencoderKL(
-        block_out_channels=(128, 256, 512, 512), layers_per_block=2, sample_size=512,
-        down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
-    )  # fmt: skip
-    text = CLIPTextModel(CLIPTextConfig(hidden_size=1024, intermediate_size=4096, num_hidden_layers=23))
-    from counterpoise.locate import locate
-
-    tokenizer = diffusers.StableDiffusionPipeline.from_pretrained(
-        locate("package:counterpoise/testbed/models/shapes/diffusion", "--model")
-    ).tokenizer
-    return diffusers.StableDiffusionPipeline(
-        vae=vae, text_encoder=text, tokenizer=tokenizer, unet=unet, safety_checker=None, feature_extractor=None,
-        scheduler=diffusers.DDIMScheduler(beta_schedule="scaled_linear", prediction_type="v_prediction"),
-        requires_safety_checker=False,
-    ).to(dtype)  # fmt: skip
-
-
 def main() -> None:
     options = arguments()
-    torch.set_num_threads(1 if options.device == "cpu" else 8)
-    settings = {"num_inference_steps": options.steps, "guidance_scale": options.guidance_scale}
-    model = TextToImage(Generator(model=options.model, **settings), "cpu", options.dtype)
-    if options.random:
-        model.pipeline = random_pipeline(getattr(torch, options.dtype))
-        model.pipeline.set_progress_bar_config(disable=True)
-        for part in (model.pipeline.unet, model.pipeline.vae, model.pipeline.text_encoder):
-            part.requires_grad_(False)
-    model.pipeline.to(options.device)
-    model.device = options.device
+    torch.set_num_threads(1)
+    sampling = {"num_inference_steps": options.steps, "guidance_scale": options.guidance_scale}
+    model = TextToImage(Generator(model=options.model, **sampling), "cpu", options.dtype)
     training = Training(backbone=options.backbone, image_size=options.image_size)
-    judge = Judge(build_model(training, CLASSES, 0).to(options.device), options.image_size)
+    judge = Judge(build_model(training, CLASSES, 0), options.image_size)
     entropy = mixture({"entropy": 1.0})
 
     def criterion(images: torch.Tensor) -> torch.Tensor:
@@ -158,19 +137,18 @@ def main() -> None:
     rows = []
     for batch in options.batches:
         runs = {name: functools.partial(sample, model, batch, guide) for name, guide in guides.items()}
-        seconds = timed(runs, options.device, options.repeats)
+        seconds = timed(runs, options.repeats)
         row: dict[str, float] = {"batch": batch}
         row |= {name: batch / min(seconds[name]) for name in runs}
         row |= {f"{name}_ratio": ratio(seconds[name], seconds["unguided"]) for name in runs}
-        if options.device == "cuda":
-            row |= {f"{name}_gib": peak(run) for name, run in runs.items()}
         rows.append(row)
         print(json.dumps(row), flush=True)
     for part in (model.pipeline.unet, model.pipeline.vae):
         part.requires_grad_(True)
     judge.classifier.requires_grad_(True)
-    alone = {"paper": lambda: one_by_one(model.pipeline, judge, options, options.one_by_one)}
-    paper = options.one_by_one / min(timed(alone, options.device, options.repeats)["paper"])
+    settings = (options.one_by_one, options.steps, options.guidance_scale, options.every)
+    alone = {"paper": lambda: one_by_one(model.pipeline, judge, *settings)}
+    paper = options.one_by_one / min(timed(alone, options.repeats)["paper"])
     best = max(row["guided"] for row in rows)
     print(table(rows, paper))
     print(json.dumps({"rows": rows, "one_by_one": paper, "speedup": best / paper, "torch": version("torch")}))
@@ -178,13 +156,6 @@ def main() -> None:
 
 def sample(model: TextToImage, batch: int, guide: Guide | None) -> None:
     model.sample([PROMPT] * batch, "", list(range(batch)), guide=guide)
-
-
-def peak(run: Callable[[], Any]) -> float:
-    """GiB that a run needs at most on the GPU."""
-    torch.cuda.reset_peak_memory_stats()
-    run()
-    return torch.cuda.max_memory_allocated() / 2**30
 
 
 def table(rows: list[dict[str, float]], paper: float) -> str:

@@ -49,6 +49,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--image-size", type=int, help=f"pixels a side; by default 32, {OTHERS[0]} for torchvision's")
     parser.add_argument("--steps", type=int, help="of an epoch; the defaults are for one CPU core, take 400 on a GPU")
     parser.add_argument("--epochs", type=int, default=8, help="of which the first does not count [%(default)s]")
+    parser.add_argument("--compile", action="store_true", help="both loops with torch.compile")
     parser.add_argument("--json", type=Path, help="also write the result here")
     return parser.parse_args()
 
@@ -57,13 +58,14 @@ def arguments() -> argparse.Namespace:
 
 
 def make_view(store: Store, key: str, n: int, size: int) -> View:
-    """Noisy squares, light ones and dark ones; their pixels cost what any image's cost."""
+    """Noisy squares, light ones and dark ones, at most 64 different ones; their pixels cost what any image's cost."""
     random = np.random.default_rng(n)
-    labels = random.integers(0, 2, n)
-    squares = [random.integers(90 + 20 * label, 150 + 20 * label, (size, size, 3), np.uint8) for label in labels]
+    labels = np.arange(n) % 2
+    squares = [random.integers(90 + 20 * label, 150 + 20 * label, (size, size, 3), np.uint8) for label in labels[:64]]
+    encoded = [encode_image(square) for square in squares]
     columns = {
         "id": [f"{key}/{number}" for number in range(n)],
-        "image": [encode_image(square) for square in squares],
+        "image": [encoded[number % len(encoded)] for number in range(n)],
         "label": labels,
         "group": [-1] * n,
         "split": ["train"] * n,
@@ -87,6 +89,7 @@ def make_experiment(options: argparse.Namespace, backbone: str, size: int, store
             "image_size": size,
             "batch_size": options.batch_size,
             "epochs": options.epochs,
+            "compile": options.compile,
             "select_by": "last",
         },
     }
@@ -97,16 +100,25 @@ def make_experiment(options: argparse.Namespace, backbone: str, size: int, store
 
 
 class Bare:
-    """The loop that ours is measured against."""
+    """The loop that ours is measured against.
 
-    def __init__(self, experiment: Experiment, view: View) -> None:
+    Args:
+        experiment: Its ``training`` section says which model, batch size and optimizer.
+        view: The images.
+        channels_last: Memory format of the model and of its batches.
+    """
+
+    def __init__(self, experiment: Experiment, view: View, channels_last: bool = False) -> None:
         training = experiment.training
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.batch_size = training.batch_size
         pixels = Pixels([view], training.image_size)[np.arange(len(view))]
         self.images = torch.from_numpy(pixels).to(self.device)
         self.labels = torch.from_numpy(view.labels.astype(np.int64)).to(self.device)
+        self.layout = torch.channels_last if channels_last else torch.contiguous_format
         self.model = build_model(training, len(NAMES.classes), seed=0).to(self.device).train()
+        self.model.to(memory_format=self.layout)
+        self.call = torch.compile(self.model) if training.compile else self.model
         optimizer = training.optimizer
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=optimizer.lr, weight_decay=optimizer.weight_decay)
 
@@ -121,7 +133,7 @@ class Bare:
 
     def step(self, images: Tensor, labels: Tensor) -> None:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):  # as precision=auto
-            loss = nn.functional.cross_entropy(self.model(images).float(), labels)
+            loss = nn.functional.cross_entropy(self.call(images).float(), labels)
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
@@ -164,6 +176,18 @@ def measure(options: argparse.Namespace, backbone: str, size: int, steps: int) -
 
         stages.run(experiment, {"real": view}, validation, take_turns)
     return Pair(steps, pair.ours[1:], pair.bare[1:])
+
+
+def steps_per_second(options: argparse.Namespace, backbone: str, channels_last: bool) -> float:
+    """Steps per second of the bare loop alone, in either memory format: the median of its epochs but the first."""
+    size, steps = SIZES.get(backbone, OTHERS)
+    size, steps = options.image_size or size, options.steps or steps
+    with tempfile.TemporaryDirectory(prefix="training-") as folder:
+        os.environ["COUNTERPOISE_CACHE"] = f"{folder}/cache"
+        store = open_store(f"{folder}/store")
+        view = make_view(store, "train", steps * options.batch_size, size)
+        bare = Bare(make_experiment(options, backbone, size, store.uri), view, channels_last)
+        return steps / float(np.median([bare.epoch() for _ in range(options.epochs)][1:]))
 
 
 # -- the result --------------------------------------------------------------------------------------------------------
