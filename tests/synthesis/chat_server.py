@@ -38,7 +38,7 @@ class Server:
             def do_POST(self):
                 payload = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 server.payloads.append(payload)
-                server.headers.append(dict(self.headers))
+                server.headers.append(self.headers)
                 if self.path != "/v1/chat/completions":
                     status, body = 404, b'{"error": "no such path"}'
                 elif key and self.headers["Authorization"] != f"Bearer {key}":

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from counterpoise.store import open_store
-from counterpoise.synthesis import llm, sampling
+from counterpoise.synthesis import sampling
 from counterpoise.synthesis.pool import Pool
 from counterpoise.synthesis.resolve import resolve
 from counterpoise.table import Names
@@ -46,9 +46,8 @@ def fill(monkeypatch):
 
 
 @pytest.fixture
-def serve(monkeypatch):
-    """Starts a :class:`chat_server.Server`; what passes is asked for again without a pause."""
-    monkeypatch.setattr(llm, "_PAUSES", (0.0, 0.0))
+def serve():
+    """Starts a :class:`chat_server.Server`."""
     servers = []
 
     def serve(reply, key=None):

@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-import http.client
-import json
 import os
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import closing
-from typing import Any
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 from counterpoise.config import Llm
 from counterpoise.errors import ConfigError, CounterpoiseError, ModelError
 from counterpoise.locate import fingerprint, locate
 from counterpoise.synthesis.contextual import Ask, Found, Request, collect
 
+if TYPE_CHECKING:  # the client takes a second to import
+    import openai
+
 _WHERE = "prompts.contextual.llm"
 _AT_ONCE = 4  # requests under way at an endpoint
 _GLANCE = 5.0  # seconds that a look at an endpoint may take
 _NO_LIST = (404, 405, 501)  # what servers without a list of models answer when they are asked for it
-_PAUSES = (1.0, 4.0)  # seconds before an endpoint that is overloaded or fails is asked again
+_RETRIES = 2  # of a request, when an endpoint is overloaded or fails
 _TOKENS = 4096  # of an answer of a local model at most, if its context has room for them
 
 
@@ -75,123 +73,127 @@ def _from_endpoint(requests: Sequence[Request], llm: Llm) -> Iterator[tuple[int,
 
 
 def endpoint(llm: Llm) -> Ask:
-    """A function that sends an instruction to ``endpoint``/chat/completions and returns the answer.
+    """Return a function that sends an instruction to ``endpoint``/chat/completions and gives the answer.
+
+    Overload, server errors and lost connections are tried three times, with pauses that the server may name.
 
     Raises:
         ConfigError: The environment variable with the key is not set.
     """
-    url, headers = _url(llm, "chat/completions"), {"Content-Type": "application/json"} | _key(llm)
+    import openai
+
+    client = _client(llm, llm.timeout, _RETRIES)
 
     def ask(instruction: str, asked: int) -> str:
-        body: dict[str, Any] = {"model": llm.model, "messages": [{"role": "user", "content": instruction}]}
-        body |= {"temperature": llm.temperature} | ({} if llm.seed is None else {"seed": llm.seed + asked})
-        request = urllib.request.Request(url, json.dumps(body).encode(), headers)
-        return _content(_post(request, llm), url)
+        with _explained(llm, llm.timeout, f"raise {_WHERE}.timeout, or ask for fewer prompts"):
+            completion = client.chat.completions.create(
+                model=llm.model,
+                messages=[{"role": "user", "content": instruction}],
+                temperature=llm.temperature,
+                seed=openai.omit if llm.seed is None else llm.seed + asked,
+            )
+            return _content(completion, llm)
 
     return ask
 
 
 def models_listed(llm: Llm) -> list[str] | None:
-    """The names under which the endpoint serves models; None if it answers and has no such list.
+    """Return the names under which the endpoint serves models; None if it answers and has no such list.
 
-    One request, no other attempt: for a look before a run.
+    One request, not repeated: for a look before a run.
 
     Raises:
         ConfigError: The endpoint's key is not set.
         ModelError: It does not answer within some seconds, or refuses.
     """
-    request = urllib.request.Request(_url(llm, "models"), headers=_key(llm))
+    import openai
+
     seconds = min(llm.timeout, _GLANCE)
-    try:
-        with urllib.request.urlopen(request, timeout=seconds) as reply:
-            return [one["id"] for one in json.loads(reply.read())["data"]]
-    except (ValueError, KeyError, TypeError):  # not a list of models, or not as OpenAI's is
-        return None
-    except (OSError, http.client.HTTPException) as error:
-        if isinstance(error, urllib.error.HTTPError) and error.code in _NO_LIST:
-            error.close()
-            return None
-        problem, _ = _problem(error, request, llm, seconds, "look whether it is busy, or something is in the way to it")
-        raise problem from error
+    with _explained(llm, seconds, "look whether it is busy, or something is in the way to it"):
+        try:
+            return [model.id for model in _client(llm, seconds, 0).models.list().data]
+        except (ValueError, AttributeError, TypeError, openai.APIResponseValidationError):
+            return None  # an answer, but not a list of models as OpenAI has it
+        except openai.APIStatusError as error:
+            if error.status_code in _NO_LIST:
+                return None
+            raise
 
 
-def _url(llm: Llm, path: str) -> str:
-    assert llm.endpoint is not None
-    return f"{llm.endpoint.rstrip('/')}/{path}"
+def _client(llm: Llm, seconds: float, retries: int) -> openai.OpenAI:
+    import openai
+
+    key = _key(llm) or "none"  # the client insists on one; servers without keys do not look at it
+    return openai.OpenAI(base_url=llm.endpoint, api_key=key, timeout=seconds, max_retries=retries)
 
 
-def _key(llm: Llm) -> dict[str, str]:
-    """The header with the endpoint's key, if it has one. Raises ConfigError if its environment variable is not set."""
+def _key(llm: Llm) -> str | None:
+    """Return the endpoint's key, if it has one. Raises ConfigError if its environment variable is not set."""
     if not llm.api_key_env:
-        return {}
+        return None
     key = os.environ.get(llm.api_key_env)
     if not key:
         where, found, remedy = f"{_WHERE}.api_key_env", f"no ${llm.api_key_env}", f"set {llm.api_key_env}"
         raise ConfigError("the endpoint's key is not set", where=where, found=found, remedy=remedy)
-    return {"Authorization": f"Bearer {key}"}
+    return key
 
 
-def _post(request: urllib.request.Request, llm: Llm) -> bytes:
-    """The body of the reply. What may pass (overload, failure, silence) is tried three times."""
-    for pause in (*_PAUSES, None):
-        try:
-            with urllib.request.urlopen(request, timeout=llm.timeout) as reply:
-                return reply.read()
-        except (OSError, http.client.HTTPException) as error:
-            remedy = f"raise {_WHERE}.timeout, or ask for fewer prompts"
-            problem, passing = _problem(error, request, llm, llm.timeout, remedy)
-        if pause is None or not passing:
-            raise problem
-        time.sleep(pause)
-    raise AssertionError("the last attempt returns or raises")
+@contextmanager
+def _explained(llm: Llm, seconds: float, if_silent: str) -> Iterator[None]:
+    """Turn the client's errors into what the user can mend."""
+    import openai
+
+    try:
+        yield
+    except openai.APIStatusError as error:
+        raise _refusal(error, llm) from error
+    except (ValueError, openai.APIResponseValidationError) as error:  # not JSON at all
+        raise _unreadable(f"{llm.endpoint}: {error}") from error
+    except openai.APIConnectionError as error:
+        silent = isinstance(error, openai.APITimeoutError)
+        found = f"no answer in {seconds:g} s" if silent else f"{error.__cause__ or error}"
+        raise ModelError(
+            "the endpoint does not answer",
+            where=f"{_WHERE}.endpoint",
+            found=f"{error.request.url}: {found}",
+            remedy=if_silent if silent else "start it, or correct the address",
+        ) from error
 
 
-def _problem(
-    error: Exception, request: urllib.request.Request, llm: Llm, seconds: float, if_silent: str
-) -> tuple[ModelError, bool]:
-    """What went wrong with a request, in the user's words, and whether it may pass by itself."""
-    if isinstance(error, urllib.error.HTTPError):
-        with closing(error):
-            return _refusal(error, llm), error.code == 429 or error.code >= 500
-    reason = getattr(error, "reason", error)  # urllib wraps what happens before the request is sent
-    silent = isinstance(reason, TimeoutError)
-    found = f"no answer in {seconds:g} s" if silent else f"{reason or type(reason).__name__}"
-    problem = ModelError(
-        "the endpoint does not answer",
-        where=f"{_WHERE}.endpoint",
-        found=f"{request.full_url}: {found}",
-        remedy=if_silent if silent else "start it, or correct the address",
-    )
-    return problem, not isinstance(reason, ConnectionRefusedError)
-
-
-def _refusal(error: urllib.error.HTTPError, llm: Llm) -> ModelError:
-    said = " ".join(error.read(2000).decode(errors="replace").split())[:300]
+def _refusal(error: openai.APIStatusError, llm: Llm) -> ModelError:
+    message = " ".join(error.response.text.split())[:300]
     key = f"check the key in {llm.api_key_env}" if llm.api_key_env else "name the key's variable as api_key_env"
     remedy = {
         401: key,
         403: key,
         404: "check the address (it ends before /chat/completions, often with /v1) and the model's name",
         429: "wait, or ask for fewer prompts",
-    }.get(error.code, "see what the server says; for a parameter that it does not know: seed=null")
-    found = f"{error.url}: {error.code} {error.reason}" + (f": {said}" if said else "")
-    return ModelError("the endpoint refuses", where=_WHERE, found=found, remedy=remedy)
+    }.get(error.status_code, "see what the server says; for a parameter that it does not know: seed=null")
+    found = f"{error.request.url}: {error.status_code} {error.response.reason_phrase}"
+    return ModelError(
+        "the endpoint refuses", where=_WHERE, found=found + (f": {message}" if message else ""), remedy=remedy
+    )
 
 
-def _content(body: bytes, url: str) -> str:
-    """The text in a reply of /chat/completions."""
+def _content(completion: Any, llm: Llm) -> str:
+    """Return the text of a reply of /chat/completions; whatever else the server sent is an error."""
     try:
-        choice = json.loads(body)["choices"][0]
-        content = choice["message"]["content"]
-        if isinstance(content, str):
-            return _whole_lines(content) if choice.get("finish_reason") == "length" else content
-    except (ValueError, KeyError, IndexError, TypeError):
-        pass
-    found = f"{url}: {body[:200].decode(errors='replace')!r}"
-    allowed = "a reply of /chat/completions with choices[0].message.content"
-    remedy = "check the address: it must be that of an OpenAI-compatible server"
-    raise ModelError(
-        "the endpoint's reply cannot be read", where=f"{_WHERE}.endpoint", found=found, allowed=allowed, remedy=remedy
+        choice = completion.choices[0]
+        content = choice.message.content
+    except (AttributeError, IndexError, TypeError):
+        choice, content = None, None
+    if isinstance(content, str):
+        return _whole_lines(content) if choice.finish_reason == "length" else content
+    raise _unreadable(f"{llm.endpoint}: {str(completion)[:200]!r}")
+
+
+def _unreadable(found: str) -> ModelError:
+    return ModelError(
+        "the endpoint's reply cannot be read",
+        where=f"{_WHERE}.endpoint",
+        found=found,
+        allowed="a reply of /chat/completions with choices[0].message.content",
+        remedy="check the address: it must be that of an OpenAI-compatible server",
     )
 
 
