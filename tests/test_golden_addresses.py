@@ -125,7 +125,7 @@ class Addresses:
         prompts, teacher = resolve(experiment.prompts, self.all.names, self.store), None
         if experiment.feedback:
             teacher = feedback.of_stage(experiment, views, self.validation, stage or experiment.feedback.stage)
-        return Pool(experiment, self.all.names, self.store, prompts, self.train, teacher)
+        return Pool.of(experiment, self.all.names, self.store, prompts, self.train, teacher)
 
     def _planned(self, experiment, pool):
         counts = {name: wanted(plan, self.train.counts, self.all.names) for name, plan in experiment.plans.items()}
