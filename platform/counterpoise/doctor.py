@@ -97,7 +97,7 @@ def _devices() -> str:
 
 
 def _parts(experiments: Sequence[Experiment]) -> Iterator[Check]:
-    """What the experiments share, and each model that a method names, once."""
+    """The checks of the parts that experiments share, and of each model that a method names, once."""
     first, planned = experiments[0], [experiment for experiment in experiments if experiment.plans]
     yield _guarded("store", lambda: _store(first))
     yield _guarded("tracking", lambda: _tracking(first))

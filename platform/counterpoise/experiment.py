@@ -154,7 +154,7 @@ class Job:
 
     @cached_property
     def requests(self) -> list[PlanRequest]:
-        """What each method's plans ask of its pool."""
+        """The requests of each method's plans to its pool."""
         return [
             PlanRequest(method, name, counts, one.plans[name].skip, one.selection, one.pool.max_quarantined)
             for (method, name), counts in self.wanted.items()
@@ -169,7 +169,7 @@ class Job:
 
     @cached_property
     def prompts(self) -> dict[str, PromptSet]:
-        """What each method with plans asks the generator for."""
+        """The prompts of each method with plans."""
         return {method: self.prompts_of(experiment) for method, experiment in self._planned.items()}
 
     @cached_property
@@ -179,7 +179,7 @@ class Job:
         return {method: pool for pool, methods in rounds.sharing(pools) for method in methods}
 
     def prompts_of(self, experiment: Experiment) -> PromptSet:
-        """What an experiment asks the generator for; resolved once."""
+        """Resolve an experiment's prompts, once for each prompts section."""
         section = experiment.prompts.model_dump_json()
         if section not in self._resolved:
             self._resolved[section] = resolve(experiment.prompts, self.names, self.store)
@@ -192,7 +192,7 @@ class Job:
         return Pool.of(experiment, self.names, self.store, self.prompts_of(experiment), self.train_view, teacher)
 
     def _lesson(self, experiment: Experiment) -> rounds.Lesson:
-        """What trains the classifier of the first round of feedback: it has seen real images alone."""
+        """The training of the classifier of the first round of feedback, on real images alone."""
         assert experiment.feedback is not None
         return rounds.Lesson(experiment, self._real, self.splits["validation"], experiment.feedback.stage)
 

@@ -46,21 +46,21 @@ class Synthesized:
     rounds: Mapping[str, Sequence[Round]]
 
     def pool(self, method: str) -> Pool:
-        """The pool of a method's last round."""
+        """Return the pool of a method's last round."""
         return self.rounds[method][-1].pool
 
     def views(self, method: str) -> Mapping[str, View]:
-        """A method's images by plan, of its last round; empty for a method without plans."""
+        """Return a method's images by plan, of its last round; empty for a method without plans."""
         rounds = self.rounds.get(method)
         return rounds[-1].images.methods[method].views if rounds else {}
 
     def earlier(self, method: str) -> list[Mapping[str, View]]:
-        """The same of each round before the last."""
+        """Return the same of each round before the last."""
         return [one.images.methods[method].views for one in self.rounds.get(method, ())[:-1]]
 
     @property
     def realized(self) -> list[Realized]:
-        """What each pool gave, once, in the order of rounds."""
+        """The results of the pools, each once, in the order of rounds."""
         ordered = sorted(
             ((number, one.images) for rounds in self.rounds.values() for number, one in enumerate(rounds)),
             key=lambda entry: entry[0],
@@ -75,7 +75,7 @@ class Synthesized:
 
 @dataclass(frozen=True)
 class Lesson:
-    """What trains the classifier of a method's round: its stages up to ``stage``, on these views."""
+    """The training of the classifier that guides a method's round: its stages up to ``stage``, on these views."""
 
     experiment: Experiment
     views: Mapping[str, View]
@@ -83,7 +83,7 @@ class Lesson:
     stage: str | None  # None: the classifier comes from a file
 
     def teacher(self) -> Teacher:
-        """The classifier, by its address; nothing is trained."""
+        """Return the classifier by its address; nothing is trained."""
         from counterpoise.synthesis import feedback
 
         if self.stage is None:
@@ -91,7 +91,7 @@ class Lesson:
         return feedback.of_stage(self.experiment, self.views, self.validation, self.stage)
 
     def teach(self, teacher: Teacher) -> None:
-        """Trains the classifier, unless the store holds it, and takes the statistics that it needs."""
+        """Train the classifier, unless the store holds it, and takes the statistics that it needs."""
         from counterpoise.synthesis import feedback
 
         if self.stage is not None:
@@ -106,7 +106,7 @@ def synthesize(
     pool_of: PoolOf,
     timed: Timed,
 ) -> Synthesized:
-    """Samples what all requests lack, round by round.
+    """Sample what all requests lack, round by round.
 
     Args:
         pools: Each method's first pool.
@@ -140,7 +140,7 @@ def synthesize(
 
 
 def sharing(pools: Mapping[str, Pool]) -> Iterator[tuple[Pool, list[str]]]:
-    """The distinct pools, each with the methods whose pool it is.
+    """Return the distinct pools, each with the methods whose pool it is.
 
     Raises:
         ConfigError: Methods that share a pool want it sampled in different ways.
@@ -170,6 +170,6 @@ def _rounds(experiment: Experiment) -> int:
 
 
 def _next(lesson: Lesson, views: Mapping[str, View]) -> Lesson:
-    """What trains the classifier of the next round: all stages, on this round's images."""
+    """The lesson of the next round: all stages, on this round's images."""
     last = lesson.experiment.stages[-1].name
     return Lesson(lesson.experiment, {"real": lesson.views["real"], **views}, lesson.validation, last)

@@ -1,4 +1,4 @@
-"""What a method asks of a pool beside what the pool's address says."""
+"""Plan requests: all that a method says of its images beside what the pool's address covers."""
 
 from __future__ import annotations
 

@@ -126,7 +126,7 @@ class _Taker:
         return missing
 
     def limit(self, here: Container[Shard], asked: Sequence[Shard] = ()) -> QuarantineLimit:
-        """What of these shards may be quarantined."""
+        """Return the limit of quarantined images, when these shards are there and those are asked for."""
         return QuarantineLimit(self.pool, self.max_quarantined, self.considered(here), asked)
 
     def take(self, here: Container[Shard]) -> MethodImages:
@@ -172,7 +172,7 @@ class _Taker:
 
 
 def _takers(pool: Pool, requests: Sequence[PlanRequest]) -> dict[str, _Taker]:
-    """Who asks, by method. Methods with the same filters share their verdicts."""
+    """Return the takers by method. Methods with the same filters share their verdicts."""
     judges: dict[str, Verdicts] = {}
     by_method: dict[str, list[PlanRequest]] = {}
     for request in requests:
