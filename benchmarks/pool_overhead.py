@@ -68,7 +68,7 @@ def make_pool(options: argparse.Namespace, store: str, workers: int) -> Pool:
         "stages": [{"name": "none", "data": ["real"]}],
     }
     experiment = Experiment.model_validate(sections)
-    return Pool(experiment, NAMES, open_store(store), resolve(experiment.prompts, NAMES, open_store(store)))
+    return Pool.of(experiment, NAMES, open_store(store), resolve(experiment.prompts, NAMES, open_store(store)))
 
 
 def shards_of(options: argparse.Namespace) -> list[Shard]:

@@ -93,3 +93,20 @@ def test_it_is_part_of_the_examination(serve, tmp_path):
     small = ["data.per_cell={train: 2, validation: 1, test: 1}", f"store={tmp_path}", "tracking.enabled=false"]
     found = doctor.examine("demo", [*small, f"prompts.contextual={json.dumps({'llm': llm})}"])
     assert [check.name for check in found if check.state == "fail"] == ["language model"]
+
+
+def test_each_model_that_a_method_names_is_looked_at(tmp_path):
+    """Once, however many methods name it; and not only those of the first."""
+    shapes = "package:counterpoise/testbed/models/shapes"
+    methods = [
+        "erm",
+        "usb",
+        {"extends": "usb", "method": "other", "generator": {"model": f"{shapes}/unclip", "condition": {}}},
+        {"extends": "usb", "method": "none", "generator": {"model": str(tmp_path / "nowhere")}},
+    ]
+    small = ["data.per_cell={train: 2, validation: 1, test: 1}", f"store={tmp_path}", "tracking.enabled=false"]
+    found = doctor.examine("demo", [*small, f"methods={json.dumps(methods)}"])
+    generators = [check for check in found if check.name == "generator"]
+    assert [check.state for check in generators] == ["ok", "ok", "fail"]
+    assert [check.name for check in found].count("scorer") == 1
+    assert [check.state for check in found if check.name == "realism"] == ["ok"]

@@ -8,6 +8,7 @@ import pytest
 from counterpoise import cluster, fitting
 from counterpoise.config import Experiment
 from counterpoise.store import open_store
+from counterpoise.training import stages
 
 sys.path.append(str(Path(__file__).parent / "training"))
 
@@ -63,6 +64,19 @@ def test_a_shared_first_stage_is_fitted_once(task, store):
         assert before.items() <= records(store).items()
     finally:
         cluster.disconnect()
+
+
+def test_what_methods_share_has_the_stage_names_of_each(task):
+    """A stage's name is not in its address: the outcome that another method stored speaks of this one's stages."""
+    one, other = (
+        task(FIRST, SECOND, method="one"),
+        task({**FIRST, "name": "a"}, {**SECOND, "name": "b"}, method="other"),
+    )
+    assert one.key == other.key
+    for found, names in zip(fitting.run_all([one, other]).outcomes, (["first", "second"], ["a", "b"]), strict=True):
+        assert [stage["name"] for stage in found.stages] == names
+    last = stages.Fitted(**found.stages[-1])
+    assert stages.load(other.experiment, last, other.test.names) is not None
 
 
 def test_one_method_is_trained_in_this_process(task, monkeypatch):

@@ -15,7 +15,7 @@ FLOORS = [
     {"compose"},
     {"data", "generators", "scoring", "training", "evaluation"},
     {"synthesis", "report", "tracking"},
-    {"fitting", "likeness", "control"},
+    {"fitting", "likeness", "control", "rounds"},
     {"record"},
     {"experiment"},
     {"story", "export", "preview"},

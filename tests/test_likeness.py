@@ -12,7 +12,7 @@ import torch
 
 from counterpoise import likeness
 from counterpoise.config import Experiment
-from counterpoise.errors import ModelError
+from counterpoise.errors import ConfigError, ModelError
 from counterpoise.scoring import features
 from counterpoise.store import open_store
 from counterpoise.synthesis.address import identify_scorer
@@ -69,6 +69,21 @@ def test_images_are_drawn_by_seed_in_the_views_order(other):
     assert some.digest == likeness.drawn(other, 10, seed=0).digest
     assert some.digest != likeness.drawn(other, 10, seed=1).digest
     assert likeness.drawn(other, 28, seed=0).digest == other.digest
+
+
+def test_methods_are_compared_on_the_same_features(experiment, monkeypatch):
+    def method(name, **sections):
+        return Experiment.model_validate(experiment.model_dump() | {"method": name} | sections)
+
+    monkeypatch.setattr(features, "has_inception", lambda: False)
+    scorer = experiment.scorer.model_dump()
+    one, alike = method("one"), method("alike", scorer=scorer | {"device": "cpu"})
+    assert likeness.compared_by([one, alike]) is one
+    for other in (method("other", scorer=scorer | {"pretrained": "else"}), method("other", scorer=None)):
+        with pytest.raises(ConfigError, match="another for other than for one"):
+            likeness.compared_by([one, alike, other])
+        agreed = [method(m.method, scorer=m.scorer, realism={"extractor": "model"}) for m in (one, other)]
+        assert likeness.compared_by(agreed) is agreed[0]
 
 
 def test_methods_share_what_they_have_in_common(experiment, real, other, store, monkeypatch):

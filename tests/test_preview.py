@@ -62,7 +62,7 @@ def test_its_images_are_the_pools_first_ones(make_job):
     """Shards of 8 in the pool, 3 images here; and the tiny model's last bits are finer than a pixel's."""
     job = make_job()
     pool = pool_of(job)
-    (shown,), criteria, _ = previewing._sample([Column(None, pool)], [(1, 0), (2, 1)], 3, pool)
+    (shown,), criteria, _ = previewing._sample([Column(None, job.first, pool)], [(1, 0), (2, 1)], 3, pool)
     assert criteria == [None]  # nothing guides
     with sampler_here(Work.of(pool)) as sample:
         for cell, images in shown.items():
@@ -109,9 +109,9 @@ def test_a_sweep_keeps_the_seeds(make_job, tmp_path, monkeypatch):
 
 def test_a_sweep_changes_pixels_and_not_the_noise(make_job):
     job = make_job()
-    columns = previewing._columns(pool_of(job), job, loader(job), "generator.guidance_scale=7.5,1")
+    columns = previewing._columns(job.first, job, loader(job), "generator.guidance_scale=7.5,1")
     (base, other), _, _ = previewing._sample(columns, [(0, 0)], 2, pool_of(job))
-    (same,), _, _ = previewing._sample([Column(None, pool_of(job))], [(0, 0)], 2, pool_of(job))
+    (same,), _, _ = previewing._sample([Column(None, job.first, pool_of(job))], [(0, 0)], 2, pool_of(job))
     assert base == same  # 7.5 is what the config says
     assert base[0, 0] != other[0, 0]
 

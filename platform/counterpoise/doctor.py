@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.metadata
 import os
@@ -10,9 +11,10 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from counterpoise.compose import load
-from counterpoise.config import Experiment, Generator, Llm
+from counterpoise.config import Experiment, Generator, Llm, Scorer, Section
 from counterpoise.errors import CounterpoiseError, did_you_mean, one_of
 from counterpoise.locate import locate
 from counterpoise.store import open_store
@@ -22,6 +24,7 @@ from counterpoise.synthesis.llm import models_listed
 _LIBRARIES = ("torch", "torchvision", "diffusers", "transformers", "open_clip_torch", "ray", "mlflow", "boto3")
 _LLM = "prompts.contextual.llm.model"
 _GIB = 2**30
+Part = TypeVar("Part", bound=Section)
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ def examine(config: str | None, overrides: Sequence[str] = ()) -> list[Check]:
     except CounterpoiseError as error:
         return [*checks, Check("experiment", "fail", str(error))]
     checks.append(Check("experiment", "ok", f"{len(experiments)} fits: {', '.join(_fits(experiments))}"))
-    return [*checks, *_experiment(experiments[0]), *language_models(experiments)]
+    return [*checks, *_parts(experiments), *language_models(experiments)]
 
 
 def _fits(experiments: list[Experiment]) -> list[str]:
@@ -93,25 +96,29 @@ def _devices() -> str:
     return f"{os.cpu_count()} CPU cores, no GPU: fine for small models"
 
 
-def _experiment(experiment: Experiment) -> Iterator[Check]:
-    yield _guarded("store", lambda: _store(experiment))
-    yield _guarded("tracking", lambda: _tracking(experiment))
-    if experiment.generator is not None:
-        generator = experiment.generator
-        yield _guarded("generator", lambda: _generator(generator))
-    if experiment.scorer is not None:
-        scorer = experiment.scorer
-        yield _guarded("scorer", lambda: ", ".join(identify_scorer(scorer).values()))
-    if experiment.plans:
-        yield _guarded("realism", lambda: _realism(experiment))
-    yield _guarded("dataset", lambda: _dataset(experiment))
+def _parts(experiments: Sequence[Experiment]) -> Iterator[Check]:
+    """The checks of the parts that experiments share, and of each model that a method names, once."""
+    first, planned = experiments[0], [experiment for experiment in experiments if experiment.plans]
+    yield _guarded("store", lambda: _store(first))
+    yield _guarded("tracking", lambda: _tracking(first))
+    for generator in _distinct([one.generator for one in experiments if one.generator is not None]):
+        yield _guarded("generator", functools.partial(_generator, generator))
+    for scorer in _distinct([one.scorer for one in experiments if one.scorer is not None]):
+        yield _guarded("scorer", functools.partial(_scorer, scorer))
+    if planned:
+        yield _guarded("realism", lambda: _realism(planned))
+    yield _guarded("dataset", lambda: _dataset(first))
+
+
+def _distinct(sections: Sequence[Part]) -> list[Part]:
+    return [one for number, one in enumerate(sections) if one not in sections[:number]]
 
 
 def language_models(experiments: Sequence[Experiment]) -> Iterator[Check]:
     """Whether each language model that writes prompts is there: an endpoint is asked once, and not for any prompt."""
     contextual = (experiment.prompts.contextual for experiment in experiments)
     asked = [one.llm for one in contextual if one is not None and one.llm is not None]
-    for llm in (one for number, one in enumerate(asked) if one not in asked[:number]):
+    for llm in _distinct(asked):
         try:
             yield _endpoint(llm) if llm.endpoint else Check("language model", "ok", locate(llm.model, _LLM))
         except CounterpoiseError as error:
@@ -135,10 +142,14 @@ def _generator(generator: Generator) -> str:
     return locate(generator.model, "generator.model")
 
 
-def _realism(experiment: Experiment) -> str:
-    from counterpoise.likeness import extractor_of
+def _scorer(scorer: Scorer) -> str:
+    return ", ".join(identify_scorer(scorer).values())
 
-    return f"on features of: {extractor_of(experiment)}"
+
+def _realism(experiments: Sequence[Experiment]) -> str:
+    from counterpoise.likeness import compared_by, extractor_of
+
+    return f"on features of: {extractor_of(compared_by(experiments))}"
 
 
 def _store(experiment: Experiment) -> str:

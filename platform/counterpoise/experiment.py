@@ -8,7 +8,7 @@ again: a step that finds everything there costs next to nothing.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from types import TracebackType
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from counterpoise import record
+from counterpoise import record, rounds
 from counterpoise.config import Experiment
 from counterpoise.data import audit as auditing
 from counterpoise.data import dataset
@@ -27,6 +27,9 @@ from counterpoise.synthesis import verify as verifying
 from counterpoise.synthesis.address import check_pipeline_folder, identify_scorer
 from counterpoise.synthesis.plan import check_held_out, wanted
 from counterpoise.synthesis.pool import Pool
+from counterpoise.synthesis.prompts import PromptSet
+from counterpoise.synthesis.realized import summary
+from counterpoise.synthesis.request import Counts, PlanKey, PlanRequest
 from counterpoise.synthesis.resolve import resolve
 from counterpoise.table import SPLITS, Names
 from counterpoise.tracking import Tracker
@@ -37,9 +40,6 @@ from counterpoise.view import View
 if TYPE_CHECKING:
     from counterpoise import fitting, likeness
     from counterpoise.synthesis.feedback import Teacher
-
-Counts = np.ndarray
-PlanKey = tuple[str, str]  # method, plan
 
 
 class Job:
@@ -61,6 +61,7 @@ class Job:
         self.first = self.experiments[0]
         self.store = open_store(self.first.store)
         self.seconds: dict[str, float] = {}
+        self._resolved: dict[str, PromptSet] = {}  # by the prompts section
         self._check()
 
     def _check(self) -> None:
@@ -71,21 +72,22 @@ class Job:
                 filters.chosen(experiment.selection)
                 if experiment.scorer:
                     identify_scorer(experiment.scorer)
-            if self.step not in ("audit", "plan"):
-                self._check_training(experiment)
+        if self.step not in ("audit", "plan"):
+            self._check_training()
         self.tracker = Tracker(self.first, self.store.uri)
         self.tracker.check()
 
-    def _check_training(self, experiment: Experiment) -> None:
+    def _check_training(self) -> None:
         from counterpoise import likeness
         from counterpoise.synthesis.criteria import mixture
         from counterpoise.training.models import check_backbone
 
-        check_backbone(experiment.training)
-        if experiment.plans and experiment.generator:
-            if experiment.feedback:
+        for experiment in self.experiments:
+            check_backbone(experiment.training)
+            if experiment.plans and experiment.feedback:
                 mixture(experiment.feedback.weights)
-            likeness.extractor_of(experiment)
+        if self._planned:
+            likeness.compared_by(list(self._planned.values()))
 
     def __enter__(self) -> Job:
         self._context = self.tracker.run(f"{self.first.name} {self.step}", {"step": self.step})
@@ -132,78 +134,87 @@ class Job:
         """What the dataset holds."""
         return self.audited
 
+    @property
+    def methods(self) -> dict[str, Experiment]:
+        """Each method's experiment of the first seed."""
+        return {experiment.method: experiment for experiment in reversed(self.experiments)}
+
     @cached_property
     def wanted(self) -> dict[PlanKey, Counts]:
         """Synthetic images wanted per cell, for each method's plans."""
-        counts = self.train_view.counts
-        by_method = {experiment.method: experiment for experiment in self.experiments}
+        counts, methods = self.train_view.counts, self._planned
         found = {
             (method, name): wanted(plan, counts, self.names, where=f"plans.{name}")
-            for method, experiment in by_method.items()
+            for method, experiment in methods.items()
             for name, plan in experiment.plans.items()
         }
-        for experiment in by_method.values():
-            check_held_out(experiment, {name: found[experiment.method, name] for name in experiment.plans})
+        for method, experiment in methods.items():
+            check_held_out(experiment, {name: found[method, name] for name in experiment.plans})
         return found
 
     @cached_property
-    def skipped(self) -> dict[PlanKey, int]:
-        """How many of each cell's images a plan leaves to others."""
-        return {(one.method, name): plan.skip for one in self.experiments for name, plan in one.plans.items()}
+    def requests(self) -> list[PlanRequest]:
+        """The requests of each method's plans to its pool."""
+        return [
+            PlanRequest(method, name, counts, one.plans[name].skip, one.selection, one.pool.max_quarantined)
+            for (method, name), counts in self.wanted.items()
+            for one in [self._planned[method]]
+        ]
+
+    @cached_property
+    def _planned(self) -> dict[str, Experiment]:
+        """The methods with plans, in order."""
+        order = dict.fromkeys(experiment.method for experiment in self.experiments)
+        return {method: self.methods[method] for method in order if self.methods[method].plans}
+
+    @cached_property
+    def prompts(self) -> dict[str, PromptSet]:
+        """The prompts of each method with plans."""
+        return {method: self.prompts_of(experiment) for method, experiment in self._planned.items()}
 
     @cached_property
     def pools(self) -> dict[str, Pool]:
         """Each method's pool, of the first round; methods that ask the same of the generator share one."""
-        shared: dict[str, Pool] = {}
-        pools = {}
-        for experiment in self.experiments:
-            if experiment.plans and experiment.method not in pools:
-                pool = self.pool_of(experiment)
-                pools[experiment.method] = shared.setdefault(pool.digest, pool)
-        return pools
+        pools = {method: self.pool_of(experiment) for method, experiment in self._planned.items()}
+        return {method: pool for pool, methods in rounds.sharing(pools) for method in methods}
 
-    def pool_of(self, experiment: Experiment) -> Pool:
-        """The pool of an experiment on this dataset, of the first round of feedback."""
-        prompts = resolve(experiment.prompts, self.names, self.store)
-        return Pool(experiment, self.names, self.store, prompts, self.train_view, self._first_teacher(experiment))
+    def prompts_of(self, experiment: Experiment) -> PromptSet:
+        """Resolve an experiment's prompts, once for each prompts section."""
+        section = experiment.prompts.model_dump_json()
+        if section not in self._resolved:
+            self._resolved[section] = resolve(experiment.prompts, self.names, self.store)
+        return self._resolved[section]
 
-    def _first_teacher(self, experiment: Experiment) -> Teacher | None:
-        """The classifier of the first round of feedback: it has seen real images alone."""
-        if experiment.feedback is None:
-            return None
-        from counterpoise.synthesis import feedback
+    def pool_of(self, experiment: Experiment, teacher: Teacher | None = None) -> Pool:
+        """The pool of an experiment on this dataset, of the first round of feedback unless a teacher is given."""
+        if teacher is None and experiment.feedback is not None:
+            teacher = self._lesson(experiment).teacher()
+        return Pool.of(experiment, self.names, self.store, self.prompts_of(experiment), self.train_view, teacher)
 
-        if experiment.feedback.stage is None:
-            return feedback.of_checkpoint(experiment, self.train_view)
-        return feedback.of_stage(experiment, self._real, self.splits["validation"], experiment.feedback.stage)
+    def _lesson(self, experiment: Experiment) -> rounds.Lesson:
+        """The training of the classifier of the first round of feedback, on real images alone."""
+        assert experiment.feedback is not None
+        return rounds.Lesson(experiment, self._real, self.splits["validation"], experiment.feedback.stage)
 
     @property
     def _real(self) -> dict[str, View]:
         return {"real": self.train_view}
 
-    def _by_pool(self) -> dict[str, tuple[Pool, dict[PlanKey, Counts]]]:
-        grouped: dict[str, tuple[Pool, dict[PlanKey, Counts]]] = {}
-        for key, counts in self.wanted.items():
-            pool = self.pools[key[0]]
-            grouped.setdefault(pool.digest, (pool, {}))[1][key] = counts
-        return grouped
-
     def plan(self) -> dict[str, Any]:
         """What each plan wants, what the pools hold, what is left to sample and how long that will take."""
         held, missing, seconds = 0, 0, 0.0
-        for pool, plans in self._by_pool().values():
-            union = np.maximum.reduce([select.reach(counts, self.skipped[key]) for key, counts in plans.items()])
-            here = np.minimum(union, pool.held())
-            held, missing = held + int(here.sum()), missing + int((union - here).sum())
+        for pool, methods in rounds.sharing(self.pools):
+            here, lacking = select.forecast(pool, [one for one in self.requests if one.method in methods])
+            held, missing = held + int(here.sum()), missing + int(lacking.sum())
             rate = pool.rate()
-            seconds = seconds + (union - here).sum() / rate if rate else float("nan")
+            seconds = seconds + lacking.sum() / rate if rate else float("nan")
         planned = {
             "wanted": {f"{method}/{name}": counts.tolist() for (method, name), counts in self.wanted.items()},
             "held": held,
             "to_sample": missing,
             "seconds": None if np.isnan(seconds) else round(seconds, 1),
             "pools": {method: pool.digest for method, pool in self.pools.items()},
-            "prompts": {method: pool.prompts.to_json() for method, pool in self.pools.items()},
+            "prompts": {method: prompts.to_json() for method, prompts in self.prompts.items()},
         }
         record.plan(self.tracked, planned)
         return planned
@@ -211,61 +222,26 @@ class Job:
     # -- synthesis -----------------------------------------------------------------------------------------------------
 
     @cached_property
-    def realized(self) -> dict[str, select.Realized]:
-        """The views of all plans, sampled as needed; one entry for each pool, also of earlier rounds of feedback."""
-        results: dict[str, select.Realized] = {}
-        for digest, (pool, plans) in self._by_pool().items():
-            self.teach(pool)
-            with self._timed("synthesize"):
-                results[digest] = select.realize(pool, plans, self.skipped)
-        self.rounds = {method: [pool] for method, pool in self.pools.items()}
-        for method, pools in self.rounds.items():
-            for _ in range(1, pools[0].experiment.feedback.rounds if pools[0].experiment.feedback else 1):
-                pools.append(self._next_round(pools[-1], method, results))
-        self.last_pools = {method: pools[-1] for method, pools in self.rounds.items()}
-        record.synthesis(self.tracked, select.summary(list(results.values())), self.seconds.get("synthesize", 0.0))
-        return results
+    def synthesized(self) -> rounds.Synthesized:
+        """The images of all plans, sampled as needed, in every round of feedback."""
+        lessons = {method: self._lesson(one) for method, one in self._planned.items() if one.feedback}
+        made = rounds.synthesize(self.pools, lessons, self.requests, self.pool_of, self._timed)
+        record.synthesis(self.tracked, summary(made.realized), self.seconds.get("synthesize", 0.0))
+        return made
 
-    def teach(self, pool: Pool, views: Mapping[str, View] | None = None, stage: str | None = None) -> None:
-        """Trains the classifier that guides a pool, if one does, and takes the statistics it needs.
-
-        Args:
-            pool: Whose teacher is wanted.
-            views: What the stages up to it train on; by default real images alone.
-            stage: Which one it is; by default ``feedback.stage``.
-        """
-        if pool.teacher is None or pool.experiment.feedback is None:
-            return
-        from counterpoise.synthesis import feedback
-
-        stage = stage or pool.experiment.feedback.stage
-        with self._timed("teach"):
-            if stage is not None:
-                feedback.teach(pool.experiment, views or self._real, self.splits["validation"], stage)
-            pool.teacher.compute_statistics(self.train_view)
-
-    def _next_round(self, before: Pool, method: str, results: dict[str, select.Realized]) -> Pool:
-        """Trains on the images of one round and samples those of the next, guided by what was trained."""
-        from counterpoise.synthesis import feedback
-
-        experiment, validation = before.experiment, self.splits["validation"]
-        plans = {key: counts for key, counts in self.wanted.items() if key[0] == method}
-        views = self._real | {name: results[before.digest].views[method, name] for _, name in plans}
-        last = experiment.stages[-1].name
-        teacher = feedback.of_stage(experiment, views, validation, last)
-        pool = Pool(experiment, self.names, self.store, before.prompts, self.train_view, teacher)
-        self.teach(pool, views, last)
-        with self._timed("synthesize"):
-            results[pool.digest] = select.realize(pool, plans, self.skipped)
-        return pool
+    def teach(self, pool: Pool, experiment: Experiment) -> None:
+        """Trains the classifier that guides an experiment's pool, if one does, and takes the statistics it needs."""
+        if pool.teacher is not None:
+            with self._timed("teach"):
+                self._lesson(experiment).teach(pool.teacher)
 
     def synthesize(self) -> dict[str, Any]:
         """Fills the pools until every plan is met or its bound is reached."""
-        return select.summary(list(self.realized.values()))
+        return summary(self.synthesized.realized)
 
     def verify(self, regenerate: int) -> dict[str, Any]:
         """What is wrong with the pools' shards, and whether that many images of each pool come out again."""
-        pools = {pool.digest: pool for pool in self.pools.values()}.values()
+        pools = [pool for pool, _ in rounds.sharing(self.pools)]
         found = verifying.summary([verifying.verify(pool, regenerate, self.first.seed) for pool in pools])
         self.tracked.json("verify.json", found)
         return found
@@ -277,16 +253,17 @@ class Job:
         """How like the real training images each method's synthetic ones are; see :func:`likeness.measure`."""
         from counterpoise import likeness
 
-        kind = likeness.extractor_of(self.first) if self.wanted else "none"
+        if not self._planned:
+            return []
+        compared_by = likeness.compared_by(list(self._planned.values()))
+        kind = likeness.extractor_of(compared_by)
         if kind == "none":
             return []
-        results, made = self.realized, dict[str, list[View]]()
-        for method, name in self.wanted:
-            made.setdefault(method, []).append(results[self.last_pools[method].digest].views[method, name])
+        made = {method: list(self.synthesized.views(method).values()) for method in self._planned}
         judge = self._judge() if kind == "model" else None
-        scorers = {method: pool.generation["scorer"] for method, pool in self.last_pools.items()}
+        scorers = {method: self.synthesized.pool(method).generation["scorer"] for method in made}
         with self._timed("realism"):
-            measured = likeness.measure(self.first, self.train_view, made, self.store, judge, scorers)
+            measured = likeness.measure(compared_by, self.train_view, made, self.store, judge, scorers)
         record.realism(self.tracked, measured, self.seconds["realism"])
         return measured
 
@@ -306,10 +283,7 @@ class Job:
 
     def views_of(self, experiment: Experiment) -> dict[str, View]:
         """What an experiment's stages train on: the real images, and those of its plans."""
-        results, views = self.realized, dict(self._real)
-        for name in experiment.plans:
-            views[name] = results[self.last_pools[experiment.method].digest].views[experiment.method, name]
-        return views
+        return {**self._real, **self.synthesized.views(experiment.method)}
 
     def join(self, experiments: Sequence[Experiment]) -> None:
         """More experiments, of a method without plans. Before anything is trained."""
@@ -330,10 +304,9 @@ class Job:
 
     def _with_earlier_rounds(self, task: fitting.Task) -> fitting.Task:
         """The task with the images of earlier rounds of feedback as well, which were sampled for it, too."""
-        experiment, views = task.experiment, dict(task.views)
-        for number, pool in enumerate(self.rounds.get(experiment.method, [])[:-1], start=1):
-            made = self.realized[pool.digest].views
-            views |= {f"{name} of round {number}": made[experiment.method, name] for name in experiment.plans}
+        views = dict(task.views)
+        for number, made in enumerate(self.synthesized.earlier(task.experiment.method), start=1):
+            views |= {f"{name} of round {number}": view for name, view in made.items()}
         return replace(task, views=views)
 
     @cached_property
@@ -345,8 +318,8 @@ class Job:
         with self._timed("train"):
             done = fitting.run_all(tasks)
         self.stages = {"fitted": done.fitted, "found": done.found}
-        fresh = {key for result in self.realized.values() for key in result.fresh}
-        outcomes = fitting.charge(done.outcomes, [self._with_earlier_rounds(task) for task in tasks], fresh)
+        with_rounds = [self._with_earlier_rounds(task) for task in tasks]
+        outcomes = fitting.charge(done.outcomes, with_rounds, self.synthesized.fresh)
         with self._timed("track"):
             self.runs = [
                 record.outcome(self.tracked, outcome, task) for outcome, task in zip(outcomes, tasks, strict=True)

@@ -217,10 +217,14 @@ def _measure(task: Task) -> None:
 
 
 def _outcome(task: Task) -> Outcome:
-    """What is stored, as this task's: methods with the same stages on the same images share what they came to."""
-    experiment = task.experiment
+    """What is stored, as this task's: methods with the same stages on the same images share what they came to.
+
+    What decides nothing may still differ between them: their names, and those of their stages.
+    """
+    experiment, found = task.experiment, _read(task)
+    named = [fit | {"name": stage.name} for fit, stage in zip(found.stages, experiment.stages, strict=True)]
     grouped = bool(task.test.names.groups)
-    return replace(_read(task), method=experiment.method, regime=regime(experiment, grouped))
+    return replace(found, method=experiment.method, stages=named, regime=regime(experiment, grouped))
 
 
 def _read(task: Task) -> Outcome:

@@ -153,11 +153,11 @@ def costs(job: Job, outcome: Outcome, experiment: Experiment) -> dict[str, int |
     training = experiment.training
     seconds: float | None = outcome.seconds * training.num_workers * _devices(training.resources)
     drawn = 0
-    for result in job.realized.values():
-        views = [view for (method, _), view in result.views.items() if method == experiment.method]
+    for one in job.synthesized.rounds.get(experiment.method, ()):
+        views = one.images.methods[experiment.method].views.values()
         shards = {key for view in views for key in view.index["key"].to_pylist()}
         images = len(shards) * experiment.pool.shard_size
-        each = sampler_seconds(job.store, result.pool) if images else 0.0
+        each = sampler_seconds(job.store, one.pool.digest) if images else 0.0
         spent = None if each is None else images * each * _devices(experiment.pool.sampling)
         seconds = None if seconds is None or spent is None else seconds + spent
         drawn += images

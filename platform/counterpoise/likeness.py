@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Float
 
 from counterpoise.config import Experiment, Realism
+from counterpoise.errors import ConfigError
 from counterpoise.progress import Progress
 from counterpoise.scoring import features
 from counterpoise.scoring.features import Extractor, Images
@@ -55,6 +56,30 @@ def extractor_of(experiment: Experiment) -> str:
     if features.has_inception():
         return "inception"
     return "clip" if experiment.scorer else "model"
+
+
+def compared_by(experiments: Sequence[Experiment]) -> Experiment:
+    """The one of the experiments with plans that says on whose features all of them are compared: they must agree.
+
+    Raises:
+        ConfigError: They would be compared on different features.
+        ModelError: Inception is asked for, and its weights are not there.
+    """
+    first, *others = experiments
+    for other in others:
+        if _compared_on(other) != _compared_on(first):
+            raise ConfigError(
+                "methods are compared on the same features, and these have different scorers",
+                where="scorer",
+                found=f"another for {other.method} than for {first.method}",
+                remedy="write one scorer for all, or set realism.extractor to inception, model or none",
+            )
+    return first
+
+
+def _compared_on(experiment: Experiment) -> tuple[str, Any]:
+    kind, scorer = extractor_of(experiment), experiment.scorer
+    return kind, scorer.model_dump(exclude={"device"}) if kind == "clip" and scorer is not None else None
 
 
 def measure(

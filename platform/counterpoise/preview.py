@@ -35,6 +35,7 @@ class Column:
     """One setting of the generator: what the sweep sets its key to (None without one), and the pool that it names."""
 
     value: str | None
+    experiment: Experiment
     pool: Pool
 
 
@@ -56,9 +57,9 @@ def preview(job: Job, load: Load, out: Path, per_cell: int, cells: int, sweep: s
     _check_file(out)
     experiment = _shown(job.experiments)
     base = job.pool_of(experiment)
-    columns = _columns(base, job, load, sweep) if sweep else [Column(None, base)]
+    columns = _columns(experiment, job, load, sweep) if sweep else [Column(None, experiment, base)]
     for column in columns:
-        job.teach(column.pool)
+        job.teach(column.pool, column.experiment)
     chosen = spread(job.names.shape, cells)
     images, criteria, seconds = _sample(columns, chosen, per_cell, base)
     figure = figures.grid(*_laid_out(images, columns, chosen, job.names), _title(experiment, base, sweep, chosen))
@@ -104,15 +105,15 @@ def _shown(experiments: Sequence[Experiment]) -> Experiment:
 # -- the sweep ---------------------------------------------------------------------------------------------------------
 
 
-def _columns(base: Pool, job: Job, load: Load, sweep: str) -> list[Column]:
+def _columns(shown: Experiment, job: Job, load: Load, sweep: str) -> list[Column]:
     key, values = parse_sweep(sweep)
     columns = []
     for value in values:
-        experiment = next(e for e in load(f"{key}={value}") if e.method == base.experiment.method)
-        if experiment.data != base.experiment.data or experiment.generator is None:
+        experiment = next(e for e in load(f"{key}={value}") if e.method == shown.method)
+        if experiment.data != shown.data or experiment.generator is None:
             allowed = "keys of what makes the images: generator, prompts"
             raise ConfigError("this key is not the generator's", where="--sweep", found=key, allowed=allowed)
-        columns.append(Column(value, job.pool_of(experiment)))
+        columns.append(Column(value, experiment, job.pool_of(experiment)))
     if len({column.pool.digest for column in columns}) < len(columns):
         found = f"{key}={','.join(values)}"
         remedy = "sweep something that decides pixels, such as generator.guidance_scale=1,3,5"

@@ -19,7 +19,7 @@ from counterpoise.fitting import Outcome
 from counterpoise.report.content import CellPrompts, CellSamples, Filtered, Plan, Prompts, Report, ResultRow
 from counterpoise.report.page import render
 from counterpoise.report.verdict import verdict
-from counterpoise.synthesis.pool import QUARANTINED
+from counterpoise.synthesis.verdicts import QUARANTINED
 from counterpoise.view import View
 
 _REAL, _ACCEPTED, _REJECTED = 6, 12, 6  # images shown of each cell
@@ -96,7 +96,7 @@ def tell(job: Job) -> Report:
 
 def shared(job: Job) -> dict[str, Any]:
     """What every page says of a job whose images are there: see :class:`counterpoise.report.content.Results`."""
-    pools = job.last_pools if job.realized else {}
+    pools = {f"pool of {method}": job.synthesized.pool(method).digest for method in job.synthesized.rounds}
     return {
         "title": job.first.name,
         "command": job.command,
@@ -105,7 +105,7 @@ def shared(job: Job) -> dict[str, Any]:
         "classes": list(job.names.classes),
         "groups": list(job.names.groups),
         "baseline": control.baseline(job.experiments),
-        "digests": {"dataset": job.loaded.view.digest} | {f"pool of {name}": p.digest for name, p in pools.items()},
+        "digests": {"dataset": job.loaded.view.digest} | pools,
         "versions": {"counterpoise": __version__, **{name: version(name) for name in _LIBRARIES}},
         "confidence": job.first.evaluation.confidence,
         **_tested_on(job.first.evaluation.test),
@@ -148,7 +148,7 @@ def _dataset(job: Job) -> str:
 def _plans(job: Job) -> list[Plan]:
     plans = []
     for (method, name), counts in job.wanted.items():
-        chosen = job.realized[job.last_pools[method].digest].views[method, name].counts
+        chosen = job.synthesized.views(method)[name].counts
         plans.append(Plan(name, [method], counts.tolist(), chosen.tolist()))
     return plans
 
@@ -156,11 +156,13 @@ def _plans(job: Job) -> list[Plan]:
 def _prompts(job: Job) -> list[Prompts]:
     """The prompt sets in use, each with its methods."""
     names = job.names
-    sets = {pool.prompts.digest: pool.prompts for pool in job.pools.values()}
+    sets: dict[tuple[str, str], list[str]] = {}
+    for method, prompts in job.prompts.items():
+        sets.setdefault((prompts.digest, prompts.origin), []).append(method)
     return [
         Prompts(
-            methods=[method for method, pool in job.pools.items() if pool.prompts.digest == digest],
-            digest=digest,
+            methods=methods,
+            digest=prompts.digest,
             origin=prompts.origin,
             cells=[
                 CellPrompts(
@@ -173,24 +175,25 @@ def _prompts(job: Job) -> list[Prompts]:
             refused=len(prompts.refused),
             refusals=[(one["prompt"], f"{one['cell']}: {one['reason']}") for one in prompts.refused[:_REFUSALS]],
         )
-        for digest, prompts in sets.items()
+        for methods in sets.values()
+        for prompts in [job.prompts[methods[0]]]
     ]
 
 
 def _samples(job: Job) -> list[CellSamples]:
     names, train = job.names, job.train_view
-    pools = {pool.digest: pool for pool in job.last_pools.values()}
-    pool = next(iter(pools.values()), None)
-    rejects = _rejects(job) if pool else None
-    chosen = [view for result in job.realized.values() for view in result.views.values()] if pool else []
+    rejects = _rejects(job) if job.wanted else None
+    chosen = [entry for result in job.synthesized.realized for entry in result.views.items()]
     samples = []
     for label, group in np.ndindex(names.shape):
         cell: dict[str, Any] = {"label": names.classes[label], "group": names.groups[group] if names.groups else None}
         where = {"label": label} | ({"group": group} if names.groups else {})
         cell["real"] = _images(train.where(**where), _REAL)
-        if pool and rejects is not None:
-            largest = max((view.where(**where) for view in chosen), key=len)
-            cell |= {"prompt": pool.prompts.prompts[label][group][0], "accepted": _images(largest, _ACCEPTED)}
+        if rejects is not None:
+            views = [(method, view.where(**where)) for (method, _), view in chosen]
+            method, largest = max(views, key=lambda entry: len(entry[1]))
+            prompt = job.prompts[method].prompts[label][group][0]
+            cell |= {"prompt": prompt, "accepted": _images(largest, _ACCEPTED)}
             cell["rejected"] = _with_reasons(rejects.where(**where), np.arange(_REJECTED))
         samples.append(CellSamples(**cell))
     return samples
@@ -203,7 +206,7 @@ def _images(view: View, count: int) -> list[bytes]:
 
 def _rejects(job: Job) -> View:
     """The rejected images of all pools."""
-    first, *others = (result.rejects for result in job.realized.values())
+    first, *others = (result.rejects for result in job.synthesized.realized)
     return sum(others, first)
 
 

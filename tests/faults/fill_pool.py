@@ -11,9 +11,11 @@ sys.path.append(str(Path(__file__).parents[1] / "training"))
 
 from toy_bias import make_view
 
+from counterpoise.config import Selection
 from counterpoise.store import open_store
 from counterpoise.synthesis import feedback, select
 from counterpoise.synthesis.pool import Pool
+from counterpoise.synthesis.request import PlanRequest
 from counterpoise.synthesis.resolve import resolve
 from counterpoise.table import Names
 from tiny import make_experiment
@@ -51,12 +53,13 @@ def pool_of(kind, models, store, workers):
         teacher = feedback.of_stage(experiment, {"real": real}, real, "teacher")
         feedback.teach(experiment, {"real": real}, real, "teacher")
         teacher.compute_statistics(real)
-    return Pool(experiment, NAMES, store, resolve(experiment.prompts, NAMES, store), real, teacher)
+    return Pool.of(experiment, NAMES, store, resolve(experiment.prompts, NAMES, store), real, teacher)
 
 
 def fill(kind, models, store, workers):
     """Realizes a plan of the plan."""
-    return select.realize(pool_of(kind, models, store, workers), {"plan": WANTED[kind]})
+    request = PlanRequest("method", "plan", WANTED[kind], 0, Selection(), max_quarantined=0.05)
+    return select.realize(pool_of(kind, models, store, workers), [request])
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ def make_pool(tiny_models, tmp_path, names):
     def make(*, store=tmp_path / "store", names=names, **changes):
         experiment = make_experiment(tiny_models, store, **changes)
         store = open_store(experiment.store)
-        return Pool(experiment, names, store, resolve(experiment.prompts, names, store))
+        return Pool.of(experiment, names, store, resolve(experiment.prompts, names, store))
 
     return make
 

@@ -7,10 +7,21 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from counterpoise.config import Selection
 from counterpoise.generators.text_to_image import to_samples
 from counterpoise.synthesis import sampling
 from counterpoise.synthesis import shard as making
+from counterpoise.synthesis.request import PlanRequest
 from counterpoise.synthesis.workers import Work
+
+
+def ask(plans, skip=None, *, method="m", max_quarantined=0.05, **selection):
+    """The requests of a method: plan -> images wanted per cell, and plan -> images to skip; keywords are filters."""
+    filters = Selection.model_validate(selection)
+    return [
+        PlanRequest(method, plan, counts, (skip or {}).get(plan, 0), filters, max_quarantined)
+        for plan, counts in plans.items()
+    ]
 
 
 class Filler:

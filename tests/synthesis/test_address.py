@@ -8,7 +8,7 @@ import pytest
 
 from counterpoise.config import Generator
 from counterpoise.errors import ConfigError, ModelError
-from counterpoise.synthesis.address import Shard, devices, pinned, seed
+from counterpoise.synthesis.address import Shard, pinned, seed
 from counterpoise.table import Names
 from tiny_families import save, save_adapter
 
@@ -63,7 +63,7 @@ def test_keys_there_and_back():
     ids=str,
 )
 def test_what_decides_an_image_is_in_the_digest(make_pool, changes):
-    model = make_pool().experiment.generator.model
+    model = make_pool().spec.generator.model
     if "generator" in changes:
         changes = {"generator": {"model": model, "num_inference_steps": 3, **changes["generator"]}}
     assert make_pool(**changes).digest != make_pool().digest
@@ -101,10 +101,13 @@ def test_other_weights_are_another_pool_and_moved_ones_are_not(make_pool, tiny_m
 def test_an_adapter_is_in_the_digest_and_where_it_lies_is_not(make_pool, tmp_path):
     base, folder = make_pool(), save_adapter("sd-epsilon", tmp_path / "adapter")
 
-    def adapted(folder, **changes):
+    def section(folder, **changes):
         adapter = {"model": str(folder), "weights": "adapter.safetensors", "encoder": "image_encoder", **changes}
-        model = base.experiment.generator.model
-        return make_pool(generator={"model": model, "num_inference_steps": 3, "condition": {"adapter": adapter}})
+        model = base.spec.generator.model
+        return {"model": model, "num_inference_steps": 3, "condition": {"adapter": adapter}}
+
+    def adapted(folder, **changes):
+        return make_pool(generator=section(folder, **changes))
 
     first = adapted(folder)
     assert first.digest != base.digest
@@ -112,7 +115,7 @@ def test_an_adapter_is_in_the_digest_and_where_it_lies_is_not(make_pool, tmp_pat
     assert adapted(folder, scale=0.5).digest != first.digest
     shutil.copytree(folder, tmp_path / "moved")
     assert adapted(tmp_path / "moved").digest == first.digest
-    assert pinned(first.experiment.generator, first.generation) == first.experiment.generator
+    assert first.spec.generator == Generator.model_validate(section(folder))  # a folder is at no commit
     for file in ("adapter.safetensors", "image_encoder/model.safetensors"):
         weights = tmp_path / "moved" / file
         before = weights.read_bytes()
@@ -144,10 +147,10 @@ def test_a_condition_that_the_pipeline_does_not_take(make_pool, tmp_path, family
 
 
 def test_precision_follows_from_the_reserved_device(make_pool):
-    model = make_pool().experiment.generator.model
-    here = devices(make_pool().experiment)
+    model = make_pool().spec.generator.model
+    here = make_pool().spec.devices
     assert (here.generator, here.dtype, here.scorer) == ("cpu", "float32", "cpu")
-    there = devices(make_pool(pool={"sampling": {"num_gpus": 0.5}, "scoring": {"num_gpus": 0.1}}).experiment)
+    there = make_pool(pool={"sampling": {"num_gpus": 0.5}, "scoring": {"num_gpus": 0.1}}).spec.devices
     assert (there.generator, there.dtype, there.scorer) == ("cuda", "bfloat16", "cuda")
     with pytest.raises(ConfigError, match=r"pool\.sampling\.num_gpus"):
         make_pool(generator={"model": model, "device": "cuda"})

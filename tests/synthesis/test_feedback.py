@@ -47,9 +47,9 @@ def real(tmp_path, names):
 
 @pytest.fixture
 def guided_pool(tiny_models, tmp_path, names, real):
-    """Makes a pool that feedback guides; keyword arguments go into the feedback section."""
+    """Makes a pool that feedback guides, and if asked for its classifier; keywords go into the feedback section."""
 
-    def make(**settings):
+    def make(taught=False, **settings):
         section = {"stage": "teacher", "scale": 0.1, "every": 1, **settings}
         experiment = make_experiment(
             tiny_models, tmp_path / "store", feedback=section, stages=STAGES, training=TRAINING, scorer=None
@@ -58,17 +58,14 @@ def guided_pool(tiny_models, tmp_path, names, real):
             teacher = feedback.of_stage(experiment, {"real": real}, real, "teacher")
         else:
             teacher = feedback.of_checkpoint(experiment, real)
+        if taught:
+            if experiment.feedback.stage:
+                feedback.teach(experiment, {"real": real}, real, "teacher")
+            teacher.compute_statistics(real)
         prompts = resolve(experiment.prompts, names, real.store)
-        return Pool(experiment, names, real.store, prompts, real, teacher)
+        return Pool.of(experiment, names, real.store, prompts, real, teacher)
 
     return make
-
-
-def prepare(pool, real):
-    if pool.experiment.feedback.stage:
-        feedback.teach(pool.experiment, {"real": real}, real, "teacher")
-    pool.teacher.compute_statistics(real)
-    return pool
 
 
 SHARD = Shard(0, 1, 0)
@@ -94,12 +91,12 @@ def test_the_address_covers_what_decides_pixels(guided_pool):
 
 @pytest.mark.parametrize("criterion", ["loss", "entropy", "hardness"])
 def test_guided_images_score_higher(guided_pool, real, criterion):
-    values = [criteria(prepare(guided_pool(criterion=criterion, scale=scale), real)) for scale in (0.0, 0.1, 0.4)]
+    values = [criteria(guided_pool(criterion=criterion, scale=scale, taught=True)) for scale in (0.0, 0.1, 0.4)]
     assert values[0].mean() < values[1].mean() < values[2].mean()
 
 
 def test_a_guided_shard_is_written_with_its_criterion(guided_pool, real):
-    pool = prepare(guided_pool(), real)
+    pool = guided_pool(taught=True)
     request = pa.table({"label": [SHARD.label], "group": [SHARD.group], "number": [SHARD.number]})
     sampler = Sampler(Work.of(pool))
     rows = sampler(request)["table"][0].as_py()
@@ -110,14 +107,14 @@ def test_a_guided_shard_is_written_with_its_criterion(guided_pool, real):
 
 
 def test_a_checkpoint_is_the_stage_it_was(guided_pool, real, tmp_path):
-    pool = prepare(guided_pool(), real)
+    pool = guided_pool(taught=True)
     weights = {name: value.contiguous() for name, value in pool.teacher.classifier().state_dict().items()}
     save_file(weights, tmp_path / "weights.safetensors")
-    from_file = guided_pool(stage=None, checkpoint=str(tmp_path / "weights.safetensors"))
+    from_file = guided_pool(stage=None, checkpoint=str(tmp_path / "weights.safetensors"), taught=True)
     assert from_file.digest != pool.digest  # a file's address is its hash
     images = torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8)
     assert torch.equal(from_file.teacher.classifier()(images), pool.teacher.classifier()(images))
-    assert np.isfinite(criteria(prepare(from_file, real))).all()
+    assert np.isfinite(criteria(from_file)).all()
 
 
 def test_a_checkpoint_that_does_not_fit(guided_pool, tmp_path):
@@ -129,11 +126,11 @@ def test_a_checkpoint_that_does_not_fit(guided_pool, tmp_path):
 
 
 def test_statistics_are_computed_once(guided_pool, real):
-    pool = prepare(guided_pool(criterion="hardness"), real)
+    pool = guided_pool(criterion="hardness", taught=True)
     key = pool.teacher.statistics_key
     assert pool.store.exists(key)
-    assert prepare(guided_pool(criterion={"hardness": 0.5, "loss": 1.0}), real).teacher.statistics_key == key
-    assert prepare(guided_pool(criterion="entropy", seed=4), real).store.list("statistics/") == [key]
+    assert guided_pool(criterion={"hardness": 0.5, "loss": 1.0}, taught=True).teacher.statistics_key == key
+    assert guided_pool(criterion="entropy", seed=4, taught=True).store.list("statistics/") == [key]
 
 
 def test_a_tiny_decoder_takes_the_autoencoders_place(guided_pool, real, tmp_path):
@@ -144,9 +141,9 @@ def test_a_tiny_decoder_takes_the_autoencoders_place(guided_pool, real, tmp_path
         encoder_block_out_channels=(8, 8), decoder_block_out_channels=(8, 8), num_encoder_blocks=(1, 1),
         num_decoder_blocks=(1, 1),
     ).save_pretrained(tmp_path / "tiny")  # fmt: skip
-    plain, quick = guided_pool(), guided_pool(decoder=str(tmp_path / "tiny"))
+    plain, quick = guided_pool(taught=True), guided_pool(decoder=str(tmp_path / "tiny"), taught=True)
     assert plain.digest != quick.digest
-    assert (criteria(prepare(plain, real)) != criteria(prepare(quick, real))).any()
+    assert (criteria(plain) != criteria(quick)).any()
     with pytest.raises(ModelError, match=r"feedback\.decoder"):
         Artist(Work.of(guided_pool(decoder=str(tmp_path))))
 
@@ -199,10 +196,10 @@ def test_a_conditioned_pool_says_which_image_it_saw(tiny_models, tmp_path, names
     generator = {"model": str(folder), "num_inference_steps": 2, "condition": condition}
     experiment = make_experiment(tiny_models, tmp_path / "store", generator=generator, scorer=None)
     prompts = resolve(experiment.prompts, names, real.store)
-    pool = Pool(experiment, names, real.store, prompts, real)
+    pool = Pool.of(experiment, names, real.store, prompts, real)
     assert (
         pool.digest
-        != Pool(
+        != Pool.of(
             experiment, names, real.store, resolve(experiment.prompts, names, real.store), real.take(np.arange(11))
         ).digest
     )

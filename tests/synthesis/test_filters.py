@@ -2,12 +2,14 @@
 
 import numpy as np
 import pytest
-from filler import Filler
+from filler import Filler, ask
 
 from counterpoise.config import Selection
 from counterpoise.errors import ConfigError
 from counterpoise.synthesis import filters, select
 from counterpoise.synthesis.address import Shard
+from counterpoise.synthesis.realized import summary as summarize
+from counterpoise.synthesis.verdicts import Verdicts
 from counterpoise.table import Names, encode_image
 
 CELL, OTHER = (0, 1), (1, 0)
@@ -49,20 +51,20 @@ def scores(label, group, index):
 
 @pytest.fixture
 def filled(make_pool):
-    """Makes a pool whose selection is given, with the first shards of two cells."""
+    """Makes the verdicts of a selection on a pool with the first shards of two cells."""
 
     def make(shards=6, selection=None, order=1, **changes):
-        pool = make_pool(selection=selection or {}, **changes)
+        pool = make_pool(**changes)
         for number in range(shards)[::order]:
             for label, group in (CELL, OTHER):
                 Filler(defect=is_bad, scores=scores).put(pool, Shard(label, group, number))
-        return pool
+        return Verdicts(pool, Selection.model_validate(selection or {}))
 
     return make
 
 
-def reasons(pool, cell, shards):
-    return [verdict for number in range(shards) for verdict in pool.verdicts(Shard(*cell, number))]
+def reasons(verdicts, cell, shards):
+    return [verdict for number in range(shards) for verdict in verdicts.of(Shard(*cell, number))]
 
 
 def usable(cell, count):
@@ -115,7 +117,7 @@ def test_grey(make_pool):
     """FFR's rule: red and the mean of the channels are the same."""
     from counterpoise.view import View
 
-    pool = make_pool(selection={"grey": 5.7})
+    pool = make_pool()
     red = np.random.default_rng(0).integers(0, 100, (8, 8, 3), np.uint8) + np.array([30, 0, 0], np.uint8)
     grey = np.repeat(red[..., :1], 3, axis=-1)
     Filler().put(pool, Shard(0, 0, 0))
@@ -129,7 +131,7 @@ def test_grey(make_pool):
     assert 15 < lead < 25
     assert filters.grey(filters.Candidates(view), 5.7) == [None, "grey: red within 0.00 < 5.7 levels of the mean"]
     assert filters.grey(filters.Candidates(view), lead + 0.1)[0] is not None
-    assert len(pool.verdicts(Shard(0, 0, 0))) == 8
+    assert len(Verdicts(pool, Selection(grey=5.7)).of(Shard(0, 0, 0))) == 8
 
 
 # -- near-duplicates ---------------------------------------------------------------------------------------------------
@@ -143,9 +145,9 @@ def brute_force(cell, count):
 
 
 def test_near_duplicates_are_those_of_brute_force(filled):
-    pool = filled(selection={"near_duplicate": THRESHOLD})
+    judged = filled(selection={"near_duplicate": THRESHOLD})
     for cell in (CELL, OTHER):
-        verdicts, expected = reasons(pool, cell, 6), brute_force(cell, 48)
+        verdicts, expected = reasons(judged, cell, 6), brute_force(cell, 48)
         assert 10 < sum(first is not None for first in expected.values()) < 40
         assert any(first is not None and first // 8 < index // 8 for index, first in expected.items())
         assert any(first is not None and first // 8 == index // 8 for index, first in expected.items())
@@ -156,7 +158,7 @@ def test_near_duplicates_are_those_of_brute_force(filled):
                 assert verdicts[index] is None
             else:
                 assert verdicts[index].filter == "near_duplicate"
-                assert f"near-duplicate of {pool.digest}-{cell[0]}-{cell[1]}-{first}, cosine 0.9" in (
+                assert f"near-duplicate of {judged.pool.digest}-{cell[0]}-{cell[1]}-{first}, cosine 0.9" in (
                     verdicts[index].reason.replace("cosine 1.000", "cosine 0.9")
                 )
 
@@ -164,20 +166,22 @@ def test_near_duplicates_are_those_of_brute_force(filled):
 def test_a_verdict_does_not_depend_on_later_images_or_on_who_asks_first(filled, tmp_path):
     selection = {"near_duplicate": THRESHOLD, "clip_similarity": 0.2}
     few, many = filled(3, selection), filled(6, selection, order=-1, store=tmp_path / "many")
-    backwards = [many.verdicts(Shard(*cell, number)) for number in (5, 2, 0) for cell in (CELL, OTHER)]
+    backwards = [many.of(Shard(*cell, number)) for number in (5, 2, 0) for cell in (CELL, OTHER)]
     assert reasons(few, CELL, 3) == reasons(many, CELL, 3)
-    assert backwards[4] == few.verdicts(Shard(*CELL, 0))
-    assert backwards[3] == few.verdicts(Shard(*OTHER, 2))
+    assert backwards[4] == few.of(Shard(*CELL, 0))
+    assert backwards[3] == few.of(Shard(*OTHER, 2))
 
 
 def test_a_larger_plan_contains_the_smaller(make_pool, fill):
     filler = fill(Filler(scores=lambda label, group, index: scores(label, group, index // 2)))
     selection = {"near_duplicate": 0.99, "max_draw": 20}
-    small = select.realize(make_pool(selection=selection), {"p": np.array([[0, 5], [3, 0]])})
-    large = select.realize(make_pool(selection=selection), {"p": np.array([[0, 12], [6, 0]])})
+    small = select.realize(make_pool(), ask({"p": np.array([[0, 5], [3, 0]])}, **selection))
+    large = select.realize(make_pool(), ask({"p": np.array([[0, 12], [6, 0]])}, **selection))
     assert len(filler.rounds) > 2
     for cell, count in ((CELL, 5), (OTHER, 3)):
-        chosen = [r.views["p"].where(label=cell[0], group=cell[1]).column("index").tolist() for r in (small, large)]
+        chosen = [
+            r.views["m", "p"].where(label=cell[0], group=cell[1]).column("index").tolist() for r in (small, large)
+        ]
         assert chosen[0] == chosen[1][:count]
         assert all(index % 2 == 0 for index in chosen[1])  # every second image is the one before once more
     assert large.short == []
@@ -185,22 +189,23 @@ def test_a_larger_plan_contains_the_smaller(make_pool, fill):
 
 
 def test_a_shard_without_usable_images_is_compared_with_nothing(make_pool):
-    pool = make_pool(selection={"near_duplicate": 0.5})
+    pool = make_pool()
+    verdicts = Verdicts(pool, Selection(near_duplicate=0.5))
     for number in range(3):
         Filler(defect=lambda label, group, index: 8 <= index < 16, scores=lambda *_: scores(0, 0, 0)).put(
             pool, Shard(0, 0, number)
         )
-    kinds = [[verdict and verdict.filter for verdict in pool.verdicts(Shard(0, 0, number))] for number in range(3)]
+    kinds = [[verdict and verdict.filter for verdict in verdicts.of(Shard(0, 0, number))] for number in range(3)]
     assert kinds == [[None] + ["near_duplicate"] * 7, ["quarantined"] * 8, ["near_duplicate"] * 8]
 
 
 def test_what_lies_behind_a_hole_is_not_held(filled):
-    pool = filled(2)
-    held = pool.held()
-    Filler().put(pool, Shard(*CELL, 3))
-    assert pool.held().tolist() == held.tolist()
-    Filler().put(pool, Shard(*CELL, 2))
-    assert pool.held()[CELL] == held[CELL] + 16
+    verdicts = filled(2)
+    held = verdicts.held()
+    Filler().put(verdicts.pool, Shard(*CELL, 3))
+    assert verdicts.held().tolist() == held.tolist()
+    Filler().put(verdicts.pool, Shard(*CELL, 2))
+    assert verdicts.held()[CELL] == held[CELL] + 16
 
 
 # -- several at once ---------------------------------------------------------------------------------------------------
@@ -208,11 +213,9 @@ def test_what_lies_behind_a_hole_is_not_held(filled):
 
 def test_the_first_that_rejects_gives_the_reason_and_counts(make_pool, fill):
     fill(Filler(defect=is_bad, scores=scores))
-    pool = make_pool(
-        selection={"clip_similarity": 0.3, "zero_shot": "cell", "near_duplicate": THRESHOLD, "max_draw": 3},
-        pool={"shard_size": 8, "max_quarantined": 0.2},
-    )
-    realized = select.realize(pool, {"p": np.array([[0, 16], [0, 0]])})
+    selection = {"clip_similarity": 0.3, "zero_shot": "cell", "near_duplicate": THRESHOLD, "max_draw": 3}
+    requests = ask({"p": np.array([[0, 16], [0, 0]])}, max_quarantined=0.2, **selection)
+    realized = select.realize(make_pool(), requests)
     said, close = {"clip_similarity": 0, "zero_shot": 0, "near_duplicate": 0}, brute_force(CELL, 48)
     for index in usable(CELL, 48):
         found = scores(*CELL, index)
@@ -226,12 +229,12 @@ def test_the_first_that_rejects_gives_the_reason_and_counts(make_pool, fill):
     assert list(realized.rejected) == list(said)
     assert min(said.values()) > 0
     assert realized.quarantined == 5
-    assert len(realized.views["p"]) == 48 - 5 - sum(said.values())
+    assert len(realized.views["m", "p"]) == 48 - 5 - sum(said.values())
 
 
 def test_rejects_can_be_looked_at(filled):
-    pool = filled(selection={"clip_similarity": 0.4})
-    rejects = pool.rejects([Shard(*CELL, number) for number in range(6)])
+    verdicts = filled(selection={"clip_similarity": 0.4})
+    rejects = verdicts.rejects([Shard(*CELL, number) for number in range(6)])
     low = rejects.where(filter="clip_similarity")
     assert low.column("index").tolist() == [
         index for index in usable(CELL, 48) if scores(*CELL, index)["clip_similarity"] < 0.4
@@ -239,20 +242,20 @@ def test_rejects_can_be_looked_at(filled):
     assert all(reason.endswith("< 0.4") for reason in low.index["reason"].to_pylist())
     assert all(data for _, data in low.images())
     assert rejects.where(filter="quarantined").column("index").tolist() == [3, 14, 25, 36, 47]
-    assert len(pool.rejects([]).where(filter="clip_similarity")) == 0
+    assert len(verdicts.rejects([]).where(filter="clip_similarity")) == 0
 
 
 def test_purity_is_the_share_in_the_own_cell(filled, make_pool, fill, tmp_path):
     shards = [Shard(*cell, number) for cell in (CELL, OTHER) for number in range(6)]
-    scored, pure = filled().purity(shards)
+    scored, pure = filled().pool.purity(shards)
     for cell in (CELL, OTHER):
         seen = [scores(*cell, index) for index in usable(cell, 48)]
         assert scored[cell] == len(seen) == 43
         assert pure[cell] == sum((one["clip_label"], one["clip_group"]) == cell for one in seen)
     assert scored[0, 0] == scored[1, 1] == 0
     fill(Filler(scores=scores))
-    realized = select.realize(make_pool(store=tmp_path / "another"), {"p": np.array([[0, 43], [43, 0]])})
-    summary = select.summary([realized])
+    realized = select.realize(make_pool(store=tmp_path / "another"), ask({"p": np.array([[0, 43], [43, 0]])}))
+    summary = summarize([realized])
     assert summary["rejected"] == {}
     assert summary["purity"] == pytest.approx(realized.purity[1].sum() / 96, abs=1e-4)
     assert summary["cell_purity"][0] == [None, pytest.approx(realized.purity[1][CELL] / 48, abs=1e-4)]
@@ -260,17 +263,17 @@ def test_purity_is_the_share_in_the_own_cell(filled, make_pool, fill, tmp_path):
 
 def test_no_purity_without_a_scorer(make_pool, fill):
     fill(Filler())
-    nothing = select.summary([])
+    nothing = summarize([])
     assert (nothing["purity"], nothing["cell_purity"], nothing["rejected"]) == (None, None, {})
-    unscored = select.summary([select.realize(make_pool(scorer=None), {"p": np.array([[4, 0], [0, 0]])})])
+    unscored = summarize([select.realize(make_pool(scorer=None), ask({"p": np.array([[4, 0], [0, 0]])}))])
     assert (unscored["purity"], unscored["cell_purity"]) == (None, None)
 
 
 def test_purity_without_groups(make_pool, fill):
     fill(Filler(scores=lambda label, group, index: {"clip_label": index % 2, "clip_group": -1}))
-    pool = make_pool(names=Names(("star", "disc")), prompts={"template": "a {label}"}, selection={"zero_shot": "cell"})
-    realized = select.realize(pool, {"p": np.array([[4], [0]])})
-    assert realized.views["p"].column("index").tolist() == [0, 2, 4, 6]
+    pool = make_pool(names=Names(("star", "disc")), prompts={"template": "a {label}"})
+    realized = select.realize(pool, ask({"p": np.array([[4], [0]])}, zero_shot="cell"))
+    assert realized.views["m", "p"].column("index").tolist() == [0, 2, 4, 6]
     assert realized.purity.tolist() == [[[8], [0]], [[4], [0]]]
     assert "zero_shot: CLIP sees disc" in realized.rejects.index["reason"].to_pylist()
 
@@ -287,8 +290,8 @@ def own_module(tmp_path, monkeypatch):
 
 @pytest.mark.usefixtures("own_module")
 def test_a_users_own_filter(filled):
-    pool = filled(selection={"clip_similarity": 0.2, "custom": {"own_filters:dull": {"least": 0.5}}})
-    verdicts = reasons(pool, CELL, 6)
+    selection = {"clip_similarity": 0.2, "custom": {"own_filters:dull": {"least": 0.5}}}
+    verdicts = reasons(filled(selection=selection), CELL, 6)
     for index in usable(CELL, 48):
         value = scores(*CELL, index)["clip_similarity"]
         expected = "clip_similarity" if value < 0.2 else "own_filters:dull" if value <= 0.5 else None
@@ -306,7 +309,7 @@ def test_a_users_own_filter(filled):
 )
 def test_a_filter_that_is_not_there(make_pool, reference, message):
     with pytest.raises(ConfigError, match=message) as caught:
-        make_pool(selection={"custom": {reference: None}})
+        Verdicts(make_pool(), Selection(custom={reference: None}))
     assert caught.value.where == "selection.custom"
     assert reference in str(caught.value)
 
@@ -314,9 +317,9 @@ def test_a_filter_that_is_not_there(make_pool, reference, message):
 @pytest.mark.usefixtures("own_module")
 @pytest.mark.parametrize("name", ["forgetful", "boolean"])
 def test_a_filter_that_says_something_else(filled, name):
-    pool = filled(1, {"custom": {f"own_filters:{name}": None}})
+    verdicts = filled(1, {"custom": {f"own_filters:{name}": None}})
     with pytest.raises(ConfigError, match="a reason or None for each image"):
-        pool.verdicts(Shard(*CELL, 0))
+        verdicts.of(Shard(*CELL, 0))
 
 
 @pytest.mark.parametrize("reference", ["dull", ":dull", "module:", "a b:c", "module.:f"])

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from filler import ask
 
 from counterpoise import config
 from counterpoise.errors import ConfigError, ModelError, StoreError, SynthesisError
@@ -17,7 +18,9 @@ from counterpoise.store import read
 from counterpoise.synthesis import sampling, select, workers
 from counterpoise.synthesis import shard as making
 from counterpoise.synthesis.address import Shard
+from counterpoise.synthesis.realized import summary as summarize
 from counterpoise.synthesis.sampling import Sizes, pool_sizes
+from counterpoise.synthesis.verdicts import Verdicts
 from counterpoise.synthesis.workers import Work
 from counterpoise.table import BULKY, SYNTHETIC, Names, decode_image
 
@@ -63,23 +66,23 @@ def test_shards_are_what_a_plain_loop_makes(make_pool):
     assert table["clip_margin"].null_count == table["clip_embedding"].null_count == 0
     assert set(pool.rows(SHARDS[1]).column_names) == (set(SYNTHETIC.names) | {"key", "row"}) - set(BULKY)
     assert pool.rate() > 0
-    assert pool.held().tolist() == [[16, 0], [0, 8]]
+    assert Verdicts(pool, config.Selection()).held().tolist() == [[16, 0], [0, 8]]
 
 
 def test_the_way_over_s3_and_without_a_scorer(make_pool, s3_store):
     pool = make_pool(store=s3_store, scorer=None)
     wanted = {"p": np.array([[10, 0], [0, 8]])}
-    realized = select.realize(pool, wanted)
+    realized = select.realize(pool, ask(wanted))
     assert realized.sampled == 24
     assert "score" not in realized.cost
     assert realized.cost["sample"] > 0
     for shard in SHARDS:
         assert read(pool.store, shard.key(pool.digest)) == in_process(pool, shard)
         assert pool.rows(shard)["clip_margin"].null_count == 8
-    images = dict(realized.views["p"].images())
+    images = dict(realized.views["m", "p"].images())
     assert len(images) == 18
     assert decode_image(images[17]).shape == (16, 16, 3)
-    assert select.realize(make_pool(store=s3_store, scorer=None), wanted).sampled == 0
+    assert select.realize(make_pool(store=s3_store, scorer=None), ask(wanted)).sampled == 0
 
 
 def test_the_testbeds_pool_through_filters(make_pool):
@@ -89,17 +92,17 @@ def test_the_testbeds_pool_through_filters(make_pool):
         names=Names(("circle", "ring"), ("red", "blue")),
         generator={"model": f"{model}/diffusion", "num_inference_steps": 10, "guidance_scale": 3.0},
         scorer={"model": f"{model}/clip"},
-        selection={"zero_shot": "cell", "near_duplicate": 0.999, "grey": 0.76},
     )
-    realized = select.realize(pool, {"p": np.array([[0, 12], [12, 0]])})
-    view = realized.views["p"]
+    requests = ask({"p": np.array([[0, 12], [12, 0]])}, zero_shot="cell", near_duplicate=0.999, grey=0.76)
+    realized = select.realize(pool, requests)
+    view = realized.views["m", "p"]
     assert len(view) == 24
     assert (view.column("clip_label") == view.labels).all()
     assert (view.column("clip_group") == view.groups).all()
     for label, group in ((0, 1), (1, 0)):
         vectors = view.where(label=label, group=group).embeddings()
         assert np.tril(vectors @ vectors.T, -1).max() < 0.999
-    summary = select.summary([realized])
+    summary = summarize([realized])
     assert summary["purity"] > 0.8
     assert sum(summary["rejected"].values()) == len(realized.rejects)
     assert len(view) + len(realized.rejects) <= realized.sampled
@@ -111,10 +114,10 @@ def test_a_broken_generator_is_an_error(make_pool, tmp_path):
     tiny.make_diffusion(tmp_path / "broken", broken=True)
     pool = make_pool(generator={"model": str(tmp_path / "broken"), "num_inference_steps": 2})
     with pytest.raises(SynthesisError, match="pixels are not finite") as caught:
-        select.realize(pool, {"p": np.array([[40, 40], [40, 40]])})
+        select.realize(pool, ask({"p": np.array([[40, 40], [40, 40]])}))
     assert "quarantined" in str(caught.value)
     assert len(pool.shards()) < 20  # it did not go on to the end
-    assert pool.held().sum() == 0
+    assert Verdicts(pool, config.Selection()).held().sum() == 0
     rows = pool.rows(min(pool.shards()))
     assert rows["attempt"].to_pylist() == [2] * 8
     assert rows["clip_margin"].null_count == 8
@@ -164,7 +167,7 @@ def test_bugs_are_raised(make_pool):
 
 
 def test_an_unknown_scheduler(make_pool):
-    model = make_pool().experiment.generator.model
+    model = make_pool().spec.generator.model
     pool = make_pool(generator={"model": model, "scheduler": "NoScheduler"})
     with pytest.raises(ConfigError, match=r"generator\.scheduler"):
         sampling.sample(pool, SHARDS)
@@ -241,7 +244,8 @@ ONE_CPU, ONE_GPU = {"num_cpus": 1.0}, {"num_cpus": 2.0, "num_gpus": 1.0}
     ],
 )
 def test_as_many_as_there_is_room_for(pool, resources, shards, sizes):
-    assert pool_sizes(config.Pool.model_validate(pool), True, resources, shards) == sizes
+    asked = config.Pool.model_validate(pool)
+    assert pool_sizes(asked.sampling, asked.scoring, resources, shards) == sizes
 
 
 @pytest.mark.parametrize(
@@ -255,11 +259,11 @@ def test_as_many_as_there_is_room_for(pool, resources, shards, sizes):
 )
 def test_no_room(pool, resources, where):
     """Without these errors the actors would wait for room for ever."""
+    asked = config.Pool.model_validate(pool)
     with pytest.raises(ConfigError) as caught:
-        pool_sizes(config.Pool.model_validate(pool), True, resources, 100)
+        pool_sizes(asked.sampling, asked.scoring, resources, 100)
     assert caught.value.where == where
 
 
 def test_without_a_scorer_nothing_is_kept_for_one():
-    pool = config.Pool.model_validate({"scoring": {"workers": 2, "num_cpus": 1}})
-    assert pool_sizes(pool, False, {"CPU": 2.0}, 100) == Sizes(2, 0, 1)
+    assert pool_sizes(config.Workers(), None, {"CPU": 2.0}, 100) == Sizes(2, 0, 1)

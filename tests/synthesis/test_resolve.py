@@ -132,7 +132,7 @@ def test_a_pool_draws_the_prompts_of_its_set(make_pool, serve):
     contextual = llm_prompts(serve(obedient), number=5).contextual
     pool = make_pool(prompts={"contextual": contextual.model_dump()})
     assert pool.digest != make_pool().digest
-    work, shard, asked = Work.of(pool), Shard(1, 0, 2), pool.prompts.prompts[1][0]
+    work, shard, asked = Work.of(pool), Shard(1, 0, 2), pool.generation["prompts"][1][0]
     generator = TextToImage(work.generator, "cpu", "float32")
     table = making.to_table(making.draw(generator.sample, work.recipe, shard), work.recipe, shard)
     assert len(set(asked)) == 5

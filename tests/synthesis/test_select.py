@@ -6,11 +6,14 @@ images must be taken; test_pool.py draws real ones.
 
 import numpy as np
 import pytest
-from filler import Filler
+from filler import Filler, ask
 
+from counterpoise.config import Selection
 from counterpoise.errors import SynthesisError
 from counterpoise.synthesis import select
 from counterpoise.synthesis.address import Shard
+from counterpoise.synthesis.realized import Short, summary
+from counterpoise.synthesis.verdicts import Verdicts
 
 
 def scattered(label, group, index):
@@ -25,8 +28,8 @@ def ids(view):
 def test_takes_the_first_of_each_cell(make_pool, fill):
     filler = fill(Filler())
     pool = make_pool()
-    realized = select.realize(pool, {"plan": np.array([[10, 3], [0, 8]])})
-    view = realized.views["plan"]
+    realized = select.realize(pool, ask({"plan": np.array([[10, 3], [0, 8]])}))
+    view = realized.views["m", "plan"]
     expected = [(0, 0, 10), (0, 1, 3), (1, 1, 8)]
     assert ids(view) == [f"{pool.digest}-{a}-{b}-{index}" for a, b, count in expected for index in range(count)]
     assert view.counts.tolist() == [[10, 3], [0, 8]]
@@ -34,47 +37,48 @@ def test_takes_the_first_of_each_cell(make_pool, fill):
     assert (realized.sampled, realized.reused, realized.images, realized.shards) == (32, 0, 21, 4)
     assert realized.short == []
     assert realized.fresh == {shard.key(pool.digest) for shard in filler.rounds[0]}
-    assert pool.held().tolist() == [[16, 8], [0, 8]]
+    assert Verdicts(pool, Selection()).held().tolist() == [[16, 8], [0, 8]]
 
 
 def test_the_same_again_samples_nothing(make_pool, fill):
     filler = fill(Filler())
     wanted = {"plan": np.array([[10, 3], [0, 8]])}
-    first = select.realize(make_pool(), wanted)
-    second = select.realize(make_pool(), wanted)
+    first = select.realize(make_pool(), ask(wanted))
+    second = select.realize(make_pool(), ask(wanted))
     assert len(filler.rounds) == 1
     assert (second.sampled, second.reused, second.fresh) == (0, 32, frozenset())
     assert second.images_per_second is None
-    assert second.views["plan"].digest == first.views["plan"].digest
+    assert second.views["m", "plan"].digest == first.views["m", "plan"].digest
 
 
 def test_plans_share_what_both_want(make_pool, fill):
     filler = fill(Filler())
     realized = select.realize(
-        make_pool(), {("ffr", "a"): np.array([[20, 0], [0, 0]]), ("usb", "b"): np.array([[8, 8], [0, 0]])}
+        make_pool(),
+        ask({"a": np.array([[20, 0], [0, 0]])}, method="ffr") + ask({"b": np.array([[8, 8], [0, 0]])}, method="usb"),
     )
     assert [len(shards) for shards in filler.rounds] == [4]
     assert set(ids(realized.views["usb", "b"])[:8]) < set(ids(realized.views["ffr", "a"]))
     assert realized.images == 28
-    assert select.summary([realized])["sampled"] == 32
+    assert summary([realized])["sampled"] == 32
 
 
 def test_a_larger_plan_keeps_the_smaller_ones_images(make_pool, fill):
     filler = fill(Filler())
-    small = select.realize(make_pool(), {"p": np.array([[10, 0], [0, 0]])})
-    large = select.realize(make_pool(), {"p": np.array([[30, 0], [0, 0]])})
-    assert ids(large.views["p"])[:10] == ids(small.views["p"])
+    small = select.realize(make_pool(), ask({"p": np.array([[10, 0], [0, 0]])}))
+    large = select.realize(make_pool(), ask({"p": np.array([[30, 0], [0, 0]])}))
+    assert ids(large.views["m", "p"])[:10] == ids(small.views["m", "p"])
     assert filler.rounds[1] == [Shard(0, 0, 2), Shard(0, 0, 3)]
     assert (large.sampled, large.reused) == (16, 16)
 
 
 def test_tops_up_until_the_plan_is_met(make_pool, fill):
     filler = fill(Filler(scattered))
-    pool = make_pool(selection={"clip_margin": 0.6, "max_draw": 10})
-    realized = select.realize(pool, {"p": np.array([[40, 40], [0, 40]])})
+    pool = make_pool()
+    realized = select.realize(pool, ask({"p": np.array([[40, 40], [0, 40]])}, clip_margin=0.6, max_draw=10))
     assert realized.short == []
     assert 2 <= len(filler.rounds) <= 4
-    view = realized.views["p"]
+    view = realized.views["m", "p"]
     rejected = 0
     for label, group in ((0, 0), (0, 1), (1, 1)):
         passing = [index for index in range(1000) if np.float32(scattered(label, group, index)) >= 0.6][:40]
@@ -85,47 +89,91 @@ def test_tops_up_until_the_plan_is_met(make_pool, fill):
     assert realized.sampled == drawn
     assert 260 <= drawn <= 400  # 120 wanted, of which two in five pass
     assert realized.rejected == {"clip_margin": rejected}
-    assert select.summary([realized, realized])["rejected"] == {"clip_margin": 2 * rejected}
+    assert summary([realized, realized])["rejected"] == {"clip_margin": 2 * rejected}
 
 
 def test_another_threshold_resamples_nothing(make_pool, fill):
     filler = fill(Filler(scattered))
-    strict = make_pool(selection={"clip_margin": 0.6, "max_draw": 10})
-    select.realize(strict, {"p": np.array([[40, 0], [0, 0]])})
+    strict = make_pool()
+    select.realize(strict, ask({"p": np.array([[40, 0], [0, 0]])}, clip_margin=0.6, max_draw=10))
     rounds = len(filler.rounds)
-    loose = select.realize(make_pool(selection={"clip_margin": 0.1}), {"p": np.array([[40, 0], [0, 0]])})
+    loose = select.realize(make_pool(), ask({"p": np.array([[40, 0], [0, 0]])}, clip_margin=0.1))
     assert len(filler.rounds) == rounds
-    assert loose.views["p"].column("index").max() < 60
+    assert loose.views["m", "p"].column("index").max() < 60
 
 
 def test_says_which_cells_stayed_short(make_pool, fill):
     filler = fill(Filler(lambda label, group, index: 1.0 if label == 0 else -1.0))
-    pool = make_pool(selection={"clip_margin": 0.0, "max_draw": 2})
-    realized = select.realize(pool, {"p": np.array([[16, 0], [16, 0]])})
-    assert realized.short == [select.Short("p", "disc × red", 16, 0)]
+    pool = make_pool()
+    realized = select.realize(pool, ask({"p": np.array([[16, 0], [16, 0]])}, clip_margin=0.0, max_draw=2))
+    assert realized.short == [Short(("m", "p"), "disc × red", 16, 0)]
     drawn = {shard for shards in filler.rounds for shard in shards}
     assert drawn == {Shard(0, 0, 0), Shard(0, 0, 1), *(Shard(1, 0, number) for number in range(4))}
-    assert select.summary([realized])["short_cells"] == [{"plan": "p", "cell": "disc × red", "wanted": 16, "got": 0}]
-    again = select.realize(pool, {"p": np.array([[16, 0], [16, 0]])})
+    assert summary([realized])["short_cells"] == [{"plan": "m/p", "cell": "disc × red", "wanted": 16, "got": 0}]
+    again = select.realize(pool, ask({"p": np.array([[16, 0], [16, 0]])}, clip_margin=0.0, max_draw=2))
     assert (again.sampled, again.short) == (0, realized.short)
 
 
 def test_the_bound_is_the_plans_own(make_pool, fill):
     """What a plan shows must not depend on what another one drew: also if the pool happens to hold more."""
     fill(Filler(lambda label, group, index: 1.0 if index >= 24 else -1.0))
-    pool = make_pool(selection={"clip_margin": 0.0, "max_draw": 3})
-    both = select.realize(pool, {"small": np.array([[8, 0], [0, 0]]), "large": np.array([[16, 0], [0, 0]])})
-    assert len(both.views["small"]) == 0
-    assert both.views["large"].column("index").tolist() == list(range(24, 40))
+    pool = make_pool()
+    both = select.realize(
+        pool,
+        ask({"small": np.array([[8, 0], [0, 0]]), "large": np.array([[16, 0], [0, 0]])}, clip_margin=0.0, max_draw=3),
+    )
+    assert len(both.views["m", "small"]) == 0
+    assert both.views["m", "large"].column("index").tolist() == list(range(24, 40))
+
+
+def test_methods_with_other_filters_share_the_pool_and_no_verdict(make_pool, fill, tmp_path):
+    """Each takes, misses and rejects what it does alone; one pass samples what both need."""
+    wanted = {"p": np.array([[12, 0], [0, 8]])}
+    loose = ask(wanted, method="loose", clip_margin=0.2)
+    strict = ask(wanted, method="strict", clip_margin=0.9, max_draw=2)
+    filler = fill(Filler(scattered))
+    both = select.realize(make_pool(), loose + strict)
+    assert [len(shards) for shards in filler.rounds[:1]] == [3]
+    drawn = {shard for shards in filler.rounds for shard in shards}
+    for requests in (loose, strict):
+        method = requests[0].method
+        alone = select.realize(make_pool(store=tmp_path / method), requests)
+        assert both.views[method, "p"].digest == alone.views[method, "p"].digest
+        found, expected = both.methods[method], alone.methods[method]
+        assert (found.short, found.rejected, found.shards) == (expected.short, expected.rejected, expected.shards)
+        assert found.purity.tolist() == expected.purity.tolist()
+        assert found.rejects.index["reason"].to_pylist() == expected.rejects.index["reason"].to_pylist()
+        assert found.shards <= drawn
+    assert both.methods["loose"].short == []
+    assert len(both.methods["strict"].short) == 2
+    assert both.short == both.methods["strict"].short
+    assert both.methods["loose"].rejected["clip_margin"] < both.methods["strict"].rejected["clip_margin"]
+    # of the pool as a whole each image counts once, also if both reject it
+    everything = both.rejects.column("id").tolist()
+    assert len(set(everything)) == len(everything) == both.rejected["clip_margin"]
+    assert both.shards == len(both.methods["loose"].shards | both.methods["strict"].shards)
+    assert both.sampled == 8 * len(drawn)
+
+
+def test_a_forecast_is_of_the_methods_own_filters(make_pool, fill):
+    fill(Filler(scattered))
+    pool, wanted = make_pool(), {"p": np.array([[16, 0], [0, 0]])}
+    loose, strict = ask(wanted, method="loose"), ask(wanted, method="strict", clip_margin=0.5)
+    assert [counts.sum() for counts in select.forecast(pool, loose + strict)] == [0, 16]
+    select.realize(pool, loose)
+    passing = sum(np.float32(scattered(0, 0, index)) >= 0.5 for index in range(16))
+    assert [counts.sum() for counts in select.forecast(pool, loose)] == [16, 0]
+    assert [counts.sum() for counts in select.forecast(pool, strict)] == [passing, 16 - passing]
+    assert [counts.sum() for counts in select.forecast(pool, loose + strict)] == [passing, 16 - passing]
 
 
 def test_a_plan_can_leave_the_first_images_to_others(make_pool, fill):
     filler = fill(Filler(lambda label, group, index: -1.0 if index == 11 else 1.0))
-    pool = make_pool(selection={"clip_margin": 0.0})
+    pool = make_pool()
     wanted = {"train": np.array([[10, 0], [0, 0]]), "test": np.array([[9, 0], [0, 0]])}
-    realized = select.realize(pool, wanted, {"test": 10})
-    assert realized.views["train"].column("index").tolist() == list(range(10))
-    assert realized.views["test"].column("index").tolist() == [10, *range(12, 20)]
+    realized = select.realize(pool, ask(wanted, {"test": 10}, clip_margin=0.0))
+    assert realized.views["m", "train"].column("index").tolist() == list(range(10))
+    assert realized.views["m", "test"].column("index").tolist() == [10, *range(12, 20)]
     assert (realized.images, realized.short) == (19, [])
     assert [len(shards) for shards in filler.rounds] == [3]  # 8 a shard; the cells that want nothing are left alone
 
@@ -137,19 +185,19 @@ def test_a_hole_is_filled_first(make_pool, fill):
     for number in (0, 2, 3):
         filler.put(pool, Shard(0, 0, number))
     wanted = np.array([[20, 0], [0, 0]])
-    realized = select.realize(pool, {"p": wanted})
+    realized = select.realize(pool, ask({"p": wanted}))
     assert filler.rounds == [[Shard(0, 0, 1)]]
-    assert realized.views["p"].column("index").tolist() == list(range(20))
+    assert realized.views["m", "p"].column("index").tolist() == list(range(20))
 
 
 def test_quarantined_images_are_never_taken(make_pool, fill):
     filler = fill(Filler(defect=lambda label, group, index: index % 8 == 3))
-    pool = make_pool(pool={"shard_size": 8, "max_quarantined": 0.2})
-    realized = select.realize(pool, {"p": np.array([[16, 0], [0, 0]])})
-    assert realized.views["p"].column("index").tolist() == [index for index in range(24) if index % 8 != 3][:16]
+    pool = make_pool()
+    realized = select.realize(pool, ask({"p": np.array([[16, 0], [0, 0]])}, max_quarantined=0.2))
+    assert realized.views["m", "p"].column("index").tolist() == [index for index in range(24) if index % 8 != 3][:16]
     assert realized.quarantined == 3
     assert len(filler.rounds) == 2
-    assert pool.held()[0, 0] == 21
+    assert Verdicts(pool, Selection()).held()[0, 0] == 21
 
 
 def test_too_many_quarantined_images_are_an_error(make_pool, fill):
@@ -157,22 +205,22 @@ def test_too_many_quarantined_images_are_an_error(make_pool, fill):
     pool = make_pool()
     wanted = {"p": np.array([[80, 0], [80, 0]])}
     with pytest.raises(SynthesisError, match="one colour all over") as caught:
-        select.realize(pool, wanted)
+        select.realize(pool, ask(wanted))
     assert "max_quarantined" in str(caught.value)
     before = len(pool.shards())
     assert before == 10 + 2  # ended as soon as it was certain that the share is above 0.05
     with pytest.raises(SynthesisError, match="one colour all over"):
-        select.realize(pool, wanted)
+        select.realize(pool, ask(wanted))
     assert filler.rounds[1][0] == Shard(1, 0, 2)
     assert len(pool.shards()) == before + 1
 
 
 def test_no_plans_no_work(make_pool, fill):
     filler = fill(Filler())
-    realized = select.realize(make_pool(), {"p": np.zeros((2, 2), int)})
+    realized = select.realize(make_pool(), ask({"p": np.zeros((2, 2), int)}))
     assert filler.rounds == []
-    assert len(realized.views["p"]) == 0
-    assert realized.views["p"].counts.tolist() == [[0, 0], [0, 0]]
+    assert len(realized.views["m", "p"]) == 0
+    assert realized.views["m", "p"].counts.tolist() == [[0, 0], [0, 0]]
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,7 @@ def _pool(models, store):
 
 def _pool_of(experiment, store):
     names = Names(("star", "disc"), ("red", "blue"))
-    return Pool(experiment, names, store, resolve(experiment.prompts, names, store))
+    return Pool.of(experiment, names, store, resolve(experiment.prompts, names, store))
 
 
 @pytest.fixture

@@ -80,13 +80,12 @@ def content(job: Job, plans: Sequence[str], with_real: bool) -> Content:
                 allowed=one_of(experiment.plans),
                 remedy=did_you_mean(name, experiment.plans),
             )
-    realized = job.realized
-    pool = job.last_pools[experiment.method]  # of the last round of feedback: there after all were realized
-    made = realized[pool.digest].views
-    views = {name: made[experiment.method, name] for name in plans or experiment.plans}
+    made = job.synthesized.views(experiment.method)
+    views = {name: made[name] for name in plans or experiment.plans}
     view = together(views)
     if not len(view):
         raise PlanError("there is no image to export", where=f"plans of {experiment.method}", found=one_of(views))
+    pool = job.synthesized.pool(experiment.method)
     return Content(experiment, pool, views, view + job.train_view if with_real else view)
 
 

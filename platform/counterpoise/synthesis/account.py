@@ -37,25 +37,25 @@ class Account:
     def images(self) -> int:
         return sum(receipt.images for receipt in self.receipts.values())
 
-    def draw(self, shards: Sequence[Shard], considered: Sequence[Shard]) -> None:
-        """One round; ends early as soon as it is certain that too many images are quarantined."""
+    def draw(self, shards: Sequence[Shard], limits: Sequence[QuarantineLimit]) -> None:
+        """One round; ends early as soon as it is certain that too many of somebody's images are quarantined."""
         from counterpoise.synthesis import sampling  # Ray takes seconds to import: a pool that is full needs none
 
         begun, first, total = time.time(), math.inf, len(shards) * self.pool.shard_size
-        bad = sum(_quarantined(self.pool, shard) for shard in considered)
-        allowed = self.pool.experiment.pool.max_quarantined * (total + len(considered) * self.pool.shard_size)
         with Progress("sampling", total, "images") as progress:
 
             def on_receipt(receipt: Receipt) -> None:
-                nonlocal bad, first
+                nonlocal first
                 if receipt.started < first:
                     first = receipt.started
                     progress.restart_clock(time.time() - first)
-                bad += receipt.quarantined
-                progress.advance(receipt.images, f"{bad} quarantined" if bad else "")
                 self.receipts[receipt.shard] = receipt
-                if bad > allowed:
-                    self._too_many(bad, progress.done + len(considered) * self.pool.shard_size, receipt.shard)
+                for limit in limits:
+                    limit.count(receipt)
+                bad = max((limit.bad for limit in limits), default=0)
+                progress.advance(receipt.images, f"{bad} quarantined" if bad else "")
+                for limit in limits:
+                    limit.check()
 
             receipts = sampling.sample(self.pool, shards, on_receipt)
         self.sampling += time.time() - first
@@ -64,23 +64,44 @@ class Account:
             for step, seconds in receipt.seconds.items():
                 self._charge(step, seconds)
 
-    def check_quarantine(self, considered: Sequence[Shard]) -> None:
-        """Raises SynthesisError if too many of the images are quarantined, also if they were so before."""
-        bad = [_quarantined(self.pool, shard) for shard in considered]
-        total = len(considered) * self.pool.shard_size
-        if total and sum(bad) > self.pool.experiment.pool.max_quarantined * total:
-            self._too_many(sum(bad), total, considered[int(np.argmax(bad))])
-
     def _charge(self, step: str, seconds: float) -> None:
         self.cost[step] = self.cost.get(step, 0.0) + seconds
 
-    def _too_many(self, bad: int, total: int, example: Shard) -> None:
+
+class QuarantineLimit:
+    """How many images without a usable sample a method puts up with among those that it looks into.
+
+    Args:
+        pool: Where the images are.
+        share: ``pool.max_quarantined`` of the method.
+        considered: Shards that it has looked into.
+        asked: Shards that it asks for now.
+    """
+
+    def __init__(self, pool: Pool, share: float, considered: Sequence[Shard], asked: Sequence[Shard] = ()) -> None:
+        self.pool, self.share, self.asked = pool, share, set(asked)
+        self.total = len(considered) * pool.shard_size
+        self.allowed = share * (self.total + len(self.asked) * pool.shard_size)
+        bad = [_quarantined(pool, shard) for shard in considered]
+        self.bad, self.example = sum(bad), considered[int(np.argmax(bad))] if bad else None
+
+    def count(self, receipt: Receipt) -> None:
+        """Adds a shard that was drawn, if it was asked for."""
+        if receipt.shard in self.asked:
+            self.bad, self.total = self.bad + receipt.quarantined, self.total + receipt.images
+            self.example = receipt.shard
+
+    def check(self) -> None:
+        """Raises SynthesisError if more images are quarantined than may be when all that was asked for is there."""
+        example = self.example
+        if example is None or self.bad <= self.allowed:
+            return
         defects = self.pool.rows(example)["defect"].drop_null().to_pylist()
         raise SynthesisError(
             "the generator makes too many useless images",
             where=f"{self.pool.store.uri}/{example.key(self.pool.digest)}",
-            found=f"{bad} of {total} images quarantined: {', '.join(sorted(set(defects)))}",
-            allowed=f"pool.max_quarantined: {self.pool.experiment.pool.max_quarantined:g} of all",
+            found=f"{self.bad} of {self.total} images quarantined: {', '.join(sorted(set(defects)))}",
+            allowed=f"pool.max_quarantined: {self.share:g} of all",
             remedy="look at generator.dtype (float16 overflows in some models), guidance_scale and the prompts",
         )
 

@@ -138,13 +138,12 @@ def generation(
     }
 
 
-def circumstances(experiment: Experiment) -> dict[str, str]:
+def circumstances(devices: Devices) -> dict[str, str]:
     """What may decide the last bit of a pixel and is recorded beside the generation: versions and devices."""
-    found = devices(experiment)
     return {
         **{name: version(name) for name in _LIBRARIES},
-        "generator device": found.generator,
-        "scorer device": found.scorer,
+        "generator device": devices.generator,
+        "scorer device": devices.scorer,
     }
 
 

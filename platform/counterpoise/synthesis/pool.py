@@ -8,78 +8,94 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from jaxtyping import Bool, Int
+from jaxtyping import Int
 
 from counterpoise.config import Experiment
 from counterpoise.errors import SynthesisError
 from counterpoise.store import Store, read
-from counterpoise.synthesis import filters
-from counterpoise.synthesis.address import Shard, circumstances, digest_of, folder, generation
+from counterpoise.synthesis.address import Shard, circumstances, folder
 from counterpoise.synthesis.prompts import PromptSet
+from counterpoise.synthesis.spec import PoolSpec
 from counterpoise.table import Names
 from counterpoise.view import View
 
 if TYPE_CHECKING:
     from counterpoise.synthesis.feedback import Teacher
-QUARANTINED = "quarantined"  # the verdict on an image without a usable sample
 
 
 class Pool:
-    """What the store holds of an experiment's synthetic images. Reads and addresses; sampling is elsewhere.
+    """What the store holds of a specification's synthetic images. Reads and addresses; sampling is elsewhere.
 
     Args:
-        experiment: Its generator, prompts, scorer and shard size decide which pool this is.
+        spec: All that decides the images.
         names: Classes and groups of the dataset.
         store: Where the pool lies.
-        prompts: What is asked for; see :func:`counterpoise.synthesis.resolve.resolve`.
-        real: The real training images, for a generator that is conditioned on them.
+        conditions: The real training images, for a generator that is conditioned on them.
         teacher: The classifier that guides, if one does.
 
     Attributes:
         generation: All that decides the images.
         digest: Its address.
-        filters: Those that are on.
-
-    Raises:
-        ConfigError, ModelError: There is no generator, or a filter, the generator or the scorer do not exist.
     """
 
     def __init__(
         self,
+        spec: PoolSpec,
+        names: Names,
+        store: Store,
+        conditions: View | None = None,
+        teacher: Teacher | None = None,
+    ) -> None:
+        self.spec, self.names, self.store = spec, names, store
+        self.conditions, self.teacher = conditions, teacher
+        self.generation, self.digest = spec.generation, spec.digest
+        self._rows: dict[Shard, pa.Table] = {}
+
+    @classmethod
+    def of(
+        cls,
         experiment: Experiment,
         names: Names,
         store: Store,
         prompts: PromptSet,
         real: View | None = None,
         teacher: Teacher | None = None,
-    ) -> None:
-        self.experiment, self.names, self.store = experiment, names, store
-        self.prompts, self.teacher = prompts, teacher
+    ) -> Pool:
+        """The pool of an experiment.
+
+        Args:
+            experiment: Its generator, scorer, feedback and shard size decide which pool this is.
+            names: Classes and groups of the dataset.
+            store: Where the pool lies.
+            prompts: What is asked for; see :func:`counterpoise.synthesis.resolve.resolve`.
+            real: The real training images, for a generator that is conditioned on them.
+            teacher: The classifier that guides, if one does.
+
+        Raises:
+            ConfigError, ModelError: There is no generator, or generator or scorer do not exist.
+        """
         conditioned = experiment.generator is not None and experiment.generator.condition is not None
-        self.conditions = real if conditioned else None
-        self.generation = generation(
-            experiment,
-            names,
-            prompts,
-            self.conditions.digest if self.conditions is not None else None,
-            teacher.identity if teacher is not None else None,
-        )
-        self.digest = digest_of(self.generation)
-        self.filters = filters.chosen(experiment.selection)
-        self._rows: dict[Shard, pa.Table] = {}
-        self._verdicts: dict[Shard, list[filters.Reject | None]] = {}
-        self._candidates: dict[Shard, filters.Candidates] = {}
+        conditions = real if conditioned else None
+        shown = conditions.digest if conditions is not None else None
+        spec = PoolSpec.of(experiment, names, prompts, shown, teacher.identity if teacher is not None else None)
+        return cls(spec, names, store, conditions, teacher)
 
     @property
     def shard_size(self) -> int:
-        return self.experiment.pool.shard_size
+        return self.spec.shard_size
+
+    @property
+    def runtime(self) -> dict[str, Any]:
+        """What the address does not cover, by key path: methods that share the pool must agree on it."""
+        decoding = {} if self.teacher is None else self.teacher.settings.model_dump(include={"checkpoint_decoder"})
+        return self.spec.runtime | {f"feedback.{key}": value for key, value in decoding.items()}
 
     def shards(self) -> set[Shard]:
         """The shards that are there now."""
@@ -91,50 +107,6 @@ class Pool:
         if shard not in self._rows:
             self._rows[shard] = View.open(self.store, [shard.key(self.digest)]).index
         return self._rows[shard]
-
-    def verdicts(self, shard: Shard) -> list[filters.Reject | None]:
-        """For each image of a shard None if a plan may take it, or why not. The cell's earlier shards must be there."""
-        if shard not in self._verdicts:
-            verdicts: list[filters.Reject | None] = [
-                filters.Reject(QUARANTINED, f"quarantined: {defect}") if defect is not None else None
-                for defect in self.rows(shard)["defect"].to_pylist()
-            ]
-            judged = iter(filters.judge(self._usable(shard), self.filters))
-            self._verdicts[shard] = [verdict or next(judged) for verdict in verdicts]
-        return self._verdicts[shard]
-
-    def _usable(self, shard: Shard) -> filters.Candidates:
-        """What filters see of a shard, with its cell up to there. What they read of a cell is kept until the next."""
-        if Shard(shard.label, shard.group, 0) not in self._candidates:
-            self._candidates.clear()
-        for number in range(len(self._candidates), shard.number + 1):
-            here = Shard(shard.label, shard.group, number)
-            view = View(self.store, self.names, self.rows(here))
-            usable = view.take(np.flatnonzero(view.index["defect"].is_null()))
-            self._candidates[here] = filters.Candidates(usable, tuple(self._candidates.values()))
-        return self._candidates[shard]
-
-    def accepted(self, shard: Shard) -> Bool[np.ndarray, " n"]:
-        """Which images of a shard a plan may take."""
-        return np.array([verdict is None for verdict in self.verdicts(shard)], dtype=bool)
-
-    def rejects(self, shards: Sequence[Shard]) -> View:
-        """The images of shards that no plan may take, in order, with the columns ``filter`` and ``reason``."""
-        view = self.view(shards, [np.flatnonzero(~self.accepted(shard)) for shard in shards])
-        verdicts = [verdict for shard in shards for verdict in self.verdicts(shard) if verdict]
-        index = view.index.append_column("filter", pa.array([verdict.filter for verdict in verdicts], pa.string()))
-        index = index.append_column("reason", pa.array([verdict.reason for verdict in verdicts], pa.string()))
-        return View(self.store, self.names, index)
-
-    def held(self) -> Int[np.ndarray, "classes groups"]:
-        """Images per cell that a plan could take now: from the first shard to the first that is missing."""
-        counts, reached = np.zeros((2, *self.names.shape), dtype=np.int64)
-        for shard in sorted(self.shards()):
-            cell = shard.label, shard.group
-            if shard.number == reached[cell]:
-                reached[cell] += 1
-                counts[cell] += int(self.accepted(shard).sum())
-        return counts
 
     def purity(self, shards: Iterable[Shard]) -> Int[np.ndarray, "2 classes groups"]:
         """Per cell, the scored images of shards, and those that CLIP puts into the cell they were asked for."""
@@ -158,7 +130,7 @@ class Pool:
         Raises:
             SynthesisError: ``generation.json`` is damaged or speaks of something else.
         """
-        record = {"generation": self.generation, "recorded": circumstances(self.experiment)}
+        record = {"generation": self.generation, "recorded": circumstances(self.spec.devices)}
         if not self.store.create(self.description_key, json.dumps(record, indent=1, sort_keys=True).encode()):
             self.check_description()
 
@@ -167,7 +139,7 @@ class Pool:
         return f"{folder(self.digest)}generation.json"
 
     def check_description(self) -> None:
-        """Compares what is written down with what this experiment asks for; other versions are a warning.
+        """Compares what is written down with what is asked for now; other versions are a warning.
 
         Raises:
             SynthesisError: ``generation.json`` is damaged or speaks of something else.
@@ -187,7 +159,7 @@ class Pool:
             raise SynthesisError("the pool's description was changed", where=where, remedy=remedy)
         differences = [
             f"{name} {recorded.get(name)} then, {value} now"
-            for name, value in circumstances(self.experiment).items()
+            for name, value in circumstances(self.spec.devices).items()
             if recorded.get(name) != value
         ]
         if differences:

@@ -24,8 +24,9 @@ from ray.exceptions import RayError
 from counterpoise import config
 from counterpoise.cluster import connect
 from counterpoise.errors import ConfigError, SynthesisError, one_of
-from counterpoise.synthesis.address import Shard, devices
+from counterpoise.synthesis.address import Shard
 from counterpoise.synthesis.pool import Pool
+from counterpoise.synthesis.spec import PoolSpec
 from counterpoise.synthesis.workers import STEPS, Committer, Sampler, Scorer, Work
 
 _RESTARTS = 2  # of each actor, and of each shard: one that kills its worker must not do so for ever
@@ -70,14 +71,15 @@ def sample(
     """
     if not shards:
         return []
-    _check_scheduler(pool.experiment)
+    spec = pool.spec
+    _check_scheduler(spec.generator)
     connect()
     resources = ray.cluster_resources()
-    _hint_at_gpus(pool.experiment, resources)
-    sizes = pool_sizes(pool.experiment.pool, pool.experiment.scorer is not None, resources, len(shards))
+    _hint_at_gpus(spec, resources)
+    sizes = pool_sizes(spec.sampling, spec.scoring if spec.scorer else None, resources, len(shards))
     pool.prepare()
     receipts: dict[Shard, Receipt] = {}
-    dataset = graph(shards, Work.of(pool), pool.experiment.pool, sizes)
+    dataset = graph(shards, Work.of(pool), spec, sizes)
     with _explained(set(shards), receipts), _rays_own_warnings(), closing(_run(dataset)) as arriving:
         for receipt in arriving:
             receipts[receipt.shard] = receipt
@@ -97,23 +99,25 @@ class Sizes:
     committers: int
 
 
-def pool_sizes(pool: config.Pool, scores: bool, resources: Mapping[str, float], shards: int) -> Sizes:
+def pool_sizes(
+    sampling: config.Workers, scoring: config.Workers | None, resources: Mapping[str, float], shards: int
+) -> Sizes:
     """The actors that the cluster has room for.
 
     Args:
-        pool: What each actor reserves, and how many are asked for.
-        scores: Whether there is a scorer.
+        sampling: How many samplers are asked for, and what each reserves.
+        scoring: The same of scorers; None without a scorer.
         resources: What the cluster has: ``CPU`` and ``GPU``.
         shards: More samplers than shards are of no use.
 
     Raises:
         ConfigError: The cluster has no room for the actors asked for. They would wait for it for ever.
     """
-    scorers = (pool.scoring.workers or 1) if scores else 0
+    scorers, beside = (0, sampling) if scoring is None else (scoring.workers or 1, scoring)
     room = {}
     for kind, own, other in (
-        ("CPU", pool.sampling.num_cpus, pool.scoring.num_cpus),
-        ("GPU", pool.sampling.num_gpus, pool.scoring.num_gpus),
+        ("CPU", sampling.num_cpus, beside.num_cpus),
+        ("GPU", sampling.num_gpus, beside.num_gpus),
     ):
         here = resources.get(kind, 0.0)
         left = here - scorers * other
@@ -129,7 +133,7 @@ def pool_sizes(pool: config.Pool, scores: bool, resources: Mapping[str, float], 
         if own > 0:
             room[kind] = math.floor(left / own + 1e-9)
     most = min(room.values(), default=max(int(resources.get("CPU", 1)), 1))
-    wanted = pool.sampling.workers
+    wanted = sampling.workers
     if wanted is not None and wanted > most:
         kinds = one_of(f"{resources.get(kind, 0.0):g} {kind}s" for kind in room)
         remedy = "ask for fewer workers, or let each reserve less"
@@ -144,7 +148,7 @@ def pool_sizes(pool: config.Pool, scores: bool, resources: Mapping[str, float], 
     return Sizes(samplers, scorers, max(1, samplers // 4))
 
 
-def graph(shards: Sequence[Shard], work: Work, pool: config.Pool, sizes: Sizes) -> ray.data.Dataset:
+def graph(shards: Sequence[Shard], work: Work, spec: PoolSpec, sizes: Sizes) -> ray.data.Dataset:
     """The dataset whose rows are the receipts of the shards. Nothing runs yet."""
     rows = [{"label": shard.label, "group": shard.group, "number": shard.number} for shard in shards]
     with _rays_own_warnings(), DataContext.current(_context()):
@@ -152,8 +156,8 @@ def graph(shards: Sequence[Shard], work: Work, pool: config.Pool, sizes: Sizes) 
         # Committers reserve nothing: samplers that fill the cluster would keep them waiting until the end. They are
         # actors as well, because Ray ends a task's idle process after a second and pays another start for the next.
         stages: list[tuple[Any, int, float, float]] = [
-            (Sampler, sizes.samplers, pool.sampling.num_cpus, pool.sampling.num_gpus),
-            (Scorer, sizes.scorers, pool.scoring.num_cpus, pool.scoring.num_gpus),
+            (Sampler, sizes.samplers, spec.sampling.num_cpus, spec.sampling.num_gpus),
+            (Scorer, sizes.scorers, spec.scoring.num_cpus, spec.scoring.num_gpus),
             (Committer, sizes.committers, 0, 0),
         ]
         for stage, size, num_cpus, num_gpus in stages:
@@ -172,15 +176,15 @@ def graph(shards: Sequence[Shard], work: Work, pool: config.Pool, sizes: Sizes) 
         return dataset
 
 
-def _check_scheduler(experiment: config.Experiment) -> None:
-    if experiment.generator is not None and experiment.generator.scheduler is not None:
+def _check_scheduler(generator: config.Generator) -> None:
+    if generator.scheduler is not None:
         from counterpoise.generators.text_to_image import check
 
-        check(experiment.generator)
+        check(generator)
 
 
-def _hint_at_gpus(experiment: config.Experiment, resources: Mapping[str, float]) -> None:
-    if resources.get("GPU", 0) > 0 and devices(experiment).generator == "cpu":
+def _hint_at_gpus(spec: PoolSpec, resources: Mapping[str, float]) -> None:
+    if resources.get("GPU", 0) > 0 and spec.devices.generator == "cpu":
         text = "the cluster has GPUs, but the samplers reserve none and use CPUs: set pool.sampling.num_gpus=1"
         warnings.warn(text, stacklevel=3)
 

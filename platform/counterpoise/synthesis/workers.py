@@ -22,7 +22,7 @@ from counterpoise import config
 from counterpoise.errors import ConfigError, CounterpoiseError
 from counterpoise.store import Store
 from counterpoise.synthesis import shard as making
-from counterpoise.synthesis.address import Devices, Shard, devices, pinned
+from counterpoise.synthesis.address import Devices, Shard
 from counterpoise.synthesis.pool import Pool
 from counterpoise.view import View
 
@@ -47,8 +47,7 @@ class Work:
 
     @classmethod
     def of(cls, pool: Pool) -> Work:
-        experiment, made = pool.experiment, pool.generation
-        assert experiment.generator is not None
+        spec, made = pool.spec, pool.generation
         return cls(
             making.Recipe(
                 pool.digest,
@@ -59,11 +58,11 @@ class Work:
                 made["shard_size"],
                 made["max_attempts"],
             ),
-            pinned(experiment.generator, made),
-            experiment.scorer,
-            devices(experiment),
+            spec.generator,
+            spec.scorer,
+            spec.devices,
             pool.store,
-            (experiment.pool.sampling.num_cpus, experiment.pool.scoring.num_cpus),
+            (spec.sampling.num_cpus, spec.scoring.num_cpus),
             pool.conditions,
             pool.teacher,
         )
