@@ -13,7 +13,8 @@ FLOORS = [
     {"ambient", "table", "store", "progress", "locate", "plugin", "cluster", "config"},
     {"view", "explain", "schedule"},
     {"compose"},
-    {"data", "generators", "scoring", "training", "evaluation"},
+    {"data", "generators", "scoring", "evaluation"},
+    {"training"},
     {"synthesis", "report", "tracking"},
     {"fitting", "likeness", "control", "rounds"},
     {"record"},
@@ -25,8 +26,9 @@ FLOORS = [
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 LIGHT = {"errors", "ambient", "table", "view", "store", "progress", "config", "explain", "compose", "cli", "terminal"}
-LIGHT_FILES = {"data/audit", "data/imbalance", "data/tint", "synthesis/plan", "synthesis/address"} | {
-    f"synthesis/{name}" for name in ("prompts", "prompt_file", "grammar", "contextual", "llm", "resolve")
+LIGHT_FILES = {"data/audit", "data/imbalance", "data/tint", "evaluation/catalogue"} | {
+    f"synthesis/{name}"
+    for name in ("plan", "address", "prompts", "prompt_file", "grammar", "contextual", "llm", "resolve")
 }
 HEAVY = {"torch", "torchvision", "ray", "mlflow", "diffusers", "open_clip", "matplotlib"}
 

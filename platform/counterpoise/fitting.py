@@ -15,7 +15,8 @@ from typing import Any
 from counterpoise import config, schedule
 from counterpoise.config import Experiment
 from counterpoise.config.training import GROUP_METRICS
-from counterpoise.evaluation import evaluate
+from counterpoise.evaluation import catalogue
+from counterpoise.evaluation.scores import evaluate
 from counterpoise.progress import Progress
 from counterpoise.store import Store, read
 from counterpoise.table import digest
@@ -183,9 +184,10 @@ class _Measurement:
     @property
     def note(self) -> str:
         outcome = _outcome(self.task)
-        return (
-            f"{outcome.method} seed {outcome.seed}: worst group {outcome.test['metrics']['worst_group_accuracy']:.1%}"
-        )
+        metrics = outcome.test["metrics"]
+        by = catalogue.metric(catalogue.judge(metrics), bool(self.task.test.names.groups))
+        value = f"{metrics[by.name]:.1%}" if by.name in metrics else "–"
+        return f"{outcome.method} seed {outcome.seed}: {by.title} {value}"
 
     def done(self) -> bool:
         return self.task.store.exists(self.task.key)

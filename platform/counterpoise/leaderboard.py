@@ -6,7 +6,7 @@ killed goes on where it was, and one with more methods or seeds trains only what
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,10 @@ import numpy as np
 from counterpoise import compose, control, record, story
 from counterpoise.config import Experiment, Workers
 from counterpoise.errors import ConfigError, did_you_mean, one_of
-from counterpoise.evaluation import evaluate
-from counterpoise.evaluation.compare import COSTS, more_is_better, ranks, table
+from counterpoise.evaluation import catalogue
+from counterpoise.evaluation.catalogue import COSTS, DEVICE_TIME, IMAGES_DRAWN
+from counterpoise.evaluation.compare import ranks, table
+from counterpoise.evaluation.scores import evaluate
 from counterpoise.experiment import Job
 from counterpoise.fitting import Outcome
 from counterpoise.report.leaderboard import Leaderboard
@@ -49,19 +51,20 @@ def contestants(
     return compose.load(config, overrides, methods=[_REFERENCE, *(named or present)], seeds=numbers)
 
 
-def compare(job: Job, by: str, out: Path | None, with_control: bool) -> dict[str, Any]:
+def compare(job: Job, by: str | None, out: Path | None, with_control: bool) -> dict[str, Any]:
     """Trains and measures everything, and writes leaderboard.html and leaderboard.json into ``out``.
 
     Args:
         job: Of :func:`contestants`.
-        by: The metric to rank by, which is also the one that judges.
+        by: The metric to rank by, which is also the one that judges; by default the first of
+            :data:`counterpoise.evaluation.catalogue.JUDGES` that is defined for the test images.
         out: By default ``reports/NAME``.
         with_control: Whether plain training for as many steps as the costliest method is added, if any has plans.
 
     Raises:
         ConfigError: ``by`` is no metric of this dataset, or the folder cannot be written; before anything is sampled.
     """
-    _check(job, by)
+    by = _judge(job, by)
     folder = story.folder(job, out)
     story.save(folder, {})
     added = _control(job) if with_control else None
@@ -74,21 +77,40 @@ def compare(job: Job, by: str, out: Path | None, with_control: bool) -> dict[str
     return {"run_id": job.tracked.id, **told, "files": files}
 
 
-def _check(job: Job, by: str) -> None:
-    """A perfect classifier has every metric that any has here: which there are follows from the images alone."""
-    test, classes = job.splits["test"], len(job.names.classes)
-    settings = job.first.evaluation.model_copy(update={"bootstrap": 0})
-    perfect = np.eye(classes)[test.labels]
-    there = evaluate(test.labels, test.groups, perfect, test.names, job.train_view.counts, settings).metrics
+def _judge(job: Job, by: str | None) -> str:
+    """The metric to rank by: the one asked for, if it is defined, or the first of those that judge by default."""
+    there = _defined(job)
+    if by is None:
+        return catalogue.judge(there)
     if by not in there:
-        known = more_is_better(by) is not None and by not in COSTS
+        known = catalogue.METRICS.get(by)
         raise ConfigError(
-            "this dataset has no such metric: it lacks the groups or classes" if known else "there is no such metric",
+            "there is no such metric"
+            if known is None or known.is_cost
+            else "this dataset has no such metric: its test images lack the groups or classes",
             where="--by",
             found=by,
             allowed=one_of(there, 20),
             remedy=did_you_mean(by, there),
         )
+    return by
+
+
+def _defined(job: Job) -> Collection[str]:
+    """The metrics that are defined for the test images: a perfect classifier has every one that any has.
+
+    They follow from the test images' labels and groups, which are known before anything is sampled, also where the
+    test images are those of a plan.
+    """
+    evaluation, names = job.first.evaluation, job.names
+    test = job.splits["test"]
+    labels, groups = test.labels, test.groups
+    if evaluation.test != "test":
+        cells = np.argwhere(job.wanted[job.first.method, evaluation.test])
+        labels, groups = cells[:, 0], cells[:, 1]
+    perfect = np.eye(len(names.classes))[labels]
+    settings = evaluation.model_copy(update={"bootstrap": 0})
+    return evaluate(labels, groups, perfect, names, job.train_view.counts, settings).metrics
 
 
 def _control(job: Job) -> control.Control | None:
@@ -146,8 +168,8 @@ def costs(job: Job, outcome: Outcome, experiment: Experiment) -> dict[str, int |
     """What a method takes with one seed if nothing is there before; so it does not matter who asked first, or when.
 
     Returns:
-        ``images_drawn``: images in the pool's shards that its plans took images from, in every round of feedback.
-        ``accelerator_seconds``: seconds of its stages × workers, and of one sampler for these images, × GPUs of each (1
+        Images drawn: images in the pool's shards that its plans took images from, in every round of feedback.
+        Device time: seconds of its stages × workers, and of one sampler for these images, × GPUs of each (1
         if it has none); None if nobody noted how fast the images were sampled.
     """
     training = experiment.training
@@ -161,7 +183,7 @@ def costs(job: Job, outcome: Outcome, experiment: Experiment) -> dict[str, int |
         spent = None if each is None else images * each * _devices(experiment.pool.sampling)
         seconds = None if seconds is None or spent is None else seconds + spent
         drawn += images
-    return {"images_drawn": drawn, "accelerator_seconds": None if seconds is None else round(seconds, 2)}
+    return {IMAGES_DRAWN.name: drawn, DEVICE_TIME.name: None if seconds is None else round(seconds, 2)}
 
 
 def _devices(workers: Workers) -> float:

@@ -129,7 +129,8 @@ def leaderboard(run: Run, page: str, board: Leaderboard) -> None:
     run.json("leaderboard.json", board.to_json())
     _means(run, board)
     if run.id:
-        run.figure("figures/tradeoff.png", figures.tradeoff(board))
+        if (drawn := figures.tradeoff(board)) is not None:
+            run.figure("figures/tradeoff.png", drawn)
         run.figure("figures/cells.png", figures.cells(board))
 
 

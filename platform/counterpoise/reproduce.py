@@ -31,17 +31,17 @@ from pydantic import Field, ValidationError
 
 from counterpoise import compose
 from counterpoise.config import Experiment, Section
-from counterpoise.errors import ConfigError
-from counterpoise.evaluation import Summary, summarize
-from counterpoise.evaluation.compare import differences, more_is_better
+from counterpoise.errors import ConfigError, did_you_mean, one_of
+from counterpoise.evaluation import catalogue
+from counterpoise.evaluation.compare import differences
+from counterpoise.evaluation.scores import Summary, summarize
 from counterpoise.experiment import Job
-from counterpoise.report import content
 
 ROOM = "reproductions"
 
 
 class Claim(Section):
-    """That one method is ahead of another; lower is better for what ``report.content`` says it is."""
+    """That one method is ahead of another; lower is better where the catalogue of metrics says so."""
 
     better: str
     than: str
@@ -55,7 +55,7 @@ class Reproduction(Section):
     paper: str
     setup: str = ""
     settings: dict[str, list[str]] = Field({"": []}, min_length=1)
-    metrics: list[str] = Field(["worst_group_accuracy", "balanced_accuracy"], min_length=1)
+    metrics: list[str] = Field(list(catalogue.PRIMARY), min_length=1)
     claims: list[Claim] = Field([])
     theirs: str = ""
     reading: str = ""
@@ -66,13 +66,13 @@ class Judged:
     """A claim and what our runs say of it.
 
     Attributes:
-        difference: Mean over seeds, positive where the claim goes.
+        difference: Mean over seeds, positive where the claim goes; None where the metric is not defined.
         interval: Student's t interval of it; None for one seed.
         verdict: ``holds``, ``reversed`` or ``not shown``.
     """
 
     claim: Claim
-    difference: float
+    difference: float | None
     interval: tuple[float, float] | None
     verdict: str
 
@@ -162,7 +162,16 @@ def titles() -> dict[str, str]:
 
 def _check(spec: Reproduction, name: str, experiments: Sequence[Experiment]) -> None:
     methods = list(dict.fromkeys(experiment.method for experiment in experiments))
+    known = [metric for metric in catalogue.METRICS if metric not in catalogue.COSTS]
     for number, claim in enumerate(spec.claims):
+        if claim.metric not in known:
+            raise ConfigError(
+                "there is no such metric",
+                where=f"{name}: reproduction.claims.{number}",
+                found=claim.metric,
+                allowed=one_of(known, 20),
+                remedy=did_you_mean(claim.metric, known),
+            )
         for method in (claim.better, claim.than):
             if method not in methods:
                 raise ConfigError(
@@ -175,14 +184,18 @@ def _check(spec: Reproduction, name: str, experiments: Sequence[Experiment]) -> 
 
 def judge(claim: Claim, rows: Sequence[dict[str, Any]], confidence: float = 0.95) -> Judged:
     """Whether paired differences over seeds, each the mean over settings, bear the claim out."""
-    metric, sign = claim.metric, 1 if more_is_better(claim.metric) else -1
+    metric, sign = claim.metric, 1 if catalogue.metric(claim.metric).higher_is_better else -1
     values: dict[tuple[str, int], list[float]] = {}
     for row in rows:
-        values.setdefault((row["method"], row["seed"]), []).append(row[metric])
+        if row.get(metric) is not None:
+            values.setdefault((row["method"], row["seed"]), []).append(row[metric])
     means = [
         {"method": method, "seed": seed, metric: float(np.mean(found))} for (method, seed), found in values.items()
     ]
-    (found,) = differences(means, [claim.better], claim.than, metric, confidence)
+    compared = differences(means, [claim.better], claim.than, metric, confidence)
+    if not compared:
+        return Judged(claim, None, None, "not shown")
+    (found,) = compared
     interval = None
     if found.low is not None and found.high is not None:
         interval = (min(sign * found.low, sign * found.high), max(sign * found.low, sign * found.high))
@@ -263,13 +276,14 @@ def _claims(judged: Sequence[Judged]) -> str:
     body = []
     for one in judged:
         ends = "" if one.interval is None else f" [{100 * one.interval[0]:.1f}, {100 * one.interval[1]:.1f}]"
+        difference = "–" if one.difference is None else f"{100 * one.difference:+.1f}"
         claim = f"{one.claim.better} is ahead of {one.claim.than} in {_title(one.claim.metric)}"
-        body.append([claim, f"{100 * one.difference:+.1f}{ends}", f"**{one.verdict}**"])
+        body.append([claim, difference + ends, f"**{one.verdict}**"])
     return _table(["the paper says", "our difference over seeds, points", ""], body)
 
 
 def _title(metric: str) -> str:
-    return content.metric(metric, True).title
+    return catalogue.metric(metric).title
 
 
 def _table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:

@@ -13,6 +13,7 @@ import numpy as np
 
 from counterpoise import __version__, control, record
 from counterpoise.errors import ConfigError
+from counterpoise.evaluation.catalogue import judge
 from counterpoise.evaluation.compare import Interval, table
 from counterpoise.experiment import Job
 from counterpoise.fitting import Outcome
@@ -77,13 +78,15 @@ def save(folder: Path, files: Mapping[str, str]) -> dict[str, str]:
 
 
 def tell(job: Job) -> Report:
-    """The report of a job whose steps are done."""
+    """The report of a job whose steps are done; the metric that judges is one that every method has."""
+    means = summary(job)
     return Report(
         **shared(job),
         dataset=_dataset(job),
         audit=job.audit().to_json(),
         rows=[result_row(outcome) for outcome in job.outcomes],
-        summary=summary(job),
+        summary=means,
+        by=judge(set.intersection(*map(set, means.values()))),
         plans=_plans(job),
         prompts=_prompts(job),
         synthesis=job.synthesize() if job.wanted else None,

@@ -10,9 +10,9 @@ from rich.table import Table
 from rich.text import Text
 
 from counterpoise.data.audit import Audit, render
+from counterpoise.evaluation.catalogue import IN_SHORT, metric
 from counterpoise.table import Names
 
-_METRICS = ("accuracy", "balanced_accuracy", "worst_group_accuracy")
 _STATES = {"ok": "green", "warn": "yellow", "fail": "bold red"}
 
 
@@ -71,9 +71,9 @@ def synthesis(done: Mapping[str, Any]) -> Iterator[RenderableType]:
 
 
 def rows(scored: Mapping[str, Any]) -> Iterator[RenderableType]:
-    table = _table("", "method", "seed", *(name.replace("_", " ") for name in _METRICS))
+    table = _table("", "method", "seed", *(name.replace("_", " ") for name in IN_SHORT))
     for row in scored["rows"]:
-        table.add_row(row["method"], str(row["seed"]), *(_percent(row["metrics"][name]) for name in _METRICS))
+        table.add_row(row["method"], str(row["seed"]), *(_percent(row["metrics"].get(name)) for name in IN_SHORT))
     yield table
     yield stages(scored["stages"])
 
@@ -85,9 +85,9 @@ def stages(counted: Mapping[str, int]) -> str:
 def comparison(summary: Mapping[str, Mapping[str, Sequence[float | None]]], confidence: float) -> Table:
     """Method × metric: mean over seeds and its interval."""
     title = f"mean over seeds [{confidence:.0%} t-interval]"
-    table = _table(title, "method", *(name.replace("_", " ") for name in _METRICS))
+    table = _table(title, "method", *(name.replace("_", " ") for name in IN_SHORT))
     for method, metrics in summary.items():
-        table.add_row(method, *(_interval(metrics[name]) for name in _METRICS))
+        table.add_row(method, *(_interval(metrics.get(name, (None, None, None))) for name in IN_SHORT))
     return table
 
 
@@ -105,11 +105,10 @@ def run(done: Mapping[str, Any]) -> Iterator[RenderableType]:
 def leaderboard(told: Mapping[str, Any]) -> Iterator[RenderableType]:
     """Two tables, because one would be too wide; then the differences in words."""
     there = dict.fromkeys(name for row in told["methods"] for name in row["metrics"])
-    shares = ("accuracy", "balanced_accuracy", "worst_group_accuracy", "many", "medium", "few")
-    both = ([n for n in there if n in shares], [n for n in there if n not in shares])
+    both = ([n for n in there if metric(n).unit == "rate"], [n for n in there if metric(n).unit != "rate"])
     over = f"mean [{told['confidence']:.0%} interval over {told['intervals_over']}]"
     for title, names in zip((f"ranked by {told['by'].replace('_', ' ')}; {over}", ""), both, strict=True):
-        table = _table(title, "", "method", "selected by", *(_HEADS.get(n, n.replace("_", " ")) for n in names))
+        table = _table(title, "", "method", "selected by", *map(_head, names))
         for row in told["methods"]:
             values = (_measured(name, row["metrics"].get(name)) for name in names)
             table.add_row(str(row["place"] or "–"), row["method"], row["regime"], *values)
@@ -123,16 +122,16 @@ def leaderboard(told: Mapping[str, Any]) -> Iterator[RenderableType]:
     yield from files(told["files"])
 
 
-_HEADS = {"worst_group_accuracy": "worst group", "balanced_accuracy": "balanced", "accuracy": "overall"} | {
-    "group_std": "cell std", "equalized_odds_mean": "eq. odds mean", "equalized_odds_max": "eq. odds max",
-    "images_drawn": "images sampled", "accelerator_seconds": "device s",
-}  # fmt: skip
+def _head(name: str) -> str:
+    """A column's title; seconds are written as a plain number, so their head says so."""
+    found = metric(name)
+    return found.title.replace("time", "s") if found.unit == "seconds" else found.title
 
 
 def _measured(name: str, value: Mapping[str, float | None] | None) -> str:
     if value is None or value["mean"] is None:
         return "–"
-    if name in ("images_drawn", "accelerator_seconds"):
+    if metric(name).is_cost:
         return f"{value['mean']:,.0f}"
     ends = "" if value["low"] is None else f"\n{_percent(value['low'])}–{_percent(value['high'])}"
     return _percent(value["mean"]) + ends

@@ -5,8 +5,9 @@ import pytest
 from scipy import stats
 
 from counterpoise.config import Evaluation
-from counterpoise.evaluation import evaluate
-from counterpoise.evaluation.compare import COSTS, differences, holm, more_is_better, ranks, table
+from counterpoise.evaluation.catalogue import COSTS, metric
+from counterpoise.evaluation.compare import differences, holm, ranks, table
+from counterpoise.evaluation.scores import evaluate
 from counterpoise.table import Names
 
 WORST = "worst_group_accuracy"
@@ -149,9 +150,9 @@ def test_the_direction_of_every_metric_is_known():
     train = np.array([[500, 2], [30, 30], [5, 3]])
     perfect = evaluate(labels, groups, np.eye(3)[labels], names, train, Evaluation(bootstrap=0)).metrics
     guessed = evaluate(labels, groups, random.random((300, 3)), names, train, Evaluation(bootstrap=0)).metrics
-    for metric, best in perfect.items():
-        if metric != "demographic_parity":  # a perfect classifier of unequal groups has a gap there
-            assert (best > guessed[metric]) == more_is_better(metric), metric
-    assert more_is_better("demographic_parity") is False
-    assert [more_is_better(cost) for cost in COSTS] == [False, False]
-    assert more_is_better("unheard_of") is None
+    for name, best in perfect.items():
+        if name != "demographic_parity":  # a perfect classifier of unequal groups has a gap there
+            assert (best > guessed[name]) == metric(name).higher_is_better, name
+    assert metric("demographic_parity").higher_is_better is False
+    assert [metric(cost).higher_is_better for cost in COSTS] == [False, False]
+    assert metric("unheard_of").higher_is_better is None

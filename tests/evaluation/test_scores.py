@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from counterpoise.config import Evaluation
-from counterpoise.evaluation import evaluate, summarize
+from counterpoise.evaluation.scores import evaluate, summarize
 from counterpoise.table import Names
 
 NAMES = Names(("cat", "dog", "cow"), ("day", "night"))

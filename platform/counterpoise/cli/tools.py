@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from counterpoise.cli.command import FOLDER, command, main, show
+from counterpoise.evaluation.catalogue import JUDGES
 
 if TYPE_CHECKING:
     from counterpoise.config import Experiment
@@ -25,7 +26,7 @@ def _contestants(config: str, overrides: tuple[str, ...], methods: str | None, s
 @command(
     "compare",
     "A leaderboard of methods over seeds.",
-    click.option("--by", metavar="METRIC", default="worst_group_accuracy", help="Rank by it [worst_group_accuracy]."),
+    click.option("--by", metavar="METRIC", help=f"Rank by it [the first that is defined of {', '.join(JUDGES)}]."),
     click.option("--out", type=FOLDER, help="Folder for leaderboard.html and leaderboard.json [reports/NAME]."),
     click.option("--no-control", is_flag=True, help="Do not add plain training for as many steps."),
     choose=_contestants,
@@ -34,7 +35,7 @@ def _contestants(config: str, overrides: tuple[str, ...], methods: str | None, s
         click.option("--seeds", metavar="N|A,B,…", help="So many seeds from 0 on, or these [the file's]."),
     ),
 )
-def compare(job: Job, by: str, out: Path | None, no_control: bool) -> tuple[dict, Any]:
+def compare(job: Job, by: str | None, out: Path | None, no_control: bool) -> tuple[dict, Any]:
     """Train and measure methods on the same seeds, rank them, and say which differences the seeds can show.
 
     Each method is held against erm, which is added if it is not there, and, if one uses synthetic images, against

@@ -9,6 +9,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from counterpoise.config.base import NonNegativeInt, Section, Share
 from counterpoise.config.synthesis import Workers
 
+# These two agree with the selectable metrics of counterpoise.evaluation.catalogue: a test holds them together.
 SelectBy = Literal["worst_group_accuracy", "balanced_accuracy", "class_balanced_accuracy", "accuracy", "last"]
 GROUP_METRICS = ("worst_group_accuracy", "balanced_accuracy")  # to select by these, validation groups must be known
 

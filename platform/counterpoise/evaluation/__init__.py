@@ -1,5 +1,1 @@
-"""How good a classifier is, for whom, and how sure that is."""
-
-from counterpoise.evaluation.scores import Scores, Summary, evaluate, summarize
-
-__all__ = ["Scores", "Summary", "evaluate", "summarize"]
+"""Classifiers' scores: metrics from predictions, their intervals, and methods against each other."""

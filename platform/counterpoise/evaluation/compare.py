@@ -17,6 +17,7 @@ from typing import Any, Literal
 import numpy as np
 from scipy import stats
 
+from counterpoise.evaluation.catalogue import metric as entry_of
 from counterpoise.evaluation.intervals import t_interval
 from counterpoise.evaluation.scores import Summary, summarize
 
@@ -24,15 +25,7 @@ Row = Mapping[str, Any]
 Interval = tuple[float, float | None, float | None]  # mean, low, high; no bounds where nothing is known of the noise
 Outcome = Literal["better", "worse", "not shown"]
 
-_MORE = {"accuracy", "balanced_accuracy", "class_balanced_accuracy", "worst_group_accuracy", "many", "medium", "few"}
-_GAPS = {"group_std", "demographic_parity", "equal_opportunity", "equalized_odds_mean", "equalized_odds_max"}
-COSTS = ("images_drawn", "accelerator_seconds")  # what a method takes; not confined to [0, 1]
 _EQUAL = 1e-12  # differences up to here are rounding
-
-
-def more_is_better(metric: str) -> bool | None:
-    """Whether a method with more of it is the better one; None if that is not known of this metric."""
-    return True if metric in _MORE else False if metric in _GAPS or metric in COSTS else None
 
 
 def table(rows: Iterable[Row], metrics: Iterable[str], confidence: float) -> dict[str, dict[str, Interval]]:
@@ -54,7 +47,7 @@ def _bounded(metric: str, found: Summary, of_images: Sequence[float] | None) -> 
     if bounds is None:
         return found.mean, None, None
     low, high = bounds
-    return found.mean, max(low, 0.0), high if metric in COSTS else min(high, 1.0)
+    return found.mean, max(low, 0.0), high if entry_of(metric).is_cost else min(high, 1.0)
 
 
 def ranks(means: Mapping[str, Mapping[str, Interval]], metric: str) -> dict[str, int | None]:
@@ -63,7 +56,7 @@ def ranks(means: Mapping[str, Mapping[str, Interval]], metric: str) -> dict[str,
     Methods of equal means share a place and the next one is left free (1, 2, 2, 4); they stay in the order given.
     Those without the metric come last and have no place.
     """
-    sign = -1 if more_is_better(metric) else 1
+    sign = -1 if entry_of(metric).higher_is_better else 1
     values = {method: sign * row[metric][0] for method, row in means.items() if metric in row}
     placed: dict[str, int | None] = {
         method: 1 + sum(other < value - _EQUAL for other in values.values())
@@ -130,8 +123,9 @@ def _difference(
     mean = float(found.mean())
     low, high = (None, None) if p is None else t_interval(found.tolist(), confidence) or (None, None)
     outcome: Outcome = "not shown"
-    if p is not None and corrected <= 1 - confidence and more_is_better(metric) is not None:
-        outcome = "better" if (mean > 0) == more_is_better(metric) else "worse"
+    higher_is_better = entry_of(metric).higher_is_better
+    if p is not None and corrected <= 1 - confidence and higher_is_better is not None:
+        outcome = "better" if (mean > 0) == higher_is_better else "worse"
     return Difference(method, other, metric, len(found), mean, low, high, p, None if p is None else corrected, outcome)
 
 

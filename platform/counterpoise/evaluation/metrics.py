@@ -31,6 +31,20 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from counterpoise import config
+from counterpoise.evaluation.catalogue import (
+    BALANCED,
+    CELL_STD,
+    CLASS_MEAN,
+    DEMOGRAPHIC_PARITY,
+    EQUAL_OPPORTUNITY,
+    EQUALIZED_ODDS_MAX,
+    EQUALIZED_ODDS_MEAN,
+    FEW,
+    MANY,
+    MEDIUM,
+    OVERALL,
+    WORST_GROUP,
+)
 from counterpoise.table import Names
 
 Values = dict[str, np.ndarray]
@@ -80,16 +94,33 @@ def all_metrics(
     present = ~np.isnan(accuracies.reshape(-1, *accuracies.shape[-2:])[0])
     cells = accuracies[..., present]
     classes = class_accuracies(confusion)
-    correct = np.asarray(np.diagonal(confusion, axis1=-2, axis2=-1).sum((-2, -1)))
-    metrics: Values = {"accuracy": _ratio(correct, np.asarray(confusion.sum((-3, -2, -1))))}
+    metrics: Values = {OVERALL.name: _overall(confusion)}
     if present.any():
-        metrics["balanced_accuracy"] = cells.mean(-1)
-    metrics["class_balanced_accuracy"] = _mean_over(classes)
+        metrics[BALANCED.name] = cells.mean(-1)
+    metrics[CLASS_MEAN.name] = _mean_over(classes)
     if present.any():
-        metrics |= {"worst_group_accuracy": cells.min(-1), "group_std": cells.std(-1)}
+        metrics |= {WORST_GROUP.name: cells.min(-1), CELL_STD.name: cells.std(-1)}
     metrics |= fairness(confusion[..., :-1, :, :])
     metrics |= shots(classes, train_counts.sum(1), settings)
     return {name: np.asarray(value) for name, value in metrics.items() if not np.isnan(value).any()}
+
+
+def selection_metrics(
+    confusion: Int[np.ndarray, "groups_and_unknown classes classes"], with_groups: bool = True
+) -> dict[str, float]:
+    """The metrics that an epoch may be selected by, where they are defined; :func:`all_metrics` has them, too.
+
+    Args:
+        confusion: Counts of the validation images.
+        with_groups: The groups of these images may be looked at; without, there are no metrics of cells.
+    """
+    classes = class_accuracies(confusion)
+    found = {OVERALL.name: float(_overall(confusion)), CLASS_MEAN.name: float(classes[~np.isnan(classes)].mean())}
+    accuracies = cell_accuracies(confusion)
+    cells = accuracies[~np.isnan(accuracies)]
+    if with_groups and len(cells):
+        found |= {BALANCED.name: float(cells.mean()), WORST_GROUP.name: float(cells.min())}
+    return found
 
 
 def fairness(confusion: Int[np.ndarray, "*resamples groups classes classes"]) -> Values:
@@ -107,11 +138,11 @@ def fairness(confusion: Int[np.ndarray, "*resamples groups classes classes"]) ->
     false_positive = _gap(_ratio(predicted - hits, images - per_class)[..., kept])
     both = np.stack([true_positive, false_positive], -1)  # (…, classes, 2)
     defined = both[..., ~np.isnan(both.reshape(-1, *both.shape[-2:])[0]).any(-1), :]
-    metrics = {"demographic_parity": _mean_over(selection), "equal_opportunity": _mean_over(true_positive)}
+    metrics = {DEMOGRAPHIC_PARITY.name: _mean_over(selection), EQUAL_OPPORTUNITY.name: _mean_over(true_positive)}
     if defined.shape[-2]:
         metrics |= {
-            "equalized_odds_mean": np.asarray(defined.mean((-2, -1))),
-            "equalized_odds_max": np.asarray(defined.max((-2, -1))),
+            EQUALIZED_ODDS_MEAN.name: np.asarray(defined.mean((-2, -1))),
+            EQUALIZED_ODDS_MAX.name: np.asarray(defined.max((-2, -1))),
         }
     return metrics
 
@@ -123,8 +154,13 @@ def shots(
 ) -> Values:
     """Mean accuracy of the classes with many, medium and few training images (Liu et al. 2019; SYNAuG §4.1)."""
     many, few = train_counts > settings.many, train_counts < settings.few
-    kinds = {"many": many, "medium": ~many & ~few, "few": few}
+    kinds = {MANY.name: many, MEDIUM.name: ~many & ~few, FEW.name: few}
     return {name: _mean_over(accuracies[..., kind]) for name, kind in kinds.items() if kind.any()}
+
+
+def _overall(confusion: Int[np.ndarray, "*resamples groups classes classes"]) -> Float[np.ndarray, "*resamples"]:
+    correct = np.asarray(np.diagonal(confusion, axis1=-2, axis2=-1).sum((-2, -1)))
+    return _ratio(correct, np.asarray(confusion.sum((-3, -2, -1))))
 
 
 def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:

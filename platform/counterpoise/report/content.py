@@ -10,43 +10,17 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from counterpoise.evaluation.compare import Interval, more_is_better
+from counterpoise.evaluation.catalogue import JUDGES, METRICS
+
+if TYPE_CHECKING:  # scipy.stats, which audit and plan do without
+    from counterpoise.evaluation.compare import Interval
 
 Grid = list[list[int]]
 Rates = list[list[float | None]]
 
 OPEN_CELLS, MOST_CELLS = 16, 64  # whose samples are shown at once, and on demand: a page must stay a page
-PRIMARY = ("worst_group_accuracy", "balanced_accuracy")
-
-
-@dataclass(frozen=True)
-class Metric:
-    """How a metric is written: its title, whether more is better, and what it is."""
-
-    title: str
-    more_is_better: bool | None  # None: not known
-    meaning: str
-
-
-_WRITTEN = {
-    "worst_group_accuracy": ("worst group", "accuracy in the class × group cell where it is lowest"),
-    "balanced_accuracy": ("balanced", "mean of the cells' accuracies"),
-    "class_balanced_accuracy": ("class mean", "mean of the classes' accuracies"),
-    "accuracy": ("overall", "share of test images classified correctly"),
-    "group_std": ("cell std", "standard deviation of the cells' accuracies"),
-    "demographic_parity": ("dem. parity", "gap between groups in how often a class is predicted"),
-    "equal_opportunity": ("equal opp.", "gap between groups in the true positive rate"),
-    "equalized_odds_mean": ("eq. odds mean", "mean of the gaps in true and false positive rate"),
-    "equalized_odds_max": ("eq. odds max", "larger of the gaps in true and false positive rate"),
-    "many": ("many", "mean accuracy of the classes with many training images"),
-    "medium": ("medium", "mean accuracy of the classes between many and few"),
-    "few": ("few", "mean accuracy of the classes with few training images"),
-    "images_drawn": ("images sampled", "synthetic images sampled for the method, refused ones included"),
-    "accelerator_seconds": ("device time", "training, and sampling these images, added up over GPUs or CPU workers"),
-}
-METRICS = {name: Metric(title, more_is_better(name), meaning) for name, (title, meaning) in _WRITTEN.items()}
 
 
 @dataclass(frozen=True)
@@ -129,7 +103,7 @@ class ResultRow:
     """One method trained with one seed, measured on the test images.
 
     Attributes:
-        metrics: Name -> value in [0, 1]; None where it cannot be measured.
+        metrics: Name -> value, in [0, 1] but for costs; None or absent where it is not defined.
         intervals: Name -> (low, high), bootstrap over the test images.
         cells: For each cell ``label``, ``group`` (names; group None without groups), ``n``, ``accuracy``, ``low``,
             ``high``; the last three are None for a cell without test images.
@@ -142,7 +116,7 @@ class ResultRow:
 
     method: str
     seed: int
-    metrics: Mapping[str, float | None]
+    metrics: Mapping[str, int | float | None]
     intervals: Mapping[str, Sequence[float]]
     cells: list[dict[str, Any]]
     images_sampled: int = 0
@@ -184,7 +158,7 @@ class Results:
     summary: Mapping[str, Mapping[str, Interval]]
     baseline: str | None = None
     control: str | None = None
-    by: str = PRIMARY[0]
+    by: str = JUDGES[0]
     digests: Mapping[str, str] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     confidence: float = 0.95
@@ -204,6 +178,12 @@ class Results:
     def seeds(self) -> int:
         """Seeds of the method with the fewest."""
         return min((sum(row.method == method for row in self.rows) for method in self.methods), default=0)
+
+    @property
+    def defined(self) -> list[str]:
+        """The metrics that some method has, in reading order; those that the catalogue does not know come last."""
+        there = dict.fromkeys(n for m in self.methods for n in self.summary.get(m, ()) if self.interval(m, n))
+        return [*(name for name in METRICS if name in there), *(name for name in there if name not in METRICS)]
 
     @property
     def columns(self) -> list[str]:
@@ -304,15 +284,3 @@ def gains(after: Rates, before: Rates) -> Rates:
 def mean(values: Iterable[float]) -> float | None:
     values = list(values)
     return fmean(values) if values else None
-
-
-def metric(name: str, grouped: bool = True) -> Metric:
-    """How a metric is written: one that is not known here, under its own name. Without groups, cells are classes."""
-    found = METRICS.get(name) or Metric(name.replace("_", " "), None, "")
-    if grouped:
-        return found
-    words = {"worst group": "worst class", "class × group cell": "class", "cells": "classes", "cell": "class"}
-    title, meaning = found.title, found.meaning
-    for word, plain in words.items():
-        title, meaning = title.replace(word, plain), meaning.replace(word, plain)
-    return Metric(title, found.more_is_better, meaning)

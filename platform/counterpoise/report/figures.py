@@ -13,9 +13,10 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image, ImageOps
 
+from counterpoise.evaluation.catalogue import OVERALL, PRIMARY, WORST_GROUP, metric
 from counterpoise.evaluation.compare import Interval
 from counterpoise.report import content
-from counterpoise.report.content import PRIMARY, CellSamples, Grid, Rates, Report, Results
+from counterpoise.report.content import CellSamples, Grid, Rates, Report, Results
 
 _SHADES = LinearSegmentedColormap.from_list("counts", ["#f4f4f0", "#27648c"])
 _GAINS = LinearSegmentedColormap.from_list("gains", ["#a8410c", "#f4f4f0", "#16705f"])
@@ -29,7 +30,9 @@ def all_figures(report: Report) -> dict[str, Figure]:
     """Every figure that the report has something for, by name."""
     made = {"counts": counts(report)}
     if report.rows:
-        made |= {"accuracy": intervals(report), "cells": cells(report)}
+        drawn = intervals(report)
+        made |= {"accuracy": drawn} if drawn else {}
+        made["cells"] = cells(report)
     if report.samples:
         made["samples"] = samples(report)
     return made
@@ -48,10 +51,15 @@ def counts(report: Report) -> Figure:
     return figure
 
 
-def intervals(report: Results) -> Figure:
-    """Worst-group and balanced accuracy of each method: mean, interval and single seeds."""
-    shown = [name for name in PRIMARY if any(report.interval(method, name) for method in report.methods)]
-    figure = Figure(figsize=(7, max(len(shown), 1) * (0.8 + 0.32 * len(report.methods))), layout="constrained")
+def intervals(report: Results) -> Figure | None:
+    """The primary metrics of each method, or else the one that judges: mean, interval and single seeds.
+
+    None if no method has any of them.
+    """
+    shown = [name for name in PRIMARY if name in report.defined] or [n for n in (report.by,) if n in report.defined]
+    if not shown:
+        return None
+    figure = Figure(figsize=(7, len(shown) * (0.8 + 0.32 * len(report.methods))), layout="constrained")
     for axis, name in zip(figure.subplots(len(shown), squeeze=False).flat, shown, strict=True):
         for height, method in enumerate(report.methods):
             interval, color = report.interval(method, name), _color(report, method)
@@ -67,7 +75,7 @@ def intervals(report: Results) -> Figure:
             axis.plot([middle], [height], "o", ms=7, color=color, mec="white")
         axis.set_yticks(range(len(report.methods)), report.methods)
         axis.set_ylim(len(report.methods) - 0.4, -0.6)
-        title = content.metric(name, bool(report.groups)).title
+        title = metric(name, bool(report.groups)).title
         axis.set_title(f"{title} accuracy, %", loc="left", fontsize=10)
         axis.grid(axis="x", color="#dfdfd9")
         plain(axis)
@@ -88,12 +96,18 @@ def cells(report: Results) -> Figure:
     return figure
 
 
-def tradeoff(report: Results) -> Figure:
-    """Overall against worst-group accuracy, in percent: the mean of each method, its seeds, and both intervals."""
+def tradeoff(report: Results) -> Figure | None:
+    """Overall against worst-group accuracy, in percent: the mean of each method, and both intervals.
+
+    None if no method has both.
+    """
+    both = (OVERALL.name, WORST_GROUP.name)
+    if not any(all(report.interval(method, name) for name in both) for method in report.methods):
+        return None
     figure = Figure(figsize=(7.5, 4.6), layout="constrained")
     axis = figure.subplots()
     for method in report.methods:
-        across, up = (report.interval(method, name) for name in ("accuracy", "worst_group_accuracy"))
+        across, up = (report.interval(method, name) for name in both)
         if across is None or up is None:
             continue
         color, (x, left, right), (y, low, high) = _color(report, method), _in_percent(across), _in_percent(up)
@@ -103,7 +117,7 @@ def tradeoff(report: Results) -> Figure:
             axis.plot([x, x], [low, high], color=color, lw=1.2, alpha=0.6)
         marker = "s" if method in report.synthetic_methods else "o"
         axis.plot([x], [y], marker, ms=8, color=color, mec="white", label=_short(method, 24))
-    names = [content.metric(name, bool(report.groups)).title for name in ("accuracy", "worst_group_accuracy")]
+    names = [metric(name, bool(report.groups)).title for name in both]
     axis.set_xlabel(f"{names[0]} accuracy, %", color=_SOFT)
     axis.set_ylabel(f"{names[1]} accuracy, %", color=_SOFT)
     axis.grid(color="#dfdfd9")

@@ -6,14 +6,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from counterpoise.evaluation.compare import COSTS
+from counterpoise.evaluation.catalogue import COSTS, ON_LEADERBOARDS
 from counterpoise.report.content import Results
 from counterpoise.report.verdict import standings, verdict
-
-RATES = (
-    "accuracy", "balanced_accuracy", "worst_group_accuracy", "equalized_odds_mean", "equalized_odds_max", "group_std",
-    "many", "medium", "few",
-)  # fmt: skip
 
 REGIMES = {
     "groups": "epochs chosen by the groups of the validation images",
@@ -50,8 +45,8 @@ class Leaderboard(Results):
     @property
     def columns_shown(self) -> list[str]:
         """The metrics that some method has, in reading order."""
-        names = [*RATES, *([] if self.by in RATES else [self.by]), *COSTS]
-        return [name for name in names if any(name in metrics for metrics in self.summary.values())]
+        names = dict.fromkeys((*ON_LEADERBOARDS, self.by, *COSTS))
+        return [name for name in names if name in self.defined]
 
     def about(self, method: str) -> str:
         """What the table says of a method under its name."""

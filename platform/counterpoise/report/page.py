@@ -15,9 +15,10 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 from PIL import Image
 
-from counterpoise.evaluation.compare import COSTS
+from counterpoise.evaluation import catalogue
+from counterpoise.evaluation.catalogue import COSTS, PRIMARY
 from counterpoise.report import content, figures
-from counterpoise.report.content import PRIMARY, Grid, Plan, Report, Results
+from counterpoise.report.content import Grid, Plan, Report, Results
 from counterpoise.report.leaderboard import REGIMES, Leaderboard
 from counterpoise.report.verdict import standings, verdict
 
@@ -30,7 +31,7 @@ def render(report: Report) -> str:
     environment = _environment(report)
     return environment.get_template("report.html.j2").render(
         **_shared(environment, report),
-        scales=[scale for name in PRIMARY if (scale := dot_scale(report, name))],
+        scales=_scales(report),
         metrics=_metric_columns(report),
         plans=_distinct(report.plans),
         open_cells=content.OPEN_CELLS,
@@ -45,11 +46,11 @@ def render_leaderboard(board: Leaderboard) -> str:
     before = board.cell_accuracies(board.baseline) if board.baseline else None
     return environment.get_template("leaderboard.html.j2").render(
         **_shared(environment, board),
-        scales=[scale for name in dict.fromkeys((board.by, *PRIMARY)) if (scale := dot_scale(board, name))],
+        scales=_scales(board),
         metrics=[(name, None if name in COSTS else best.get(name)) for name in board.columns_shown],
         regimes=REGIMES,
         differences=[found for each in standings(board) for found in each.values()],
-        tradeoff=_drawn(figures.tradeoff(board)),
+        tradeoff=None if (drawn := figures.tradeoff(board)) is None else _drawn(drawn),
         before=before,
     )
 
@@ -72,8 +73,8 @@ def _environment(results: Results) -> Environment:
         "picture": picture,
         "depth": depth,
     }
-    metric = partial(content.metric, grouped=bool(results.groups))
-    environment.globals |= {"metric": metric, "gains": content.gains, "total": total, "costs": COSTS}
+    metric = partial(catalogue.metric, grouped=bool(results.groups))
+    environment.globals |= {"metric": metric, "gains": content.gains, "total": total, "catalogue": catalogue}
     return environment
 
 
@@ -102,6 +103,12 @@ class Scale:
         """Where a value lies on the axis, in percent of its length."""
         share = (value - self.low) / (self.high - self.low)
         return f"{100 * min(max(share, 0.0), 1.0):.2f}%"
+
+
+def _scales(results: Results) -> list[Scale]:
+    """The axes of a page's dot plots: the metric that judges, and the primary ones."""
+    names = dict.fromkeys((results.by, *PRIMARY))
+    return [scale for name in names if (scale := dot_scale(results, name))]
 
 
 def dot_scale(report: Results, metric: str) -> Scale | None:
@@ -191,16 +198,13 @@ def _data_uri(data: bytes) -> tuple[str, bool]:
 
 def _metric_columns(report: Results) -> list[tuple[str, str | None]]:
     """Metrics that some method has, in reading order, each with the method whose mean is best."""
-    there = dict.fromkeys(name for summary in report.summary.values() for name in summary)
-    order = [name for name in content.METRICS if name in there] + [n for n in there if n not in content.METRICS]
     columns = []
-    for name in order:
+    for name in report.defined:
         means = {m: interval[0] for m in report.methods if (interval := report.interval(m, name))}
-        if means:
-            better = content.metric(name).more_is_better
-            pick = max if better else min
-            best = pick(means, key=means.__getitem__) if better is not None and len(means) > 1 else None
-            columns.append((name, best))
+        better = catalogue.metric(name).higher_is_better
+        pick = max if better else min
+        best = pick(means, key=means.__getitem__) if better is not None and len(means) > 1 else None
+        columns.append((name, best))
     return columns
 
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 
 from matplotlib.figure import Figure
 
-from counterpoise.evaluation import Summary
-from counterpoise.report import content
+from counterpoise.evaluation import catalogue
+from counterpoise.evaluation.scores import Summary
 from counterpoise.report.figures import COLORS, plain
 
 Table = Mapping[str, Mapping[str, Summary]]  # method -> metric -> mean and interval
@@ -48,7 +48,7 @@ def trend(tables: Mapping[str, Table], metrics: Sequence[str]) -> Figure:
                 label=method,
             )
         axis.set_xticks(range(len(settings)), settings)
-        axis.set_title(f"{content.metric(metric, True).title}, %", loc="left", fontsize=10)
+        axis.set_title(f"{catalogue.metric(metric).title}, %", loc="left", fontsize=10)
         axis.grid(axis="y", color="#dfdfd9")
         plain(axis)
     figure.axes[-1].legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))

@@ -8,20 +8,13 @@ better than real images alone, and better than the best method that does without
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
-from counterpoise.evaluation.compare import Difference, differences, more_is_better
-from counterpoise.report.content import PRIMARY, Results
+from counterpoise.evaluation import catalogue
+from counterpoise.evaluation.compare import Difference, differences
+from counterpoise.report.content import Results
 
-_NAMES = {
-    "accuracy": "overall accuracy",
-    "worst_group_accuracy": "worst-group accuracy",
-    "class_balanced_accuracy": "mean class accuracy",
-    "group_std": "standard deviation of the cells' accuracies",
-    **{name: f"accuracy of the classes with {name} images" for name in ("many", "few")},
-    "medium": "accuracy of the classes between many and few images",
-}
 Against = Mapping[str, Difference]
 
 
@@ -56,11 +49,19 @@ def verdict(results: Results) -> Verdict:
     """Whether the synthetic images helped, by the metric that judges."""
     if not results.rows:
         return Verdict("open", "Nothing has been trained yet.", [])
+    said = _verdict(results)
+    return replace(said, lines=[*said.lines, *_stand_in(results)])
+
+
+def _verdict(results: Results) -> Verdict:
     base, control = results.baseline, results.control
     measured = [method for method in results.synthetic_methods if _value(results, method) is not None]
     to_base, to_control = standings(results)
-    if not measured:
+    if not results.synthetic_methods:
         return Verdict("open", "No synthetic images were used.", _groups(to_base, base))
+    if not measured:
+        headline = f"Nothing shows whether synthetic images help: {_metric(results)} is not defined here."
+        return Verdict("open", headline, _groups(to_base, base))
     best = _best(results, measured)
     if base is None or _value(results, base) is None:
         line = f"Best is {best} with {_shown(results, best)} {_metric(results)}; add a method without synthetic images."
@@ -114,7 +115,9 @@ def _one_seed(results: Results, base: str, best: str) -> Verdict:
         f"In this run {_metric(results)} is {_shown(results, base)} with {base} and {_shown(results, best)} with "
         f"{best} ({_points(_mean(results, best) - _mean(results, base))}). Another seed may turn that round: run five."
     ]
-    others = [m for m in results.methods if m not in (base, *results.synthetic_methods) and _value(results, m)]
+    others = [
+        m for m in results.methods if m not in (base, *results.synthetic_methods) and _value(results, m) is not None
+    ]
     if others:
         other = _best(results, others)
         lines.append(f"Without synthetic images, {other} reaches {_shown(results, other)}.")
@@ -150,7 +153,7 @@ def _groups(found: Against, other: str | None) -> list[str]:
 def _price(results: Results, base: str, best: str) -> list[str]:
     """What the method does to the averages over all cells and all images."""
     lines = []
-    for metric in (PRIMARY[1], "accuracy"):
+    for metric in catalogue.AVERAGES:
         found = against(results, [best], base, metric).get(best) if metric != results.by else None
         if found:
             outcome = {"not shown": "no difference that these seeds can show"}.get(found.outcome, found.outcome)
@@ -159,6 +162,14 @@ def _price(results: Results, base: str, best: str) -> list[str]:
                 f"{_metric(results, metric).capitalize()} with {best}: {values}: {outcome} ({_change(found)})."
             )
     return lines
+
+
+def _stand_in(results: Results) -> list[str]:
+    """Which metric judges in place of the first choice, where that one is not defined."""
+    first = catalogue.JUDGES[0]
+    if first in results.defined or results.by == first or results.by != catalogue.judge(results.defined):
+        return []
+    return [f"Judged by {_metric(results)}: {_metric(results, first)} is not defined on these images."]
 
 
 def _how(results: Results) -> str:
@@ -174,13 +185,11 @@ def _change(found: Difference) -> str:
 
 
 def _metric(results: Results, metric: str | None = None) -> str:
-    name = metric or results.by
-    written = _NAMES.get(name, name.replace("_", " "))
-    return written if results.groups else written.replace("worst-group", "worst-class").replace("cells'", "classes'")
+    return catalogue.metric(metric or results.by, bool(results.groups)).phrase
 
 
 def _best(results: Results, methods: Sequence[str]) -> str:
-    pick = max if more_is_better(results.by) else min
+    pick = max if catalogue.metric(results.by).higher_is_better else min
     return pick(methods, key=lambda method: _mean(results, method))
 
 

@@ -16,6 +16,7 @@ from torch import nn
 
 from counterpoise import config
 from counterpoise.errors import DataError
+from counterpoise.evaluation.catalogue import BALANCED, WORST_GROUP, selection_score
 
 _TUNING, _REFITS = 0, 1  # streams of random numbers
 
@@ -30,7 +31,7 @@ class Head:
         bias: float32 (classes,).
         chosen_strength: C, the inverse strength of the L1 penalty.
         score: Worst-group accuracy of that strength on the half that tuning held out.
-        tuning: A row for each strength: strength, worst_group_accuracy and balanced_accuracy on that half.
+        tuning: A row for each strength: strength, worst-group and balanced accuracy on that half.
     """
 
     weight: Float[np.ndarray, "classes d"]
@@ -72,7 +73,7 @@ def fit_dfr(
     if settings.normalize:
         features, scaler_features = _unit(features), _unit(scaler_features)
     tuning = _tune(features, labels, cells, settings, seed)
-    best = max(tuning, key=lambda row: (row["worst_group_accuracy"], row["balanced_accuracy"]))  # the first of equals
+    best = max(tuning, key=lambda row: selection_score(row, WORST_GROUP.name))  # the first of equals
 
     random = np.random.default_rng([seed, _REFITS])
     mean, deviation = _moments(scaler_features)
@@ -87,7 +88,7 @@ def fit_dfr(
         weight=(weight / deviation).astype(np.float32),
         bias=(bias - weight @ (mean / deviation)).astype(np.float32),
         chosen_strength=best["strength"],
-        score=best["worst_group_accuracy"],
+        score=best[WORST_GROUP.name],
         tuning=tuning,
     )
 
@@ -141,7 +142,7 @@ def _tune(
             predicted = decision.argmax(1) if len(weight) > 1 else decision[:, 0] > 0
             accuracies.append(float((predicted == labels[positions]).mean()))
         worst, balanced = min(accuracies), float(np.mean(accuracies))
-        rows.append({"strength": strength, "worst_group_accuracy": worst, "balanced_accuracy": balanced})
+        rows.append({"strength": strength, WORST_GROUP.name: worst, BALANCED.name: balanced})
     return rows
 
 

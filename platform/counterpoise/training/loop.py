@@ -18,7 +18,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from counterpoise import config
-from counterpoise.table import cell_counts
+from counterpoise.evaluation.catalogue import selection_score
+from counterpoise.evaluation.metrics import confusion_counts, selection_metrics
 from counterpoise.training.augmentation import Augmenter, Drawn
 from counterpoise.training.images import StageImages
 from counterpoise.training.losses import make_loss
@@ -184,38 +185,22 @@ def predict(
 
 
 def validation_metrics(view: View, predicted: Int[np.ndarray, " n"], with_groups: bool = True) -> Row:
-    """Accuracy, its mean over classes, and over the cells that the view has images of its mean and least value.
+    """The metrics that an epoch may be selected by: accuracies over all images, classes and cells.
 
     Args:
         view: The images.
         predicted: Their classes.
         with_groups: Whether the view's groups may be looked at; without, there are no values of cells.
     """
-    correct = predicted == view.labels
-    by_class = np.bincount(view.labels)
-    right_by_class = np.bincount(view.labels[correct], minlength=len(by_class))
-    row = {
-        "accuracy": float(correct.mean()),
-        "class_balanced_accuracy": float((right_by_class[by_class > 0] / by_class[by_class > 0]).mean()),
-    }
-    if with_groups:
-        counts = cell_counts(view.labels, view.groups, view.names)
-        right = cell_counts(view.labels[correct], view.groups[correct], view.names)
-        cells = right[counts > 0] / counts[counts > 0]
-        row |= {"balanced_accuracy": float(cells.mean()), "worst_group_accuracy": float(cells.min())}
-    return row
+    return selection_metrics(confusion_counts(view.labels, view.groups, predicted, view.names), with_groups)
 
 
 def score(row: Row, select_by: config.SelectBy) -> tuple[float, ...]:
     """What an epoch is judged by; the first epoch with the greatest score wins.
 
-    The worst group of a small validation set moves in large steps, so that ties are common: balanced accuracy breaks
-    them. (FFR keeps the first epoch with the best worst-group accuracy.)
+    Ties are broken as the catalogue of metrics says. (FFR keeps the first epoch with the best worst-group accuracy.)
     """
-    ties = {"worst_group_accuracy": ("balanced_accuracy",), "balanced_accuracy": ("worst_group_accuracy",)}
-    if select_by == "last":
-        return (float(row["epoch"]),)
-    return tuple(float(row[key]) for key in (select_by, *ties.get(select_by, ())))
+    return (float(row["epoch"]),) if select_by == "last" else selection_score(row, select_by)
 
 
 @contextmanager

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from counterpoise.evaluation.catalogue import WORST_GROUP
 from counterpoise.training import loop
 from counterpoise.training.dfr import fit_dfr
 from counterpoise.training.fit import started_model
@@ -59,7 +60,7 @@ def refit(task: Fit, worker: Worker) -> None:
     pixels = Pixels([task.validation], task.training.image_size)
     predicted = loop.predict(model, pixels, task.training, worker).argmax(1)
     metrics = loop.validation_metrics(task.validation, predicted)
-    row = {"epoch": 1, "strength": head.chosen_strength, "tuning_worst_group_accuracy": head.score} | metrics
+    row = {"epoch": 1, "strength": head.chosen_strength, f"tuning_{WORST_GROUP.name}": head.score} | metrics
     weights = {name: value.cpu() for name, value in model.state_dict().items()}
     task.finish(weights, 1, [row], time.monotonic() - started)
 
