@@ -28,7 +28,7 @@ import torch
 from counterpoise.config import Generator, Training
 from counterpoise.generators.guidance import Guide
 from counterpoise.generators.text_to_image import TextToImage
-from counterpoise.synthesis.criteria import Judge, mixture
+from counterpoise.synthesis.feedback.criteria import ClassifierContext, weighted_criterion
 from counterpoise.training.models import build_model
 
 PROMPT, CLASSES = "a photo of a red star", 8
@@ -71,7 +71,9 @@ def ratio(some: list[float], others: list[float]) -> float:
     return statistics.median(mine / yours for mine, yours in zip(some, others, strict=True))
 
 
-def one_by_one(pipeline: Any, judge: Judge, images: int, steps: int, guidance_scale: float, every: int) -> None:
+def one_by_one(
+    pipeline: Any, judge: ClassifierContext, images: int, steps: int, guidance_scale: float, every: int
+) -> None:
     """Section 2 of the authors' sampler, restated: batch 1, an own DDIM loop, guidance by a second forward pass.
 
     Args:
@@ -83,7 +85,7 @@ def one_by_one(pipeline: Any, judge: Judge, images: int, steps: int, guidance_sc
         every: One step in so many is guided.
     """
     unet, vae, scheduler, device = pipeline.unet, pipeline.vae, pipeline.scheduler, pipeline.device
-    entropy, side = mixture({"entropy": 1.0}), unet.config.sample_size
+    entropy, side = weighted_criterion({"entropy": 1.0}), unet.config.sample_size
     velocity = scheduler.config.prediction_type == "v_prediction"
     for number in range(images):
         text, empty = pipeline.encode_prompt(PROMPT, device, 1, True)
@@ -121,8 +123,8 @@ def main() -> None:
     sampling = {"num_inference_steps": options.steps, "guidance_scale": options.guidance_scale}
     model = TextToImage(Generator(model=options.model, **sampling), "cpu", options.dtype)
     training = Training(backbone=options.backbone, image_size=options.image_size)
-    judge = Judge(build_model(training, CLASSES, 0), options.image_size)
-    entropy = mixture({"entropy": 1.0})
+    judge = ClassifierContext(build_model(training, CLASSES, 0), options.image_size)
+    entropy = weighted_criterion({"entropy": 1.0})
 
     def criterion(images: torch.Tensor) -> torch.Tensor:
         values = entropy(images, torch.zeros(len(images), dtype=torch.long, device=images.device), judge)

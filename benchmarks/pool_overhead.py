@@ -24,17 +24,17 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 
-from counterpoise.cluster import connect, disconnect
 from counterpoise.config import Experiment
-from counterpoise.locate import locate
-from counterpoise.store import open_store
-from counterpoise.synthesis import sampling
-from counterpoise.synthesis.address import Shard, seed
-from counterpoise.synthesis.pool import Pool
-from counterpoise.synthesis.resolve import resolve
-from counterpoise.table import Names
+from counterpoise.core.model_source import locate
+from counterpoise.execution.cluster import connect, disconnect
+from counterpoise.storage.schema import LabelSpace
+from counterpoise.storage.uri import open_store
+from counterpoise.synthesis.pool import sampling
+from counterpoise.synthesis.pool.address import Shard, seed
+from counterpoise.synthesis.pool.pool import Pool
+from counterpoise.synthesis.prompts.resolve import resolve
 
-NAMES = Names(("star", "disc"), ("red", "blue"))
+NAMES = LabelSpace(("star", "disc"), ("red", "blue"))
 CEILING, SCALING = 0.90, 1.6  # one worker ÷ bare loop, two workers ÷ one worker
 
 

@@ -27,14 +27,16 @@ import torch
 from torch import Tensor, nn
 
 from counterpoise.config import Experiment
-from counterpoise.store import Store, open_store
-from counterpoise.table import REAL, Names, encode_image, make_table
+from counterpoise.storage.codec import encode_image
+from counterpoise.storage.schema import REAL, LabelSpace, make_table
+from counterpoise.storage.store import Store
+from counterpoise.storage.uri import open_store
+from counterpoise.storage.view import ImageView
 from counterpoise.training import stages
+from counterpoise.training.loading.pixel_cache import PixelCache
 from counterpoise.training.models import build_model
-from counterpoise.training.pixels import Pixels
-from counterpoise.view import View
 
-NAMES = Names(("dark", "light"))
+NAMES = LabelSpace(("dark", "light"))
 GOAL = 0.95  # our steps per second ÷ those of the bare loop
 SIZES = {"small_cnn": (32, 200), "small_resnet": (32, 40)}  # pixels a side, steps of an epoch
 OTHERS = (64, 12)
@@ -57,7 +59,7 @@ def arguments() -> argparse.Namespace:
 # -- the data and the experiment ---------------------------------------------------------------------------------------
 
 
-def make_view(store: Store, key: str, n: int, size: int) -> View:
+def make_view(store: Store, key: str, n: int, size: int) -> ImageView:
     """Noisy squares, light ones and dark ones, at most 64 different ones; their pixels cost what any image's cost."""
     random = np.random.default_rng(n)
     labels = np.arange(n) % 2
@@ -74,7 +76,7 @@ def make_view(store: Store, key: str, n: int, size: int) -> View:
     buffer = io.BytesIO()
     pq.write_table(make_table(columns, REAL, NAMES), buffer, compression="none", row_group_size=1024)
     store.create(f"{key}.parquet", buffer.getvalue())
-    return View.open(store, [f"{key}.parquet"])
+    return ImageView.open(store, [f"{key}.parquet"])
 
 
 def make_experiment(options: argparse.Namespace, backbone: str, size: int, store: str) -> Experiment:
@@ -108,11 +110,11 @@ class Bare:
         channels_last: Memory format of the model and of its batches.
     """
 
-    def __init__(self, experiment: Experiment, view: View, channels_last: bool = False) -> None:
+    def __init__(self, experiment: Experiment, view: ImageView, channels_last: bool = False) -> None:
         training = experiment.training
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.batch_size = training.batch_size
-        pixels = Pixels([view], training.image_size)[np.arange(len(view))]
+        pixels = PixelCache([view], training.image_size)[np.arange(len(view))]
         self.images = torch.from_numpy(pixels).to(self.device)
         self.labels = torch.from_numpy(view.labels.astype(np.int64)).to(self.device)
         self.layout = torch.channels_last if channels_last else torch.contiguous_format

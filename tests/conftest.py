@@ -47,7 +47,6 @@ def real_images() -> Path:
 @pytest.fixture(scope="session")
 def tiny_models(tmp_path_factory) -> Path:
     """A folder with ``diffusion`` (a diffusers pipeline) and ``clip`` (of open_clip), with random weights."""
-    sys.path.append(str(_ROOT / "tests"))
     import tiny
 
     folder = tmp_path_factory.mktemp("models")

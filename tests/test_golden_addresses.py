@@ -17,17 +17,20 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from counterpoise import compose, fitting, likeness
+from counterpoise.config import compose
 from counterpoise.data import dataset
-from counterpoise.store import LocalStore, open_store
-from counterpoise.synthesis import feedback
-from counterpoise.synthesis.address import Shard, seed
-from counterpoise.synthesis.plan import wanted
-from counterpoise.synthesis.pool import Pool
-from counterpoise.synthesis.resolve import resolve
-from counterpoise.testbed import world
+from counterpoise.data.procedural import world
+from counterpoise.storage.local import LocalStore
+from counterpoise.storage.uri import open_store
+from counterpoise.storage.view import ImageView
+from counterpoise.synthesis.feedback import classifier as feedback
+from counterpoise.synthesis.pool.address import Shard, seed
+from counterpoise.synthesis.pool.pool import Pool
+from counterpoise.synthesis.prompts.resolve import resolve
+from counterpoise.synthesis.selection.strategies import target_counts
 from counterpoise.training import stages
-from counterpoise.view import View
+from counterpoise.workflow import outcomes
+from counterpoise.workflow import realism as likeness
 
 GOLDEN = Path(__file__).parent / "golden_addresses.json"
 SMALL = [
@@ -79,8 +82,8 @@ def first_images(counts, pool, skip):
         "key": [Shard(label, group, index // size).key(pool.digest) for label, group, index in rows],
         "row": [index % size for _, _, index in rows],
     }
-    schema = View.empty(pool.store, pool.names).index.schema
-    return View(pool.store, pool.names, pa.table(columns, schema))
+    schema = ImageView.empty(pool.store, pool.names).index.schema
+    return ImageView(pool.store, pool.names, pa.table(columns, schema))
 
 
 class Addresses:
@@ -114,7 +117,7 @@ class Addresses:
         fits = stages.tasks(experiment, views, self.validation)
         found["stages"] = {fit.stage.name: fit.digest for fit in fits}
         found["masks"] = {fit.stage.name: fit.gradients.digest for fit in fits if fit.gradients}
-        found["result"] = fitting.Task(experiment, views, self.validation, self.test, self.store).key
+        found["result"] = outcomes.MethodRun(experiment, views, self.validation, self.test, self.store).key
         if experiment.plans:
             made = {experiment.method: [views[name] for name in experiment.plans]}
             (realism,) = likeness.measure(experiment, self.train, made, self.measured)
@@ -128,7 +131,9 @@ class Addresses:
         return Pool.of(experiment, self.all.names, self.store, prompts, self.train, teacher)
 
     def _planned(self, experiment, pool):
-        counts = {name: wanted(plan, self.train.counts, self.all.names) for name, plan in experiment.plans.items()}
+        counts = {
+            name: target_counts(plan, self.train.counts, self.all.names) for name, plan in experiment.plans.items()
+        }
         return {name: first_images(counts[name], pool, plan.skip) for name, plan in experiment.plans.items()}
 
 

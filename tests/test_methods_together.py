@@ -7,11 +7,9 @@ config can be taken from another method that happens to share its pool, stage or
 Shards are filled without Ray and without models (see synthesis/filler.py); classifiers that guide are trained.
 """
 
-import sys
 import types
 import typing
 from collections.abc import Mapping
-from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -19,17 +17,15 @@ import numpy as np
 import pytest
 from pydantic import BaseModel
 
-from counterpoise import compose, fitting
-from counterpoise.config import Experiment
-from counterpoise.errors import ConfigError, SynthesisError
-from counterpoise.experiment import Job
-from counterpoise.synthesis import llm, sampling
-from counterpoise.synthesis.contextual import Found
-from counterpoise.training import stages
-
-sys.path.append(str(Path(__file__).parent / "synthesis"))
-
 from chat_server import Server, obedient
+from counterpoise.config import Experiment, compose
+from counterpoise.errors import ConfigError, SynthesisError
+from counterpoise.synthesis.pool import sampling
+from counterpoise.synthesis.prompts import llm
+from counterpoise.synthesis.prompts.contextual import Found
+from counterpoise.training import stages
+from counterpoise.workflow import outcomes
+from counterpoise.workflow.run import Run
 from filler import Filler
 
 AXES = {"method", "seed"}  # what tells experiments of a file apart
@@ -466,7 +462,7 @@ def facts(job, method):
         ],
         "stages": stages.digests(one.experiment, one.views, one.validation),
         "result": one.key,
-        "regime": fitting.regime(one.experiment, grouped=True),
+        "regime": outcomes.selection_regime(one.experiment, grouped=True),
     }
 
 
@@ -483,7 +479,7 @@ def taken(images):
 
 
 def run(experiments):
-    with Job(experiments, step="plan") as job:  # no look at backbones' weights, which nothing here loads
+    with Run(experiments, step="plan") as job:  # no look at backbones' weights, which nothing here loads
         return {experiment.method: facts(job, experiment.method) for experiment in experiments}
 
 

@@ -11,7 +11,7 @@ import torch
 from counterpoise.config import Generator, Training
 from counterpoise.generators.guidance import Guide
 from counterpoise.generators.text_to_image import TextToImage
-from counterpoise.synthesis.criteria import Judge, mixture
+from counterpoise.synthesis.feedback.criteria import ClassifierContext, weighted_criterion
 from counterpoise.training.models import build_model
 from gpu.cases import Case, Row, Setting
 from gpu.models import DEVICE, DTYPE, save_pipeline
@@ -27,7 +27,7 @@ def guidance(setting: Setting) -> Iterator[Case]:
     steps = 5 if setting.tiny else 30
     runs = ((1, False), (2, True)) if setting.tiny else ((4, False), (16, True), (1, False), (16, False))
     size, backbone, classes = (16, "small_cnn", 4) if setting.tiny else (224, "resnet50", 1000)
-    judge = Judge(build_model(Training(backbone=backbone, image_size=size), classes, 0).to(DEVICE), size)
+    judge = ClassifierContext(build_model(Training(backbone=backbone, image_size=size), classes, 0).to(DEVICE), size)
     for prediction in ("epsilon", "v_prediction"):
         folder = save_pipeline("sd21", setting.folder, prediction, setting.tiny)
         model = TextToImage(Generator(model=folder, num_inference_steps=steps), DEVICE, DTYPE)
@@ -40,8 +40,10 @@ def guidance(setting: Setting) -> Iterator[Case]:
         torch.cuda.empty_cache()
 
 
-def _guided(model: TextToImage, judge: Judge, batch: int, checkpoint: bool, paper: list[float], box: Box) -> Row:
-    entropy = mixture({"entropy": 1.0})
+def _guided(
+    model: TextToImage, judge: ClassifierContext, batch: int, checkpoint: bool, paper: list[float], box: Box
+) -> Row:
+    entropy = weighted_criterion({"entropy": 1.0})
 
     def criterion(images: torch.Tensor) -> torch.Tensor:
         values = entropy(images, torch.zeros(len(images), dtype=torch.long, device=images.device), judge)
@@ -64,7 +66,7 @@ def _guided(model: TextToImage, judge: Judge, batch: int, checkpoint: bool, pape
     }
 
 
-def _paper_seconds(model: TextToImage, judge: Judge) -> float:
+def _paper_seconds(model: TextToImage, judge: ClassifierContext) -> float:
     """Seconds of an image by the authors' way: every weight asks for a gradient."""
     parts = (model.pipeline.unet, model.pipeline.vae, judge.classifier)
     run = functools.partial(

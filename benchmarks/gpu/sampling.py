@@ -14,11 +14,13 @@ import torch
 
 from counterpoise.config import Generator
 from counterpoise.config import Scorer as ScorerConfig
-from counterpoise.store import open_store
-from counterpoise.synthesis.address import Devices, Shard, seed
-from counterpoise.synthesis.shard import Recipe
-from counterpoise.synthesis.workers import Sampler, Scorer, Work
-from counterpoise.table import Names
+from counterpoise.execution.devices import Devices
+from counterpoise.storage.schema import LabelSpace
+from counterpoise.storage.uri import open_store
+from counterpoise.synthesis.pool.actors import SamplingActor, ScoringActor
+from counterpoise.synthesis.pool.address import Shard, seed
+from counterpoise.synthesis.pool.sampling_spec import SamplingSpec
+from counterpoise.synthesis.pool.shard import ShardSpec
 from gpu.cases import Case, Row, Setting
 from gpu.models import DEVICE, DTYPE, save_clip, save_pipeline
 from gpu.timing import Box, seconds_of, take_turns, typical_seconds
@@ -29,17 +31,17 @@ GOAL = 0.95  # images per second of the actor ÷ those of the bare pipeline
 BATCHES = (1, 4, 16, 64)
 
 
-def make_work(setting: Setting, model: str, clip: str | None) -> Work:
+def make_work(setting: Setting, model: str, clip: str | None) -> SamplingSpec:
     """What a sampling run hands to its actors, for a model of one cell. A useless image is not sampled again."""
     generator = Generator(model=model, num_inference_steps=3 if setting.tiny else 30)
-    recipe = Recipe("benchmark", Names(("star",)), [[[PROMPT]]], [[PROMPT]], "", 1, max_attempts=1)
+    recipe = ShardSpec("benchmark", LabelSpace(("star",)), [[[PROMPT]]], [[PROMPT]], "", 1, max_attempts=1)
     scorer = None if clip is None else ScorerConfig(model=clip)
     store = open_store(str(setting.folder / "store"))
-    return Work(recipe, generator, scorer, Devices(DEVICE, DTYPE, DEVICE), store, (1.0, 1.0), None, None)
+    return SamplingSpec(recipe, generator, scorer, Devices(DEVICE, DTYPE, DEVICE), store, (1.0, 1.0), None, None)
 
 
-def load_sampler(setting: Setting, name: str) -> Sampler:
-    return _loaded(Sampler(make_work(setting, save_pipeline(name, setting.folder, tiny=setting.tiny), None)))
+def load_sampler(setting: Setting, name: str) -> SamplingActor:
+    return _loaded(SamplingActor(make_work(setting, save_pipeline(name, setting.folder, tiny=setting.tiny), None)))
 
 
 def _loaded(actor: Any) -> Any:
@@ -48,15 +50,15 @@ def _loaded(actor: Any) -> Any:
     return actor
 
 
-def set_batch(actor: Sampler | Scorer, size: int) -> None:
+def set_batch(actor: SamplingActor | ScoringActor, size: int) -> None:
     """Let an actor's shards hold so many images, without loading its models again."""
     recipe = replace(actor.work.recipe, shard_size=size)
     actor.work = replace(actor.work, recipe=recipe)
-    if isinstance(actor, Sampler):
+    if isinstance(actor, SamplingActor):
         actor.artist.recipe = recipe
 
 
-def bare_sample(sampler: Sampler, size: int) -> None:
+def bare_sample(sampler: SamplingActor, size: int) -> None:
     """The loop that the actor is measured against: the same pipeline, called as its documentation shows."""
     settings = sampler.work.generator
     sampler.artist.generator.pipeline(
@@ -78,7 +80,7 @@ def throughput(setting: Setting) -> Iterator[Case]:
         sampler = load_sampler(setting, name)
         loaded = {"save_and_load_s": time.perf_counter() - began}
         scoring = ScorerConfig(model=save_clip(clip, setting.folder, setting.tiny))
-        scorer = _loaded(Scorer(replace(sampler.work, scorer=scoring)))
+        scorer = _loaded(ScoringActor(replace(sampler.work, scorer=scoring)))
         known: dict[int, float] = {}
         for batch in BATCHES[:2] if setting.tiny else BATCHES:
             run = functools.partial(_throughput, sampler, scorer, batch, known, loaded)
@@ -88,7 +90,12 @@ def throughput(setting: Setting) -> Iterator[Case]:
 
 
 def _throughput(
-    sampler: Sampler, scorer: Scorer, batch: int, known: dict[int, float], loaded: dict[str, float], box: Box
+    sampler: SamplingActor,
+    scorer: ScoringActor,
+    batch: int,
+    known: dict[int, float],
+    loaded: dict[str, float],
+    box: Box,
 ) -> Row:
     if known:  # seconds of smaller batches: two runs that warm up and a pair
         box.require(4 * known[max(known)] * batch / max(known))
@@ -113,7 +120,7 @@ def _throughput(
     }
 
 
-def _parts(sampler: Sampler, batch: int) -> dict[str, float]:
+def _parts(sampler: SamplingActor, batch: int) -> dict[str, float]:
     """Seconds that a bare call spends outside the denoiser: encoding the prompts, decoding the latents."""
     pipeline = sampler.artist.generator.pipeline
     unet, vae = pipeline.unet, pipeline.vae
@@ -137,7 +144,7 @@ def independence(setting: Setting) -> Iterator[Case]:
         yield Case(f"sd15, {DTYPE}, batch {batch}", functools.partial(_independence, sampler, batch))
 
 
-def _independence(sampler: Sampler, batch: int, box: Box) -> Row:
+def _independence(sampler: SamplingActor, batch: int, box: Box) -> Row:
     set_batch(sampler, batch)
     first, again = (np.stack(sampler.artist.draw(Shard(0, 0, 0)).pixels).astype(int) for _ in range(2))
     seeds = [seed("benchmark", 0, 0, index, 0) for index in range(batch)]
@@ -165,10 +172,10 @@ def denoiser(setting: Setting) -> Iterator[Case]:
         yield Case(f"sd15, batch {batch}, {option}", functools.partial(_denoiser, plain, option, batch))
 
 
-def _denoiser(plain: Sampler, option: str, batch: int, box: Box) -> Row:
+def _denoiser(plain: SamplingActor, option: str, batch: int, box: Box) -> Row:
     box.require(90 if option == "compile" and DEVICE == "cuda" else 10)
     generator = plain.work.generator.model_copy(update={option: True})
-    changed = _loaded(Sampler(replace(plain.work, generator=generator)))
+    changed = _loaded(SamplingActor(replace(plain.work, generator=generator)))
     first = seconds_of(lambda: changed.step(ROW))
     paired = take_turns(lambda: changed.step(ROW), lambda: plain.step(ROW), box, pairs=3)
     return paired.row(batch, paired.speed, None) | {"first_step_s": first}

@@ -14,7 +14,8 @@ from pydantic import TypeAdapter
 
 from counterpoise import config
 from counterpoise.data.dataset import Loaded, load
-from counterpoise.store import Store, open_store
+from counterpoise.storage.store import Store
+from counterpoise.storage.uri import open_store
 
 ADAPTER: TypeAdapter[config.Data] = TypeAdapter(config.Data)
 

@@ -5,7 +5,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from counterpoise.table import decode_image
+from counterpoise.storage.codec import decode_image
 
 # -- csv ---------------------------------------------------------------------------------------------------------------
 

@@ -10,13 +10,13 @@ from scipy.stats import chi2_contingency
 
 from counterpoise.config import Evaluation
 from counterpoise.data.audit import audit, cramers_v, imbalance_factor, render, shots
-from counterpoise.table import Names
-from counterpoise.view import View
+from counterpoise.storage.schema import LabelSpace
+from counterpoise.storage.view import ImageView
 
-NAMES = Names(("star", "ring", "heart"), ("red", "blue"))
+NAMES = LabelSpace(("star", "ring", "heart"), ("red", "blue"))
 
 
-def view(store, names: Names = NAMES, unknown: int = 0, **counts) -> View:
+def view(store, names: LabelSpace = NAMES, unknown: int = 0, **counts) -> ImageView:
     """A dataset with the given cells in each split; it has no images, and the audit must not want any."""
     rows = [
         (label, group if names.groups else -1, split)
@@ -34,7 +34,7 @@ def view(store, names: Names = NAMES, unknown: int = 0, **counts) -> View:
         "key": [""] * len(rows),
         "row": pa.array(np.arange(len(rows))),
     }
-    return View(store, names, pa.table(columns))
+    return ImageView(store, names, pa.table(columns))
 
 
 @pytest.fixture
@@ -118,7 +118,7 @@ def test_json_and_table(result):
 
 
 def test_without_groups(store):
-    names = Names(("a", "b"))
+    names = LabelSpace(("a", "b"))
     result = audit(view(store, names, train=[[30], [3]], validation=[[5], [5]], test=[[20], [20]]), Evaluation())
     assert (result.groups, result.counts, result.cramers_v) == ([], [[30], [3]], None)
     assert result.majority_rate == {"a": None, "b": None}

@@ -7,7 +7,7 @@ from PIL import Image
 
 from counterpoise.data.dataset import encoded
 from counterpoise.data.tint import TINTS
-from counterpoise.table import decode_image
+from counterpoise.storage.codec import decode_image
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])

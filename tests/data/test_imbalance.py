@@ -9,10 +9,10 @@ import pytest
 from counterpoise import config
 from counterpoise.data.imbalance import biased, keep, long_tailed, minority_size
 from counterpoise.errors import DataError
-from counterpoise.table import Names, cell_counts
+from counterpoise.storage.schema import LabelSpace, cell_counts
 
-NAMES = Names(("a", "b", "c"), ("x", "y"))
-TAIL = Names(tuple(f"c{n}" for n in range(100)))
+NAMES = LabelSpace(("a", "b", "c"), ("x", "y"))
+TAIL = LabelSpace(tuple(f"c{n}" for n in range(100)))
 
 # FFR's published splits: majority cell -> minority cell at each rate. The released files at 0.9 were rounded down, and
 # 166 of 5,335 is ⌈165.00000000000014⌉ in floating point where the rule gives 165.
@@ -25,7 +25,7 @@ FFR = [
 ]
 
 
-def dataset(per_cell: int = 100, names: Names = NAMES) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def dataset(per_cell: int = 100, names: LabelSpace = NAMES) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """labels, groups, splits: ``per_cell`` rows of each cell of each split."""
     parts = ("train", "validation", "test")
     cells = [
@@ -69,7 +69,7 @@ def test_majorities_can_be_named():
 
 
 def test_a_minority_is_divided_over_the_other_groups():
-    names = Names(("a", "b"), ("w", "x", "y", "z"))
+    names = LabelSpace(("a", "b"), ("w", "x", "y", "z"))
     rule = config.Biased(kind="biased", rate=0.9)
     quotas = biased(np.full((2, 4), 99), rule, names)
     assert quotas == [[99, 4, 4, 3], [3, 99, 4, 4]]  # 11 in all, three groups
@@ -153,13 +153,13 @@ def test_rows_of_unknown_group_have_no_place_in_a_biased_dataset():
     ],
 )
 def test_what_is_impossible_is_said(available, rule, says):
-    names = Names(("a", "b"), ("x", "y"))
+    names = LabelSpace(("a", "b"), ("x", "y"))
     with pytest.raises(DataError, match=says):
         biased(np.array(available), config.Biased(kind="biased", **rule), names)
 
 
 def test_the_remedy_of_a_bias_that_is_too_mild_works():
-    names = Names(("a",), ("x", "y"))
+    names = LabelSpace(("a",), ("x", "y"))
     rule = config.Biased(kind="biased", rate=0.9, per_class=27)
     assert biased(np.array([[100, 3]]), rule, names) == [[27, 3]]
     assert math.isclose(27 / 30, 0.9)

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from counterpoise import compose
+from counterpoise.config import compose
 from counterpoise.errors import PlanError
-from counterpoise.experiment import Job
+from counterpoise.workflow.run import Run
 
 METHODS = sorted(path.stem for path in (compose.CONFIGS / "methods").glob("*.yaml"))
 VARIATIONS = ["uniform_image", "uniform_dropout"]  # want an image variation generator
@@ -38,7 +38,7 @@ def run(folder: Path, methods: list[str], dataset: str, imbalance: str, model: s
             store=folder / "s",
         )
     )
-    with Job(compose.load(str(file))) as job:
+    with Run(compose.load(str(file))) as job:
         return job.outcomes, job
 
 

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from counterpoise import compose, story
-from counterpoise.experiment import Job
+from counterpoise.config import compose
+from counterpoise.workflow import reporting
+from counterpoise.workflow.run import Run
 
 FILE = """
 extends: datasets/shapes.yaml
@@ -34,8 +35,8 @@ def run(tmp_path, monkeypatch):
     def run(*methods, only=None):
         file = Path(tmp_path, "tiny.yaml")
         file.write_text(FILE.format(methods="\n".join(f"  - {method}" for method in methods), store=tmp_path / "store"))
-        with Job(compose.load(str(file), only_method=only)) as job:
-            return job, story.run(job, tmp_path / "report")
+        with Run(compose.load(str(file), only_method=only)) as job:
+            return job, reporting.run(job, tmp_path / "report")
 
     return run
 

@@ -8,9 +8,10 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from counterpoise import compose, fitting
 from counterpoise.cli import main
-from counterpoise.experiment import Job
+from counterpoise.config import compose
+from counterpoise.workflow import outcomes
+from counterpoise.workflow.run import Run
 
 CONFIG = """
 name: unknown
@@ -87,9 +88,9 @@ def test_evaluate_trains_and_prints_what_there_is(trained):
 
 
 def test_progress_tells_the_metric_that_judges(trained):
-    with Job(compose.load(str(trained))) as job:
+    with Run(compose.load(str(trained))) as job:
         (outcome, *_), (task, *_) = job.outcomes, job.tasks
-    note = fitting._measurement(task).note
+    note = outcomes._measurement(task).note
     assert note == f"erm seed 0: class mean {outcome.test['metrics']['class_balanced_accuracy']:.1%}"
 
 

@@ -13,9 +13,9 @@ from counterpoise.config import Evaluation
 from counterpoise.evaluation import catalogue
 from counterpoise.evaluation.catalogue import COSTS, JUDGES, METRICS, judge, metric, selection_score
 from counterpoise.evaluation.metrics import all_metrics, confusion_counts, selection_metrics
-from counterpoise.table import Names
+from counterpoise.storage.schema import LabelSpace
 
-NAMES = Names(("cat", "dog", "cow"), ("day", "night"))
+NAMES = LabelSpace(("cat", "dog", "cow"), ("day", "night"))
 TRAIN = np.array([[500, 2], [30, 30], [5, 3]])  # many, medium and few
 PACKAGE = Path(catalogue.__file__).parents[1]
 
@@ -23,7 +23,7 @@ PACKAGE = Path(catalogue.__file__).parents[1]
 def confusion(groups, classes=3, n=300, seed=0):
     """Counts of random predictions; ``groups`` of the images are drawn from these."""
     random = np.random.default_rng(seed)
-    names = Names(tuple(map(str, range(classes))), NAMES.groups)
+    names = LabelSpace(tuple(map(str, range(classes))), NAMES.groups)
     labels, predicted = random.integers(0, classes, (2, n))
     return confusion_counts(labels, random.choice(groups, n), predicted, names)
 
@@ -109,7 +109,7 @@ def test_histories_of_stages_keep_every_bit(seed):
     """Against the formulas of the first release: counts per class and cell, without a confusion matrix."""
     random = np.random.default_rng(seed)
     classes, groups, n = int(random.integers(2, 40)), int(random.integers(1, 5)), int(random.integers(20, 900))
-    names = Names(tuple(map(str, range(classes))), tuple(map(str, range(groups))))
+    names = LabelSpace(tuple(map(str, range(classes))), tuple(map(str, range(groups))))
     labels, predicted = random.integers(0, classes, (2, n))
     predicted = np.where(random.random(n) < 0.7, labels, predicted)
     group = random.integers(-1, groups, n)

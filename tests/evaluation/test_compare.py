@@ -8,7 +8,7 @@ from counterpoise.config import Evaluation
 from counterpoise.evaluation.catalogue import COSTS, metric
 from counterpoise.evaluation.compare import differences, holm, ranks, table
 from counterpoise.evaluation.scores import evaluate
-from counterpoise.table import Names
+from counterpoise.storage.schema import LabelSpace
 
 WORST = "worst_group_accuracy"
 
@@ -146,7 +146,7 @@ def test_ranks_share_places_and_know_the_direction():
 def test_the_direction_of_every_metric_is_known():
     random = np.random.default_rng(0)
     labels, groups = random.integers(0, 3, 300), random.integers(0, 2, 300)
-    names = Names(("cat", "dog", "cow"), ("day", "night"))
+    names = LabelSpace(("cat", "dog", "cow"), ("day", "night"))
     train = np.array([[500, 2], [30, 30], [5, 3]])
     perfect = evaluate(labels, groups, np.eye(3)[labels], names, train, Evaluation(bootstrap=0)).metrics
     guessed = evaluate(labels, groups, random.random((300, 3)), names, train, Evaluation(bootstrap=0)).metrics

@@ -16,11 +16,11 @@ from counterpoise.evaluation.metrics import (
     fairness,
     shots,
 )
-from counterpoise.table import Names
+from counterpoise.storage.schema import LabelSpace
 
 
 def names(classes, groups):
-    return Names(tuple(f"y{i}" for i in range(classes)), tuple(f"b{i}" for i in range(groups)))
+    return LabelSpace(tuple(f"y{i}" for i in range(classes)), tuple(f"b{i}" for i in range(groups)))
 
 
 def sample(classes, groups, n=600, seed=0):

@@ -7,9 +7,9 @@ import pytest
 
 from counterpoise.config import Evaluation
 from counterpoise.evaluation.scores import evaluate, summarize
-from counterpoise.table import Names
+from counterpoise.storage.schema import LabelSpace
 
-NAMES = Names(("cat", "dog", "cow"), ("day", "night"))
+NAMES = LabelSpace(("cat", "dog", "cow"), ("day", "night"))
 TRAIN = np.array([[500, 2], [30, 30], [5, 3]])
 
 
@@ -79,7 +79,7 @@ def test_cells_without_test_images_are_none_and_noted():
 
 def test_many_classes_without_groups():
     random = np.random.default_rng(0)
-    names = Names(tuple(map(str, range(300))))
+    names = LabelSpace(tuple(map(str, range(300))))
     labels = random.integers(0, 300, 3000)
     probabilities = random.random((3000, 300)) + 0.99 * np.eye(300)[labels]
     scores = evaluate(labels, np.full(3000, -1), probabilities, names, np.full((300, 1), 7), Evaluation(bootstrap=40))

@@ -4,11 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from counterpoise.compose import load
-from counterpoise.experiment import Job
-from counterpoise.synthesis import shard as making
-from counterpoise.synthesis.address import Shard
-from counterpoise.synthesis.workers import Work, sampler_here
+from counterpoise.config.compose import load
+from counterpoise.synthesis.pool import shard as making
+from counterpoise.synthesis.pool.actors import sampler_here
+from counterpoise.synthesis.pool.address import Shard
+from counterpoise.synthesis.pool.sampling_spec import SamplingSpec
+from counterpoise.workflow.run import Run
 
 EXPERIMENT = """
 name: tiny
@@ -33,7 +34,7 @@ def fill(job):
     """Commits two shards of each cell: more than the plans want."""
     for pool in job.pools.values():
         pool.prepare()
-        with sampler_here(Work.of(pool)) as sample:
+        with sampler_here(SamplingSpec.of(pool)) as sample:
             for label in range(2):
                 for group in range(job.names.shape[1]):
                     for number in range(2):
@@ -60,7 +61,7 @@ def config(tiny_models, tmp_path_factory):
             )
             file = Path(folder, "tiny.yaml")
             file.write_text(text)
-            with Job(load(str(file))) as job:
+            with Run(load(str(file))) as job:
                 fill(job)
             made[key] = file
         return made[key]
@@ -74,7 +75,7 @@ def job(config):
     opened = []
 
     def job(**options):
-        opened.append(Job(load(str(config(**options)))))
+        opened.append(Run(load(str(config(**options)))))
         return opened[-1].__enter__()
 
     yield job
@@ -85,7 +86,7 @@ def job(config):
 @pytest.fixture
 def images_of():
     """(class, group) -> its images as pixels, sorted, of a view: what must survive any way out and in again."""
-    from counterpoise.table import decode_image
+    from counterpoise.storage.codec import decode_image
 
     def images_of(view):
         found = {}

@@ -22,9 +22,9 @@ from counterpoise.errors import ConfigError, CounterpoiseError, PlanError
 from counterpoise.export import formats, write
 from counterpoise.export.content import Content, content, files_needed, together
 from counterpoise.export.write import export
-from counterpoise.store import open_store
-from counterpoise.table import decode_image
-from counterpoise.view import View
+from counterpoise.storage.codec import decode_image
+from counterpoise.storage.uri import open_store
+from counterpoise.storage.view import ImageView
 
 COLUMNS = {"label": "label", "group": "group", "split": "split", "id": "id"}
 ADAPTER = TypeAdapter(configuration.Data)
@@ -187,7 +187,7 @@ def test_rows_of_unknown_group(job, tmp_path):
     groups = view.index["group"].to_numpy().copy()
     groups[-2:] = -1
     index = view.index.set_column(view.index.schema.get_field_index("group"), "group", [groups])
-    some = Content(one.experiments[0], one.pools["two"], {}, View(view.store, view.names, index))
+    some = Content(one.experiments[0], one.pools["two"], {}, ImageView(view.store, view.names, index))
     expected = Counter(view.names.groups[g] if g >= 0 else None for g in groups)
     assert expected[None] == 2
     for form in ("imagefolder", "parquet", "huggingface"):
@@ -330,26 +330,26 @@ def test_unknown_plans(job, tmp_path):
 
 
 def test_whose_plans(config, tmp_path):
-    from counterpoise.compose import load
-    from counterpoise.experiment import Job
+    from counterpoise.config.compose import load
+    from counterpoise.workflow.run import Run
 
     variants = "{method: a, extends: usb}, {method: b, extends: asb}"
     demo = ["demo", [f"store={tmp_path / 'store'}", "tracking.enabled=false"]]
     for methods, hint in ((variants, "--method a"), ("erm", "no plan to export")):
         path, overrides = demo
-        with Job(load(path, [*overrides, f"methods=[{methods}]"])) as job, pytest.raises(ConfigError, match=hint):
+        with Run(load(path, [*overrides, f"methods=[{methods}]"])) as job, pytest.raises(ConfigError, match=hint):
             content(job, (), False)
     assert not (tmp_path / "store" / "pool").exists()
 
 
 def test_plans_that_want_nothing(tiny_models, tmp_path):
-    from counterpoise.experiment import Job
+    from counterpoise.workflow.run import Run
     from tiny import make_experiment
 
     data = {"adapter": "testbed", "classes": ["circle", "ring"], "groups": ["red", "blue"]}
     data["per_cell"] = {"train": 1, "validation": 1, "test": 1}
     experiment = make_experiment(tiny_models, tmp_path / "store", data=data, tracking={"enabled": False})
-    with Job([experiment]) as job, pytest.raises(PlanError, match="no image to export"):  # USB of a balanced dataset
+    with Run([experiment]) as job, pytest.raises(PlanError, match="no image to export"):  # USB of a balanced dataset
         export(job, "parquet", tmp_path / "out")
 
 
@@ -368,7 +368,7 @@ def test_a_store_that_fails_is_said_as_it_is(job, tmp_path):
     index = some.view.index.set_column(
         some.view.index.schema.get_field_index("key"), "key", [["pool/nowhere.parquet"] * len(some)]
     )
-    lost = Content(some.experiment, some.pool, some.plans, View(some.view.store, some.view.names, index))
+    lost = Content(some.experiment, some.pool, some.plans, ImageView(some.view.store, some.view.names, index))
     for form, write_form in formats.FORMATS.items():
         (tmp_path / form).mkdir()
         with pytest.raises(CounterpoiseError, match="nothing is stored here"):

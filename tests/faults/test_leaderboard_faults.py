@@ -6,8 +6,6 @@ from pathlib import Path
 
 import pytest
 
-sys.path.append(str(Path(__file__).parent))
-
 from processes import Run
 
 # "twice" begins as erm does, under another name; three stages of each of two seeds are different ones

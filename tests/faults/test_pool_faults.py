@@ -11,13 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from counterpoise.synthesis import sampling
+import fill_pool
+from counterpoise.synthesis.pool import sampling
+from fill_pool import SHARDS, fill
+from processes import Run, descendants
 
-SCRIPT = Path(__file__).parent / "fill_pool.py"
-sys.path.append(str(SCRIPT.parent))
-
-from fill_pool import SHARDS, fill  # noqa: E402
-from processes import Run, descendants  # noqa: E402
+SCRIPT = Path(fill_pool.__file__)
 
 
 def listed(store, pattern):

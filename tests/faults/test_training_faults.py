@@ -7,20 +7,17 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
 
-from counterpoise import cluster
+import toy_bias
 from counterpoise.errors import ConfigError
-from counterpoise.store import open_store, read
+from counterpoise.execution import cluster
+from counterpoise.storage.store import read
+from counterpoise.storage.uri import open_store
 from counterpoise.training import models, stages
-
-TRAINING = Path(__file__).parents[1] / "training"
-sys.path.append(str(TRAINING))
-
-from toy_bias import make_experiment, make_view  # noqa: E402
+from toy_bias import make_experiment, make_view
 
 
 @pytest.fixture
@@ -45,7 +42,7 @@ def test_a_killed_process_goes_on_and_ends_with_the_same_bytes(store, views, val
     other = open_store(tmp_path / "killed")
     experiment = experiment.model_copy(update={"store": other.uri})
     (tmp_path / "fit").write_bytes(pickle.dumps((experiment, views, validation)))
-    command = [sys.executable, str(TRAINING / "toy_bias.py"), str(tmp_path / "fit")]
+    command = [sys.executable, toy_bias.__file__, str(tmp_path / "fit")]
     checkpoint = f"stages/{expected.digest}/checkpoint"
 
     process = subprocess.Popen(command)

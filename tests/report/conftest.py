@@ -12,7 +12,15 @@ from PIL import Image, ImageDraw
 from scipy import stats
 
 from counterpoise.evaluation.compare import ranks, table
-from counterpoise.report.content import CellPrompts, CellSamples, Filtered, Plan, Prompts, Report, ResultRow
+from counterpoise.report.content import (
+    CellPrompts,
+    CellSamples,
+    FilterExamples,
+    PlanTable,
+    PromptTable,
+    Report,
+    ResultRow,
+)
 from counterpoise.report.leaderboard import Leaderboard
 
 COLORS = {"red": "#c0392b", "green": "#27ae60", "blue": "#2e6fbf", "yellow": "#e1b12c"}
@@ -113,8 +121,8 @@ def make_report() -> Callable[..., Report]:
         level = [[most - n for n in row] for row in counts]
         budget = [[most * 3 // 4 for _ in row] for row in counts]
         short = [[n - 31 if (i, j) == (0, 1) else n for j, n in enumerate(row)] for i, row in enumerate(budget)]
-        plans = [Plan("synthetic", ["usb"], level, level)] if "usb" in methods else []
-        plans += [Plan("synthetic", [method], budget, short) for method in ("asb", "ffr") if method in methods]
+        plans = [PlanTable("synthetic", ["usb"], level, level)] if "usb" in methods else []
+        plans += [PlanTable("synthetic", [method], budget, short) for method in ("asb", "ffr") if method in methods]
         cells = [(label, group) for label in classes for group in groups or [None]]
         samples = [
             CellSamples(
@@ -133,13 +141,13 @@ def make_report() -> Callable[..., Report]:
             for number, (label, group) in enumerate(cells[:shown])
         ]
         filtered = [
-            Filtered("clip_margin", 14, [(image("square", "red", rng, size), "clip_margin 0.012 < 0.02")]),
-            Filtered("near_duplicate", 0),
-            Filtered("quarantined", 3, [(None, "quarantined: one colour all over")] * 3),
+            FilterExamples("clip_margin", 14, [(image("square", "red", rng, size), "clip_margin 0.012 < 0.02")]),
+            FilterExamples("near_duplicate", 0),
+            FilterExamples("quarantined", 3, [(None, "quarantined: one colour all over")] * 3),
         ]
         examples = [(f"{label} {group or ''}", f"a photo of a {group or ''} {label}") for label, group in cells]
         sets = [
-            Prompts(
+            PromptTable(
                 [method for plan in plans for method in plan.methods],
                 "5d41402abc4b2a76",
                 "a grammar",

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from counterpoise import terminal
+from counterpoise.cli import tables
 from counterpoise.evaluation.catalogue import COSTS, METRICS, judge, metric
 from counterpoise.evaluation.compare import ranks, table
 from counterpoise.report.figures import all_figures
@@ -76,15 +76,15 @@ def test_every_subset_of_metrics_can_be_told(make_report, make_board, defined, s
     assert all(row["metrics"].keys() - set(COSTS) == shown for row in said["methods"])
     assert shown <= defined
     assert {row["place"] is None for row in said["methods"]} == {board.by not in defined}
-    told = printed(terminal.leaderboard({**said, "files": {}}))
+    told = printed(tables.leaderboard({**said, "files": {}}))
     assert "None" not in told
 
     rows = [{"method": r.method, "seed": r.seed, "metrics": dict(r.metrics)} for r in report.rows]
     stages = {"fitted": 0, "found": 1}
     missing = len({"accuracy", "balanced_accuracy", "worst_group_accuracy"} - defined)
-    lines = printed(terminal.rows({"rows": rows, "stages": stages})).splitlines()
+    lines = printed(tables.rows({"rows": rows, "stages": stages})).splitlines()
     assert {line.split().count("–") for line in lines if line.startswith("erm")} == {missing}
-    lines = printed([terminal.comparison(report.summary, 0.95)]).splitlines()
+    lines = printed([tables.comparison(report.summary, 0.95)]).splitlines()
     assert {line.split().count("–") for line in lines if line.startswith("erm")} == {missing}
 
 

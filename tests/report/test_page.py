@@ -13,7 +13,7 @@ from html.parser import HTMLParser
 import pytest
 from PIL import Image
 
-from counterpoise.report.content import CellPrompts, CellSamples, Filtered, Plan, Prompts, gains
+from counterpoise.report.content import CellPrompts, CellSamples, FilterExamples, PlanTable, PromptTable, gains
 from counterpoise.report.page import (
     depth,
     dot_scale,
@@ -216,8 +216,8 @@ def test_hostile_names_are_text(make_report):
         title=attack,
         command=f"counterpoise run {attack}",
         config_yaml=f"name: {attack}",
-        plans=[Plan(attack, ["ffr"], [[1, 1]] * 3, [[1, 0]] * 3)],
-        filtered=[Filtered(attack, 1, [(None, attack)])],
+        plans=[PlanTable(attack, ["ffr"], [[1, 1]] * 3, [[1, 0]] * 3)],
+        filtered=[FilterExamples(attack, 1, [(None, attack)])],
         samples=[CellSamples(attack, "{{ 7 * 7 }}", attack, [b"no image"], [], [(None, attack)])],
     )
     page = Page(render(report))
@@ -318,7 +318,7 @@ def test_the_prompts_are_there(make_report):
 )
 def test_how_many_prompts_a_cell_has(counts, words):
     cells = [CellPrompts(str(count), count, []) for count in counts]
-    assert Prompts(["usb"], "d", "a grammar", cells).per_cell == words
+    assert PromptTable(["usb"], "d", "a grammar", cells).per_cell == words
 
 
 BOARDS = {

@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from counterpoise.evaluation.compare import table
-from counterpoise.report.content import Plan, Report, ResultRow
+from counterpoise.report.content import PlanTable, Report, ResultRow
 from counterpoise.report.verdict import against, standings, verdict
 
 WORST = "worst_group_accuracy"
@@ -45,7 +45,7 @@ def report(
         rows=rows,
         summary=table(flat, metrics, 0.95),
         baseline=baseline,
-        plans=[Plan("synthetic", synthetic, [[1, 1], [1, 1]], [[1, 1], [1, 1]])] if synthetic else [],
+        plans=[PlanTable("synthetic", synthetic, [[1, 1], [1, 1]], [[1, 1], [1, 1]])] if synthetic else [],
         **changes,
     )
 

@@ -1,8 +1,5 @@
 """Extractors and the features of a view."""
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -14,11 +11,8 @@ from counterpoise.errors import ModelError
 from counterpoise.scoring import features
 from counterpoise.scoring.clip import Clip
 from counterpoise.scoring.features import Extractor
-from counterpoise.store import open_store
-from counterpoise.table import decode_image
-
-sys.path.append(str(Path(__file__).parents[1] / "training"))
-
+from counterpoise.storage.codec import decode_image
+from counterpoise.storage.uri import open_store
 from toy_bias import make_view
 
 

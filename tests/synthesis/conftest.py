@@ -1,24 +1,18 @@
 """Fixtures of the synthesis tests: tiny experiments and their pools."""
 
-import sys
-from pathlib import Path
-
 import pytest
 
-from counterpoise.store import open_store
-from counterpoise.synthesis import sampling
-from counterpoise.synthesis.pool import Pool
-from counterpoise.synthesis.resolve import resolve
-from counterpoise.table import Names
-
-sys.path.append(str(Path(__file__).parent))  # filler and chat_server are modules of the tests
-
 from chat_server import Server
+from counterpoise.storage.schema import LabelSpace
+from counterpoise.storage.uri import open_store
+from counterpoise.synthesis.pool import sampling
+from counterpoise.synthesis.pool.pool import Pool
+from counterpoise.synthesis.prompts.resolve import resolve
 
 
 @pytest.fixture
 def names():
-    return Names(("star", "disc"), ("red", "blue"))
+    return LabelSpace(("star", "disc"), ("red", "blue"))
 
 
 @pytest.fixture

@@ -1,14 +1,8 @@
 """Fixtures of the training tests: a store, and the toy dataset of toy_bias.py in it."""
 
-import sys
-from pathlib import Path
-
 import pytest
 
-from counterpoise.store import open_store
-
-sys.path.append(str(Path(__file__).parent))  # toy_bias is a module of the tests, for their subprocesses too
-
+from counterpoise.storage.uri import open_store
 from toy_bias import make_view
 
 

@@ -10,13 +10,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from toy_bias import make_experiment, make_view
 
+import toy_bias
 from counterpoise.errors import ModelError, PlanError
-from counterpoise.store import open_store, read
-from counterpoise.training import fit, models, stages
-from counterpoise.training.images import StageImages
-from counterpoise.view import View
+from counterpoise.storage.store import read
+from counterpoise.storage.uri import open_store
+from counterpoise.storage.view import ImageView
+from counterpoise.training import models, stages
+from counterpoise.training.engine import fit
+from counterpoise.training.loading.stage_dataset import StageImages
+from toy_bias import make_experiment, make_view
 
 STILL = {"optimizer": {"lr": 1e-12}, "epochs": 1}
 
@@ -191,7 +194,7 @@ def test_a_selective_mask_is_made_once_for_every_top_k(store, views, validation)
 
 
 def test_a_mask_needs_images(store, views, validation):
-    views["extra"] = View.empty(store, validation.names)
+    views["extra"] = ImageView.empty(store, validation.names)
     stage = json.loads(json.dumps(SELECTIVE))
     stage[1]["data"] = ["real"]
     with pytest.raises(PlanError, match=r"compares gradients on 'extra'[\s\S]*stages\.1\.trainable"):
@@ -207,7 +210,7 @@ def test_dfr_fits_the_last_layer_on_balanced_draws(store, normalize):
         {"name": "last", "data": ["validation"], "dfr": {"normalize": normalize}},
     ]
     experiment = make_experiment(store, dfr)
-    views = {"real": real, "extra": View.empty(store, real.names)}
+    views = {"real": real, "extra": ImageView.empty(store, real.names)}
     first, last = stages.run(experiment, views, validation)
     assert moved(weights(store, first), weights(store, last)) == {"backbone.fc.weight", "backbone.fc.bias"}
     worst = [
@@ -237,7 +240,7 @@ def test_training_without_groups_never_reads_them(store, views, validation, monk
     def groups(view):
         raise AssertionError("the groups were read")
 
-    monkeypatch.setattr(View, "groups", property(groups))
+    monkeypatch.setattr(ImageView, "groups", property(groups))
     assert len(stages.run(make_experiment(store, blind, epochs=1), views, validation)) == 3
     with pytest.raises(AssertionError, match="groups were read"):
         stages.run(make_experiment(store, aware, epochs=1), views, validation)
@@ -267,7 +270,7 @@ def test_compiled_training_comes_to_the_same(store, views, validation, tmp_path)
     other = open_store(tmp_path / "other")
     given = tmp_path / "given.pickle"
     given.write_bytes(pickle.dumps((make_experiment(other, epochs=2, compile=True), views, validation)))
-    script = Path(__file__).with_name("toy_bias.py")
+    script = Path(toy_bias.__file__)
     done = subprocess.run([sys.executable, script, given], capture_output=True, text=True, check=True, timeout=250)
     assert done.stdout.split()[-1] == plain.digest
     compiled = models.load_weights(other, plain.key)

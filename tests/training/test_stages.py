@@ -6,13 +6,15 @@ import math
 import numpy as np
 import pytest
 import torch
-from toy_bias import make_experiment, make_view
 
 from counterpoise.errors import ConfigError, DataError, PlanError
-from counterpoise.store import open_store, read
-from counterpoise.table import Names
-from counterpoise.training import loop, models, stages
-from counterpoise.view import View
+from counterpoise.storage.schema import LabelSpace
+from counterpoise.storage.store import read
+from counterpoise.storage.uri import open_store
+from counterpoise.storage.view import ImageView
+from counterpoise.training import models, stages
+from counterpoise.training.engine import loop
+from toy_bias import make_experiment, make_view
 
 FFR = ({"name": "fake", "data": ["extra"]}, {"name": "real", "data": ["real"]})
 
@@ -168,7 +170,7 @@ def test_predictions_are_probabilities_in_the_views_order(store, views, validati
     assert found.shape == (48, 2)
     np.testing.assert_allclose(found.sum(1), 1, rtol=1e-5)
     np.testing.assert_allclose(stages.predict(experiment, fitted, validation.take(order)), found[order], atol=1e-5)
-    assert stages.predict(experiment, fitted, View.empty(store, validation.names)).shape == (0, 2)
+    assert stages.predict(experiment, fitted, ImageView.empty(store, validation.names)).shape == (0, 2)
     row = fitted.history[fitted.epoch - 1]
     assert row["accuracy"] == pytest.approx((found.argmax(1) == validation.labels).mean())
 
@@ -233,7 +235,7 @@ def test_group_aware_methods_and_balanced_synthetic_images_help_the_minority(sto
 
 
 def test_a_stage_without_images_is_a_plan_error(store, views, validation):
-    views["extra"] = View.empty(store, validation.names)
+    views["extra"] = ImageView.empty(store, validation.names)
     with pytest.raises(PlanError, match=r"'fake' has no images[\s\S]*stages\.0\.data[\s\S]*extra: 0 images"):
         stages.run(make_experiment(store, FFR), views, validation)
     mixed = make_experiment(store, [{"name": "usb", "data": ["real", "extra"]}])
@@ -247,7 +249,7 @@ def test_group_aware_stages_need_groups_and_others_do_not(store, views, validati
     groups = index["group"].to_numpy().copy()
     groups[:3] = -1
     column = index.schema.field("group")
-    views["real"] = View(store, views["real"].names, index.set_column(at, column, [groups]))
+    views["real"] = ImageView(store, views["real"].names, index.set_column(at, column, [groups]))
     for stage in ({"objective": {"risk": "group_dro"}}, {"sampling": "group_balanced"}):
         with pytest.raises(DataError, match="3 images of unknown group"):
             stages.run(make_experiment(store, [{"name": "s", "data": ["real"], **stage}]), views, validation)
@@ -255,7 +257,7 @@ def test_group_aware_stages_need_groups_and_others_do_not(store, views, validati
 
 
 def test_without_groups_a_cell_is_a_class(store):
-    names = Names(("lying", "standing"))
+    names = LabelSpace(("lying", "standing"))
     view = make_view(store, "plain", [[40], [8]], names=names)
     stage = {"name": "s", "data": ["real"], "objective": {"risk": "group_dro"}, "sampling": "group_balanced"}
     fitted = stages.run(make_experiment(store, [stage], epochs=1), {"real": view}, view)[0]
@@ -266,7 +268,7 @@ def test_without_groups_a_cell_is_a_class(store):
 
 def test_validation_images_are_needed(store, views, validation):
     with pytest.raises(DataError, match="no validation images"):
-        stages.run(make_experiment(store), views, View.empty(store, validation.names))
+        stages.run(make_experiment(store), views, ImageView.empty(store, validation.names))
 
 
 def test_every_worker_needs_an_image_of_each_batch(store, views, validation):

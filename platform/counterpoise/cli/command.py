@@ -52,7 +52,7 @@ def main() -> None:
 
 
 def one_method(config: str, overrides: tuple[str, ...], method: str | None) -> list[Experiment]:
-    from counterpoise.compose import load
+    from counterpoise.config.compose import load
 
     return load(config, overrides, only_method=method)
 
@@ -83,9 +83,9 @@ def command(
         def command(config: str, overrides: tuple[str, ...], as_json: bool, **rest: Any) -> None:
             chosen = {key: rest.pop(key) for key in inspect.signature(choose).parameters if key in rest}
             experiments = choose(config, overrides, **chosen)
-            from counterpoise.experiment import Job
+            from counterpoise.workflow.run import Run
 
-            with Job(experiments, command=typed(), step=name) as job:
+            with Run(experiments, command=typed(), step=name) as job:
                 result, tables = body(job, **rest)
             if as_json:
                 click.echo(json.dumps(result, allow_nan=False))

@@ -10,52 +10,52 @@ import click
 from counterpoise.cli.command import FOLDER, command
 
 if TYPE_CHECKING:
-    from counterpoise.experiment import Job
+    from counterpoise.workflow.run import Run
 
 
 @command("audit", "Count what each class × group cell has.")
-def audit(job: Job) -> tuple[dict, Any]:
+def audit(job: Run) -> tuple[dict, Any]:
     """Count what each class × group cell has, and say what that may do to a classifier.
 
     \b
     Example:  counterpoise audit demo
               counterpoise audit demo data.imbalance.rate=0.999 --json
     """
-    from counterpoise import terminal
+    from counterpoise.cli import tables
 
     found = job.audit()
-    return found.to_json(), terminal.audit(found)
+    return found.to_json(), tables.audit(found)
 
 
 @command("plan", "Show what each cell will get, and what is held.")
-def plan(job: Job) -> tuple[dict, Any]:
+def plan(job: Run) -> tuple[dict, Any]:
     """Show how many synthetic images each cell will get, what the pool holds, and how long the rest will take.
 
     \b
     Example:  counterpoise plan demo --method usb
     """
-    from counterpoise import terminal
+    from counterpoise.cli import tables
 
     planned = job.plan()
-    return planned, terminal.plan(planned, job.names)
+    return planned, tables.plan(planned, job.names)
 
 
 @command("synthesize", "Sample, score and commit what the plans lack.")
-def synthesize(job: Job) -> tuple[dict, Any]:
+def synthesize(job: Run) -> tuple[dict, Any]:
     """Sample, score and commit the images that the plans lack. Go on after any interruption by running it again.
 
     \b
     Example:  counterpoise synthesize demo pool.sampling.workers=2
               counterpoise synthesize demo store=s3://bucket/prefix
     """
-    from counterpoise import terminal
+    from counterpoise.cli import tables
 
     done = job.synthesize()
-    return done, terminal.synthesis(done)
+    return done, tables.synthesis(done)
 
 
 @command("train", "Train each method for each seed.")
-def train(job: Job) -> tuple[dict, Any]:
+def train(job: Run) -> tuple[dict, Any]:
     """Train each method's stages for each seed; `metrics` and `cells` are of the validation split.
 
     With several methods, `metrics` and `cells` speak of the last one; `rows` has them all.
@@ -63,14 +63,14 @@ def train(job: Job) -> tuple[dict, Any]:
     \b
     Example:  counterpoise train demo --method ffr training.epochs=5
     """
-    from counterpoise import terminal
+    from counterpoise.cli import tables
 
     trained = job.train()
-    return trained, terminal.rows(trained)
+    return trained, tables.rows(trained)
 
 
 @command("evaluate", "Measure each method on the test split.")
-def evaluate(job: Job) -> tuple[dict, Any]:
+def evaluate(job: Run) -> tuple[dict, Any]:
     """Measure each method on the test split: per cell, worst group, fairness, with intervals.
 
     With several methods, `metrics` and `cells` speak of the last one; `rows` has them all.
@@ -78,37 +78,39 @@ def evaluate(job: Job) -> tuple[dict, Any]:
     \b
     Example:  counterpoise evaluate demo --method ffr --json
     """
-    from counterpoise import terminal
+    from counterpoise.cli import tables
 
     scored = job.evaluate()
-    return scored, terminal.rows(scored)
+    return scored, tables.rows(scored)
 
 
 _OUT = click.option("--out", type=FOLDER, help="Folder for report.html and results.json [reports/NAME].")
 
 
 @command("run", "All of it: from audit to report.", _OUT)
-def run(job: Job, out: Path | None) -> tuple[dict, Any]:
+def run(job: Run, out: Path | None) -> tuple[dict, Any]:
     """Do it all: audit, plan, synthesize, train, evaluate, report.
 
     \b
     Example:  counterpoise run demo --out demo
               counterpoise run fashion_ffr data.root=path/to/fashion_mnist
     """
-    from counterpoise import story, terminal
+    from counterpoise.cli import tables
+    from counterpoise.workflow import reporting
 
-    done = story.run(job, out)
-    return done, terminal.run(done)
+    done = reporting.run(job, out)
+    return done, tables.run(done)
 
 
 @command("report", "Write the report from what is in the store.", _OUT)
-def report(job: Job, out: Path | None) -> tuple[dict, Any]:
+def report(job: Run, out: Path | None) -> tuple[dict, Any]:
     """Write report.html and results.json from what is in the store; what is missing is computed first.
 
     \b
     Example:  counterpoise report demo --out report
     """
-    from counterpoise import story, terminal
+    from counterpoise.cli import tables
+    from counterpoise.workflow import reporting
 
-    written = story.write(job, out)
-    return written, terminal.files(written["files"])
+    written = reporting.write(job, out)
+    return written, tables.files(written["files"])

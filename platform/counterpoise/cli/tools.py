@@ -9,18 +9,21 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from counterpoise.cli.arguments import method_names, seed_numbers
 from counterpoise.cli.command import FOLDER, command, main, show
 from counterpoise.evaluation.catalogue import JUDGES
 
 if TYPE_CHECKING:
     from counterpoise.config import Experiment
-    from counterpoise.experiment import Job
+    from counterpoise.workflow.run import Run
 
 
-def _contestants(config: str, overrides: tuple[str, ...], methods: str | None, seeds: str | None) -> list[Experiment]:
-    from counterpoise.leaderboard import contestants
+def _entries(config: str, overrides: tuple[str, ...], methods: str | None, seeds: str | None) -> list[Experiment]:
+    from counterpoise.comparison.leaderboard import load_entries
 
-    return contestants(config, overrides, methods, seeds)
+    names = None if methods is None else method_names(methods)
+    numbers = None if seeds is None else seed_numbers(seeds)
+    return load_entries(config, overrides, names, numbers)
 
 
 @command(
@@ -29,13 +32,13 @@ def _contestants(config: str, overrides: tuple[str, ...], methods: str | None, s
     click.option("--by", metavar="METRIC", help=f"Rank by it [the first that is defined of {', '.join(JUDGES)}]."),
     click.option("--out", type=FOLDER, help="Folder for leaderboard.html and leaderboard.json [reports/NAME]."),
     click.option("--no-control", is_flag=True, help="Do not add plain training for as many steps."),
-    choose=_contestants,
+    choose=_entries,
     choices=(
         click.option("--methods", metavar="A,B,…", help="The file's methods, method files by name, or paths [all]."),
         click.option("--seeds", metavar="N|A,B,…", help="So many seeds from 0 on, or these [the file's]."),
     ),
 )
-def compare(job: Job, by: str | None, out: Path | None, no_control: bool) -> tuple[dict, Any]:
+def compare(job: Run, by: str | None, out: Path | None, no_control: bool) -> tuple[dict, Any]:
     """Train and measure methods on the same seeds, rank them, and say which differences the seeds can show.
 
     Each method is held against erm, which is added if it is not there, and, if one uses synthetic images, against
@@ -46,10 +49,11 @@ def compare(job: Job, by: str | None, out: Path | None, no_control: bool) -> tup
     Example:  counterpoise compare demo --methods ffr,usb,resample --seeds 5
               counterpoise compare demo --by equalized_odds_max --out leaderboard
     """
-    from counterpoise import leaderboard, terminal
+    from counterpoise.cli import tables
+    from counterpoise.comparison import leaderboard
 
     told = leaderboard.compare(job, by, out, not no_control)
-    return told, terminal.leaderboard(told)
+    return told, tables.leaderboard(told)
 
 
 @command(
@@ -62,7 +66,7 @@ def compare(job: Job, by: str | None, out: Path | None, no_control: bool) -> tup
         "--out", type=click.Path(dir_okay=False, path_type=Path), default="preview.png", help="PNG [preview.png]."
     ),
 )
-def preview(job: Job, per_cell: int, cells: int, sweep: str | None, out: Path) -> tuple[dict, Any]:
+def preview(job: Run, per_cell: int, cells: int, sweep: str | None, out: Path) -> tuple[dict, Any]:
     """Sample a few images of each cell in this process and draw them: a look before the long run.
 
     They are the first images of the pool's cells, but for the last bits; nothing is put into the pool.
@@ -71,8 +75,9 @@ def preview(job: Job, per_cell: int, cells: int, sweep: str | None, out: Path) -
     Example:  counterpoise preview demo --out look.png
               counterpoise preview demo --method ffr --per-cell 3 --sweep generator.guidance_scale=1,3,5
     """
-    from counterpoise import compose, terminal
-    from counterpoise.preview import preview
+    from counterpoise.cli import tables
+    from counterpoise.config import compose
+    from counterpoise.workflow.preview import preview
 
     typed = click.get_current_context().params
 
@@ -80,7 +85,7 @@ def preview(job: Job, per_cell: int, cells: int, sweep: str | None, out: Path) -
         return compose.load(typed["config"], (*typed["overrides"], override), only_method=typed["method"])
 
     drawn = preview(job, load, out, per_cell, cells, sweep)
-    return drawn, terminal.preview(drawn)
+    return drawn, tables.preview(drawn)
 
 
 @command(
@@ -100,7 +105,7 @@ def preview(job: Job, per_cell: int, cells: int, sweep: str | None, out: Path) -
         "--per-file", type=click.IntRange(1), default=1000, help="Images per Parquet, tar or Arrow file [1000]."
     ),
 )
-def export(job: Job, form: str, out: Path, plans: tuple[str, ...], with_real: bool, per_file: int) -> tuple[dict, Any]:
+def export(job: Run, form: str, out: Path, plans: tuple[str, ...], with_real: bool, per_file: int) -> tuple[dict, Any]:
     """Write the images that a method's plans take, with labels, prompts, seeds and a card, for other tools to read.
 
     What the pool lacks is sampled first. The folder is there whole at the end, or not at all.
@@ -109,11 +114,11 @@ def export(job: Job, form: str, out: Path, plans: tuple[str, ...], with_real: bo
     Example:  counterpoise export demo --method ffr --format parquet --out ffr_images
               counterpoise export demo --method usb --format imagefolder --with-real --out repaired
     """
-    from counterpoise import terminal
+    from counterpoise.cli import tables
     from counterpoise.export.write import export
 
     written = export(job, form, out, plans, with_real, per_file)
-    return written, terminal.export(written)
+    return written, tables.export(written)
 
 
 @command(
@@ -121,7 +126,7 @@ def export(job: Job, form: str, out: Path, plans: tuple[str, ...], with_real: bo
     "Check the pool's files; sample some images anew.",
     click.option("--regenerate", type=click.IntRange(0), default=0, help="Images to sample anew and compare [0]."),
 )
-def verify(job: Job, regenerate: int) -> tuple[dict, Any]:
+def verify(job: Run, regenerate: int) -> tuple[dict, Any]:
     """Check every shard of the pools: hash, rows, seeds, pixels that decode. Exit with status 1 if one is bad.
 
     With --regenerate, images are sampled anew, in this process, and must come out as they are in the pool. The seed of
@@ -131,10 +136,10 @@ def verify(job: Job, regenerate: int) -> tuple[dict, Any]:
     Example:  counterpoise verify demo
               counterpoise verify demo --method ffr --regenerate 64 --json
     """
-    from counterpoise import terminal
+    from counterpoise.cli import tables
 
     found = job.verify(regenerate)
-    return found, terminal.verify(found)
+    return found, tables.verify(found)
 
 
 @main.command("reproduce", short_help="Make a paper's comparison again, on data of ours.")
@@ -144,7 +149,7 @@ def verify(job: Job, regenerate: int) -> tuple[dict, Any]:
     "--out", type=click.Path(file_okay=False, path_type=Path), default="reproductions", help="Folder [reproductions]."
 )
 @click.option("--json", "as_json", is_flag=True, help="End standard output with one JSON object.")
-def reproduce(name: str | None, overrides: tuple[str, ...], out: Path, as_json: bool) -> None:
+def reproduction(name: str | None, overrides: tuple[str, ...], out: Path, as_json: bool) -> None:
     """Run a paper's comparison on the testbed and judge its claims: NAME.md and NAME.json. Without NAME, list them.
 
     What the store holds is not run again, so an interrupted reproduction goes on.
@@ -154,17 +159,18 @@ def reproduce(name: str | None, overrides: tuple[str, ...], out: Path, as_json: 
               counterpoise reproduce ffr_figure3
               counterpoise reproduce ffr_tables seeds=[0] training.epochs=5 --out look
     """
-    from counterpoise import reproduce, terminal
+    from counterpoise.cli import tables
+    from counterpoise.comparison import reproduction
 
     if name is None:
-        found = reproduce.titles()
+        found = reproduction.titles()
         click.echo(json.dumps(found) if as_json else "\n".join(f"{key:22} {title}" for key, title in found.items()))
         return
-    done = reproduce.reproduce(name, overrides, out)
+    done = reproduction.reproduce(name, overrides, out)
     if as_json:
         click.echo(json.dumps(done, allow_nan=False))
     else:
-        show(terminal.reproduction(done))
+        show(tables.reproduction(done))
 
 
 @main.command("doctor", short_help="Check this machine, and an experiment on it.")
@@ -180,14 +186,14 @@ def doctor(config: str | None, overrides: tuple[str, ...], as_json: bool) -> Non
     Example:  counterpoise doctor
               counterpoise doctor demo store=s3://bucket/prefix
     """
-    from counterpoise.doctor import examine
+    from counterpoise.cli.doctor import examine
 
     checks = examine(config, overrides)
     failed = [check for check in checks if check.state == "fail"]
     if as_json:
         click.echo(json.dumps({"ok": not failed, "checks": [vars(check) for check in checks]}))
     else:
-        from counterpoise import terminal
+        from counterpoise.cli import tables
 
-        show(terminal.checks(checks))
+        show(tables.checks(checks))
     sys.exit(1 if failed else 0)

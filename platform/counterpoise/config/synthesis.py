@@ -10,7 +10,7 @@ from counterpoise.config.base import NonNegativeInt, Section, Share
 
 
 class Plan(Section):
-    """How many synthetic images each cell gets; see :mod:`counterpoise.synthesis.plan` for the strategies."""
+    """Number of synthetic images of each cell; strategies: :mod:`counterpoise.synthesis.selection.strategies`."""
 
     strategy: Literal["uniformize", "usb", "asb", "balanced", "biased", "fill", "custom"]
     by: Literal["class", "cell"] = "cell"  # uniformize, fill: level the classes or the cells
@@ -84,7 +84,7 @@ class Generator(Section):
 
 
 class Feedback(Section):
-    """Guidance by the task's own classifier (FG); see :mod:`counterpoise.synthesis.criteria`."""
+    """Guidance by the task's own classifier (FG); see :mod:`counterpoise.synthesis.feedback.criteria`."""
 
     criterion: str | dict[str, float] = "entropy"  # loss, entropy, hardness, module:function; or weights of several
     stage: str | None = None  # the classifier: a stage of this experiment, trained on real images alone;
@@ -124,7 +124,7 @@ class Scorer(Section):
 
 
 class Selection(Section):
-    """Which pool images a plan may take: filters (:mod:`counterpoise.synthesis.filters`), each of them off at null."""
+    """Filters of the pool's images (:mod:`counterpoise.synthesis.selection.filters`); each is off at null."""
 
     clip_similarity: float | None = None  # least cosine with the own prompt
     clip_margin: float | None = None  # least lead of the cell's plain prompt over every rival cell's, as cosines
@@ -150,7 +150,7 @@ class Selection(Section):
         return [name for name in needing if getattr(self, name) is not None]
 
 
-class Workers(Section):
+class ActorResources(Section):
     """How many actors, and what each reserves in Ray."""
 
     workers: PositiveInt | None = None  # by default as many as the cluster has room for
@@ -163,6 +163,6 @@ class Pool(Section):
 
     shard_size: PositiveInt = 32  # images sampled in one batch and committed together
     max_attempts: PositiveInt = 3  # per image, before it is quarantined
-    sampling: Workers = Workers()
-    scoring: Workers = Workers(workers=1, num_cpus=0.0)  # beside as many samplers as there are CPUs
+    sampling: ActorResources = ActorResources()
+    scoring: ActorResources = ActorResources(workers=1, num_cpus=0.0)  # beside as many samplers as there are CPUs
     max_quarantined: Annotated[float, Field(ge=0, le=1)] = 0.05  # share of quarantined images that is an error

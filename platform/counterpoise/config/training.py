@@ -7,13 +7,13 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from counterpoise.config.base import NonNegativeInt, Section, Share
-from counterpoise.config.synthesis import Workers
+from counterpoise.config.synthesis import ActorResources
 
 # These two agree with the selectable metrics of counterpoise.evaluation.catalogue: a test holds them together.
 SelectBy = Literal["worst_group_accuracy", "balanced_accuracy", "class_balanced_accuracy", "accuracy", "last"]
 GROUP_METRICS = ("worst_group_accuracy", "balanced_accuracy")  # to select by these, validation groups must be known
 
-# flip, crop (see counterpoise.training.augmentation), or a transform of torchvision.transforms.v2 and its arguments
+# flip, crop (counterpoise.training.loading.augmentation), or a transform of torchvision.transforms.v2, with arguments
 Transform = Literal["flip", "crop"] | dict[str, dict[str, Any]]
 
 
@@ -241,7 +241,7 @@ class Training(Section):
     precision: Literal["auto", "float32", "bfloat16"] = "auto"  # of forward passes; auto: bfloat16 on a GPU
     compile: bool = False  # torch.compile: a minute at the start of every stage, then faster steps
     num_workers: PositiveInt = 1  # Ray Train workers of one fit
-    resources: Workers = Workers(num_cpus=1.0)  # of each worker; resources.workers: fits at once
+    resources: ActorResources = ActorResources(num_cpus=1.0)  # of each worker; resources.workers: fits at once
     max_failures: NonNegativeInt = 2
 
     @model_validator(mode="before")

@@ -10,8 +10,8 @@ from jaxtyping import Int
 
 from counterpoise import config
 from counterpoise.errors import one_of
-from counterpoise.table import SPLITS, Names
-from counterpoise.view import View
+from counterpoise.storage.schema import SPLITS, LabelSpace
+from counterpoise.storage.view import ImageView
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -61,7 +61,7 @@ class Audit:
         return asdict(self)
 
 
-def audit(view: View, evaluation: config.Evaluation) -> Audit:
+def audit(view: ImageView, evaluation: config.Evaluation) -> Audit:
     """Audits a dataset with all its splits."""
     names = view.names
     splits = {split: view.where(split=split) for split in SPLITS}
@@ -114,7 +114,7 @@ def shots(counts: Int[np.ndarray, " classes"], evaluation: config.Evaluation) ->
 
 
 def _majorities(
-    counts: Int[np.ndarray, "classes groups"], names: Names
+    counts: Int[np.ndarray, "classes groups"], names: LabelSpace
 ) -> tuple[dict[str, str | None], dict[str, float | None]]:
     groups: dict[str, str | None] = {}
     rates: dict[str, float | None] = {}
@@ -126,7 +126,7 @@ def _majorities(
 
 
 def _suggestions(
-    facts: dict[str, Any], counts: dict[str, Int[np.ndarray, "classes groups"]], names: Names
+    facts: dict[str, Any], counts: dict[str, Int[np.ndarray, "classes groups"]], names: LabelSpace
 ) -> list[str]:
     said = []
     if empty := [" × ".join(cell) for cell in facts["empty_cells"]]:

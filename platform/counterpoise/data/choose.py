@@ -16,11 +16,11 @@ from counterpoise import config
 from counterpoise.data.adapters.source import Rows, split_name
 from counterpoise.data.splits import draw_splits, draw_tints
 from counterpoise.errors import DataError, did_you_mean, one_of
-from counterpoise.table import Names
+from counterpoise.storage.schema import LabelSpace
 
 
 @dataclass(frozen=True)
-class Chosen:
+class SelectedRows:
     """The rows to take, in source order, and the rows that cannot be taken.
 
     Attributes:
@@ -32,7 +32,7 @@ class Chosen:
         defects: Source row -> why it is quarantined.
     """
 
-    names: Names
+    names: LabelSpace
     rows: Int[np.ndarray, " n"]
     labels: Int[np.ndarray, " n"]
     groups: Int[np.ndarray, " n"]
@@ -40,7 +40,7 @@ class Chosen:
     defects: dict[int, str]
 
 
-def choose(rows: Rows, data: config.Data) -> Chosen:
+def choose(rows: Rows, data: config.Data) -> SelectedRows:
     """Applies ``rows``, ``classes``, ``groups``, ``splits`` and ``tint`` of the configuration, in that order.
 
     Rows of classes or groups that the configuration does not list are not taken; that is a choice. Rows without a
@@ -70,7 +70,7 @@ def choose(rows: Rows, data: config.Data) -> Chosen:
     parts = draw_splits(labels, codes, given, data.splits, data.seed)
     if data.tint is not None:
         codes = draw_tints(labels, parts, len(groups), data.seed)
-    return Chosen(Names(classes, groups), np.array(sound, dtype=np.int64), labels, codes, parts, defects)
+    return SelectedRows(LabelSpace(classes, groups), np.array(sound, dtype=np.int64), labels, codes, parts, defects)
 
 
 def _slice(size: int, splits: Sequence[str | None] | None, text: str | None) -> list[int]:

@@ -23,15 +23,17 @@ import pyarrow.parquet as pq
 from PIL import Image, ImageOps
 
 from counterpoise import config
+from counterpoise.core.digest import digest
+from counterpoise.core.progress import Progress
 from counterpoise.data import imbalance
 from counterpoise.data.adapters import Picture, Rows, open_source
-from counterpoise.data.choose import Chosen, choose
+from counterpoise.data.choose import SelectedRows, choose
 from counterpoise.data.tint import TINTS, tint
 from counterpoise.errors import DataError, did_you_mean, one_of
-from counterpoise.progress import Progress
-from counterpoise.store import Store
-from counterpoise.table import REAL, decode_image, digest, encode_image, make_table
-from counterpoise.view import View
+from counterpoise.storage.codec import decode_image, encode_image
+from counterpoise.storage.schema import REAL, make_table
+from counterpoise.storage.store import Store
+from counterpoise.storage.view import ImageView
 
 _FORMAT = 1  # raised when the same source would be imported differently
 _ROWS, _BYTES = 1024, 128 << 20  # a row group is full at either
@@ -56,7 +58,7 @@ class Loaded:
         key: The table in the store.
     """
 
-    view: View
+    view: ImageView
     quarantined: int
     reasons: dict[str, int]
     key: str
@@ -76,7 +78,7 @@ def load(data: config.Data, store: Store) -> Loaded:
     key, aside = f"tables/{address}.parquet", f"tables/{address}.quarantine.parquet"
     if not store.exists(key):
         _import(source.rows(), data, store, key, aside)
-    view = View.open(store, [key])
+    view = ImageView.open(store, [key])
     with store.open(aside) as file:
         defects = pq.read_table(file)
     reasons = defects["reason"].to_pylist()
@@ -127,7 +129,7 @@ def _import(rows: Rows, data: config.Data, store: Store, key: str, aside: str) -
 
 
 def _good(
-    rows: Rows, chosen: Chosen, data: config.Data, defects: list[Defect], progress: Progress
+    rows: Rows, chosen: SelectedRows, data: config.Data, defects: list[Defect], progress: Progress
 ) -> Iterator[tuple[int, bytes]]:
     """(position among the chosen rows, encoded image) of what can be read; the rest is added to ``defects``."""
     total = len(chosen.rows) + len(chosen.defects)
@@ -146,7 +148,7 @@ def _check_defects(rows: Rows, data: config.Data, total: int, defects: list[Defe
         _check_share(data, total, [rows.ids[row] for row, _, _ in defects], [reason for _, reason, _ in defects])
 
 
-def _write(path: Path, images: Iterator[tuple[int, bytes]], rows: Rows, chosen: Chosen) -> None:
+def _write(path: Path, images: Iterator[tuple[int, bytes]], rows: Rows, chosen: SelectedRows) -> None:
     """Streams images into a Parquet file; at no time is there more than a row group in memory."""
     schema = REAL.with_metadata(chosen.names.to_metadata())
     plain = {name: "none" if name == "image" else "zstd" for name in REAL.names}
@@ -165,7 +167,7 @@ def _write(path: Path, images: Iterator[tuple[int, bytes]], rows: Rows, chosen: 
             writer.write_table(_table(held, rows, chosen))
 
 
-def _table(held: list[tuple[int, bytes]], rows: Rows, chosen: Chosen) -> pa.Table:
+def _table(held: list[tuple[int, bytes]], rows: Rows, chosen: SelectedRows) -> pa.Table:
     positions = np.array([position for position, _ in held], dtype=np.int64)
     columns = {
         "id": [rows.ids[row] for row in chosen.rows[positions]],
@@ -194,7 +196,7 @@ def _write_quarantine(path: Path, rows: Rows, defects: list[Defect]) -> None:
 # -- images ------------------------------------------------------------------------------------------------------------
 
 
-def _images(rows: Rows, chosen: Chosen, data: config.Data) -> Iterator[tuple[int, bytes | OSError]]:
+def _images(rows: Rows, chosen: SelectedRows, data: config.Data) -> Iterator[tuple[int, bytes | OSError]]:
     """(position among the chosen rows, encoded image or why there is none), in order."""
     wanted = np.zeros(len(rows.ids), dtype=bool)
     wanted[chosen.rows] = True
@@ -216,7 +218,7 @@ def _images(rows: Rows, chosen: Chosen, data: config.Data) -> Iterator[tuple[int
 
 
 def encoded(picture: Picture) -> bytes:
-    """An image file that :func:`counterpoise.table.decode_image` reads.
+    """An image file that :func:`counterpoise.storage.codec.decode_image` reads.
 
     JPEG, PNG and WebP files are kept byte for byte. Other formats, pixels, images that a camera marked as rotated, and
     16-bit grey become PNG.

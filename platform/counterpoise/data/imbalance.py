@@ -16,7 +16,7 @@ from jaxtyping import Int, Shaped
 
 from counterpoise import config
 from counterpoise.errors import DataError, did_you_mean, one_of
-from counterpoise.table import Names, cell_counts
+from counterpoise.storage.schema import LabelSpace, cell_counts
 
 LEAST = 10
 _KEY = "data.imbalance"
@@ -28,7 +28,7 @@ def keep(
     labels: Int[np.ndarray, " n"],
     groups: Int[np.ndarray, " n"],
     splits: Shaped[np.ndarray, " n"],
-    names: Names,
+    names: LabelSpace,
     seed: int,
 ) -> Int[np.ndarray, " m"]:
     """The rows that remain under a rule, in their order.
@@ -71,7 +71,7 @@ def _quotas(
     available: dict[str, Int[np.ndarray, "classes groups"]],
     labels: Int[np.ndarray, " n"],
     splits: Shaped[np.ndarray, " n"],
-    names: Names,
+    names: LabelSpace,
 ) -> dict[str, Quotas]:
     totals = {part: np.bincount(labels[splits == part], minlength=len(names.classes)) for part in available}
     if isinstance(rule, config.Biased):
@@ -100,7 +100,7 @@ def minority_size(majority: int, rate: float) -> int:
     return math.ceil(majority * (1 - share) / share)
 
 
-def biased(available: Int[np.ndarray, "classes groups"], rule: config.Biased, names: Names) -> Quotas:
+def biased(available: Int[np.ndarray, "classes groups"], rule: config.Biased, names: LabelSpace) -> Quotas:
     """Training rows of each cell: the majority's, and FFR's minority share divided over the class's other groups.
 
     Args:
@@ -135,7 +135,7 @@ def biased(available: Int[np.ndarray, "classes groups"], rule: config.Biased, na
     return quotas
 
 
-def _biased_validation(available: Int[np.ndarray, "classes groups"], rule: config.Biased, names: Names) -> Quotas:
+def _biased_validation(available: Int[np.ndarray, "classes groups"], rule: config.Biased, names: LabelSpace) -> Quotas:
     wanted = (
         _cells(int(available[label, majority]), majority, rule.rate, len(names.groups), LEAST)
         for label, majority in enumerate(_majorities(rule, names))
@@ -154,7 +154,13 @@ def _cells(size: int, majority: int, rate: float, groups: int, least: int) -> li
 
 
 def _too_mild(
-    available: Int[np.ndarray, " groups"], majority: int, rate: float, label: int, group: int, count: int, names: Names
+    available: Int[np.ndarray, " groups"],
+    majority: int,
+    rate: float,
+    label: int,
+    group: int,
+    count: int,
+    names: LabelSpace,
 ) -> DataError:
     have, others = int(available[group]), len(available) - 1
     largest = int(Fraction(str(rate)) / (1 - Fraction(str(rate))) * have * others)
@@ -169,7 +175,7 @@ def _too_mild(
     )
 
 
-def _majorities(rule: config.Biased, names: Names) -> list[int]:
+def _majorities(rule: config.Biased, names: LabelSpace) -> list[int]:
     if len(names.groups) < 2:
         found = f"{len(names.groups)} groups"
         remedy = "name a group column (or data.tint), or use data.imbalance.kind=long_tailed"
@@ -187,7 +193,7 @@ def _majorities(rule: config.Biased, names: Names) -> list[int]:
 # -- long-tailed -------------------------------------------------------------------------------------------------------
 
 
-def long_tailed(available: Int[np.ndarray, " classes"], rule: config.LongTailed, names: Names) -> list[int]:
+def long_tailed(available: Int[np.ndarray, " classes"], rule: config.LongTailed, names: LabelSpace) -> list[int]:
     """Training rows of each class: n_i = ⌊n_max · factor^(-i / (C - 1))⌋, as in CIFAR-LT.
 
     The rule is Cui et al.'s (CVPR 2019), and that of SYNAuG's experiments.
@@ -230,7 +236,7 @@ def custom(
     rule: config.Counts,
     totals: Int[np.ndarray, " classes"],
     available: Int[np.ndarray, "classes groups"],
-    names: Names,
+    names: LabelSpace,
 ) -> Quotas:
     """Training rows as the user counts them. Classes and groups that are not named keep all rows.
 

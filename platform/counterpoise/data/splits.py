@@ -7,7 +7,7 @@ from jaxtyping import Int, Shaped
 
 from counterpoise import config
 from counterpoise.errors import DataError, one_of
-from counterpoise.table import SPLITS
+from counterpoise.storage.schema import SPLITS
 
 _SPLIT_STREAM, _TINT_STREAM = 1, 2
 _VALIDATION = 0.1  # of the training rows, if the dataset has no validation split and `data.splits` does not say

@@ -45,7 +45,7 @@ from counterpoise.evaluation.catalogue import (
     OVERALL,
     WORST_GROUP,
 )
-from counterpoise.table import Names
+from counterpoise.storage.schema import LabelSpace
 
 Values = dict[str, np.ndarray]
 
@@ -54,7 +54,7 @@ def confusion_counts(
     labels: Int[np.ndarray, " n"],
     groups: Int[np.ndarray, " n"],
     predicted: Int[np.ndarray, " n"],
-    names: Names,
+    names: LabelSpace,
 ) -> Int[np.ndarray, "groups_and_unknown classes classes"]:
     """Images by (group, class, predicted class). The last group holds the images whose group is unknown (-1)."""
     classes, known = names.shape

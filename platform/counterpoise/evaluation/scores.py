@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from counterpoise import config
 from counterpoise.evaluation.intervals import percentile_interval, resampled_confusions, t_interval
 from counterpoise.evaluation.metrics import all_metrics, cell_accuracies, confusion_counts
-from counterpoise.table import Names
+from counterpoise.storage.schema import LabelSpace
 
 Interval = tuple[float, float]
 
@@ -39,7 +39,7 @@ def evaluate(
     labels: Int[np.ndarray, " n"],
     groups: Int[np.ndarray, " n"],
     probabilities: Float[np.ndarray, "n classes"],
-    names: Names,
+    names: LabelSpace,
     train_counts: Int[np.ndarray, "classes groups"],
     settings: config.Evaluation,
     seed: int = 0,
@@ -91,7 +91,7 @@ def _bootstrap(
     return intervals, percentile_interval(np.concatenate(cells), settings.confidence)
 
 
-def _notes(counts: np.ndarray, unknown: int, names: Names) -> list[str]:
+def _notes(counts: np.ndarray, unknown: int, names: LabelSpace) -> list[str]:
     empty = [names.cell(int(label), int(group)) for label, group in np.argwhere(counts == 0)]
     notes = []
     if empty:

@@ -11,7 +11,7 @@ import yaml
 
 from counterpoise import __version__
 from counterpoise.export.content import Content
-from counterpoise.table import Names
+from counterpoise.storage.schema import LabelSpace
 
 _PROMPTS = 60  # listed at most; all are in the rows
 _SIZES = {1e3: "n<1K", 1e4: "1K<n<10K", 1e5: "10K<n<100K", 1e6: "100K<n<1M", 1e7: "1M<n<10M"}
@@ -83,7 +83,7 @@ def _images(content: Content) -> str:
     return "\n\n".join([f"{said}.", *parts]) + overlap
 
 
-def _cells(grid: np.ndarray, names: Names) -> str:
+def _cells(grid: np.ndarray, names: LabelSpace) -> str:
     rows = [[name, *(f"{count:,}" for count in grid[code])] for code, name in enumerate(names.classes)]
     return _table(["class", *names.groups], rows)
 
@@ -117,7 +117,7 @@ def _columns(content: Content) -> str:
     )
 
 
-def _loading(names: Names, form: str) -> str:
+def _loading(names: LabelSpace, form: str) -> str:
     """Snippets: for Python, and as the `data` section of an experiment where there is an adapter."""
     columns = {name: name for name in ("label", *(("group",) if names.groups else ()), "split", "id")}
     folders = "/".join(["{split}", "{label}", *(["{group}"] if names.groups else [])])

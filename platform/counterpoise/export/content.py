@@ -11,9 +11,9 @@ import pyarrow as pa
 
 from counterpoise.config import Experiment
 from counterpoise.errors import ConfigError, PlanError, did_you_mean, one_of
-from counterpoise.experiment import Job
-from counterpoise.synthesis.pool import Pool
-from counterpoise.view import View
+from counterpoise.storage.view import ImageView
+from counterpoise.synthesis.pool.pool import Pool
+from counterpoise.workflow.run import Run
 
 _INTERNAL = ("key", "row", "defect")  # where an image lies; and defects, which no view holds
 _FIRST = ("id", "label", "group", "split", "source", "plans")  # of a row; what else there is comes after
@@ -33,8 +33,8 @@ class Content:
 
     experiment: Experiment
     pool: Pool
-    plans: dict[str, View]
-    view: View
+    plans: dict[str, ImageView]
+    view: ImageView
 
     def __len__(self) -> int:
         return len(self.view)
@@ -57,7 +57,7 @@ class Content:
             yield {name: _finite(row[name]) for name in columns}, image
 
 
-def content(job: Job, plans: Sequence[str], with_real: bool) -> Content:
+def content(job: Run, plans: Sequence[str], with_real: bool) -> Content:
     """The views of the job's one method with plans, sampled as needed.
 
     Args:
@@ -89,7 +89,7 @@ def content(job: Job, plans: Sequence[str], with_real: bool) -> Content:
     return Content(experiment, pool, views, view + job.train_view if with_real else view)
 
 
-def _the_method(job: Job) -> Experiment:
+def _the_method(job: Run) -> Experiment:
     found = {experiment.method: experiment for experiment in job.experiments if experiment.plans}
     if len(found) == 1:
         return next(iter(found.values()))
@@ -101,7 +101,7 @@ def _the_method(job: Job) -> Experiment:
     raise ConfigError("several methods have plans", where="--method", found=one_of(found), remedy=remedy)
 
 
-def together(views: Mapping[str, View]) -> View:
+def together(views: Mapping[str, ImageView]) -> ImageView:
     """Every image of the views once, by cell and index, with the names of the views that have it as ``plans``."""
     takers: dict[tuple[str, int], list[str]] = {}
     firsts = []
@@ -117,7 +117,7 @@ def together(views: Mapping[str, View]) -> View:
     if "index" in index.column_names:  # an empty view has no columns but those of real images
         index = index.sort_by([(name, "ascending") for name in ("label", "group", "index")])
     some = next(iter(views.values()))
-    return View(some.store, some.names, index)
+    return ImageView(some.store, some.names, index)
 
 
 def files_needed(count: int, per_file: int) -> int:

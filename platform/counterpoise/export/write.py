@@ -10,16 +10,16 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from counterpoise.core.progress import Progress
 from counterpoise.errors import ConfigError
-from counterpoise.experiment import Job
 from counterpoise.export.card import card
 from counterpoise.export.content import Content, content
 from counterpoise.export.formats import FORMATS, Row, check
-from counterpoise.progress import Progress
+from counterpoise.workflow.run import Run
 
 
 def export(
-    job: Job, form: str, out: Path, plans: Sequence[str] = (), with_real: bool = False, per_file: int = 1000
+    job: Run, form: str, out: Path, plans: Sequence[str] = (), with_real: bool = False, per_file: int = 1000
 ) -> dict[str, Any]:
     """Writes a method's views into a new folder, with a card.
 

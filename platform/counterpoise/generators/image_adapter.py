@@ -24,10 +24,10 @@ from torch import Tensor
 from transformers import CLIPVisionModelWithProjection
 
 from counterpoise import config
+from counterpoise.core.model_source import is_folder, locate
 from counterpoise.errors import ModelError
 from counterpoise.generators.image_variation import drop_out
 from counterpoise.generators.text_to_image import TextToImage, first_line
-from counterpoise.locate import is_folder, locate
 
 _WHERE = "generator.condition.adapter"
 

@@ -16,9 +16,9 @@ from jaxtyping import Float, UInt8
 from transformers.utils import logging as transformers_logging
 
 from counterpoise import config
+from counterpoise.core.model_source import is_folder, locate
 from counterpoise.errors import ConfigError, ModelError, did_you_mean, one_of
 from counterpoise.generators.guidance import Guide, denoiser_of, guided
-from counterpoise.locate import is_folder, locate
 
 _UNIFORM = 1 / 255  # standard deviation over an image's pixels, in every channel, below which there is no picture
 

@@ -24,7 +24,7 @@ OPEN_CELLS, MOST_CELLS = 16, 64  # whose samples are shown at once, and on deman
 
 
 @dataclass(frozen=True)
-class Plan:
+class PlanTable:
     """A plan for synthetic images.
 
     Attributes:
@@ -50,7 +50,7 @@ class CellPrompts:
 
 
 @dataclass(frozen=True)
-class Prompts:
+class PromptTable:
     """A prompt set.
 
     Attributes:
@@ -90,7 +90,7 @@ class CellSamples:
 
 
 @dataclass(frozen=True)
-class Filtered:
+class FilterExamples:
     """What a filter kept out: how many images, and some of them with the reason."""
 
     name: str
@@ -241,11 +241,11 @@ class Report(Results):
 
     dataset: str
     audit: Mapping[str, Any]
-    plans: list[Plan] = field(default_factory=list)
-    prompts: list[Prompts] = field(default_factory=list)
+    plans: list[PlanTable] = field(default_factory=list)
+    prompts: list[PromptTable] = field(default_factory=list)
     synthesis: Mapping[str, Any] | None = None
     realism: Sequence[Mapping[str, Any]] = ()
-    filtered: list[Filtered] = field(default_factory=list)
+    filtered: list[FilterExamples] = field(default_factory=list)
     samples: list[CellSamples] = field(default_factory=list)
     seconds: Mapping[str, int | float] = field(default_factory=dict)
 
@@ -264,7 +264,7 @@ class Report(Results):
         few = len(self.samples) <= OPEN_CELLS
         return self.samples if few else sorted(self.samples, key=self.real_images)[:MOST_CELLS]
 
-    def trained_on(self, plan: Plan) -> Grid:
+    def trained_on(self, plan: PlanTable) -> Grid:
         """Real and synthetic images together."""
         return add(self.audit["counts"], plan.chosen)
 

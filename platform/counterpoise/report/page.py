@@ -18,7 +18,7 @@ from PIL import Image
 from counterpoise.evaluation import catalogue
 from counterpoise.evaluation.catalogue import COSTS, PRIMARY
 from counterpoise.report import content, figures
-from counterpoise.report.content import Grid, Plan, Report, Results
+from counterpoise.report.content import Grid, PlanTable, Report, Results
 from counterpoise.report.leaderboard import REGIMES, Leaderboard
 from counterpoise.report.verdict import standings, verdict
 
@@ -208,13 +208,13 @@ def _metric_columns(report: Results) -> list[tuple[str, str | None]]:
     return columns
 
 
-def _distinct(plans: Sequence[Plan]) -> list[Plan]:
+def _distinct(plans: Sequence[PlanTable]) -> list[PlanTable]:
     """Plans that gave the same images to each cell are shown once, for all their methods."""
-    merged: dict[str, Plan] = {}
+    merged: dict[str, PlanTable] = {}
     for plan in plans:
         same = merged.get(repr((plan.wanted, plan.chosen)))
         methods = [*(same.methods if same else []), *plan.methods]
-        merged[repr((plan.wanted, plan.chosen))] = Plan(
+        merged[repr((plan.wanted, plan.chosen))] = PlanTable(
             same.name if same else plan.name, list(dict.fromkeys(methods)), plan.wanted, plan.chosen
         )
     return list(merged.values())

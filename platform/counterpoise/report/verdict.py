@@ -19,7 +19,7 @@ Against = Mapping[str, Difference]
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Conclusion:
     """One sentence, and those that it rests on. ``tone`` is good, open (nothing shown) or bad."""
 
     tone: Literal["good", "open", "bad"]
@@ -45,27 +45,29 @@ def standings(results: Results) -> tuple[Against, Against]:
     )
 
 
-def verdict(results: Results) -> Verdict:
+def verdict(results: Results) -> Conclusion:
     """Whether the synthetic images helped, by the metric that judges."""
     if not results.rows:
-        return Verdict("open", "Nothing has been trained yet.", [])
+        return Conclusion("open", "Nothing has been trained yet.", [])
     said = _verdict(results)
     return replace(said, lines=[*said.lines, *_stand_in(results)])
 
 
-def _verdict(results: Results) -> Verdict:
+def _verdict(results: Results) -> Conclusion:
     base, control = results.baseline, results.control
     measured = [method for method in results.synthetic_methods if _value(results, method) is not None]
     to_base, to_control = standings(results)
     if not results.synthetic_methods:
-        return Verdict("open", "No synthetic images were used.", _groups(to_base, base))
+        return Conclusion("open", "No synthetic images were used.", _groups(to_base, base))
     if not measured:
         headline = f"Nothing shows whether synthetic images help: {_metric(results)} is not defined here."
-        return Verdict("open", headline, _groups(to_base, base))
+        return Conclusion("open", headline, _groups(to_base, base))
     best = _best(results, measured)
     if base is None or _value(results, base) is None:
         line = f"Best is {best} with {_shown(results, best)} {_metric(results)}; add a method without synthetic images."
-        return Verdict("open", "There is no real-only baseline: nothing shows whether synthetic images help.", [line])
+        return Conclusion(
+            "open", "There is no real-only baseline: nothing shows whether synthetic images help.", [line]
+        )
     if results.seeds < 2:
         return _one_seed(results, base, best)
     rival = _best(results, [m for m in results.methods if m not in measured and _value(results, m) is not None])
@@ -74,27 +76,27 @@ def _verdict(results: Results) -> Verdict:
     best = _named(results, measured, to_base, to_rival)
     lines = [] if rival == base else [_rival(results, rival, best, to_rival.get(best))]
     lines += [*_groups(to_base, base), *_groups(to_control, control), *_price(results, base, best), _how(results)]
-    return Verdict(said.tone, said.headline, lines)
+    return Conclusion(said.tone, said.headline, lines)
 
 
-def _judged(results: Results, measured: Sequence[str], rival: str, to_base: Against, to_rival: Against) -> Verdict:
+def _judged(results: Results, measured: Sequence[str], rival: str, to_base: Against, to_rival: Against) -> Conclusion:
     """Tone and headline."""
     base, best = str(results.baseline), _named(results, measured, to_base, to_rival)
     metric, value = _metric(results), _shown(results, best)
     change = f"with {best}, {metric} goes from {_shown(results, base)} to {value}"
     if _helped(best, to_base, to_rival):
-        return Verdict("good", f"Synthetic images helped: {change}.", [])
+        return Conclusion("good", f"Synthetic images helped: {change}.", [])
     if all(_is(to_rival, method, "worse") for method in measured):
         if rival == base:
-            return Verdict("bad", f"Synthetic images made it worse: {change}.", [])
+            return Conclusion("bad", f"Synthetic images made it worse: {change}.", [])
         headline = f"Synthetic images did not help: without them, {rival} has {_shown(results, rival)} {metric}, "
-        return Verdict("bad", f"{headline}{best} {value}.", [])
+        return Conclusion("bad", f"{headline}{best} {value}.", [])
     if rival != base and any(_is(to_base, method, "better") for method in measured):
         headline = (
             f"Synthetic images are not shown to help: without them, {rival} has {_shown(results, rival)} {metric}."
         )
-        return Verdict("open", headline, [])
-    return Verdict("open", "Synthetic images are not shown to help.", [])
+        return Conclusion("open", headline, [])
+    return Conclusion("open", "Synthetic images are not shown to help.", [])
 
 
 def _named(results: Results, measured: Sequence[str], to_base: Against, to_rival: Against) -> str:
@@ -110,7 +112,7 @@ def _is(found: Against, method: str, outcome: str) -> bool:
     return method in found and found[method].outcome == outcome
 
 
-def _one_seed(results: Results, base: str, best: str) -> Verdict:
+def _one_seed(results: Results, base: str, best: str) -> Conclusion:
     lines = [
         f"In this run {_metric(results)} is {_shown(results, base)} with {base} and {_shown(results, best)} with "
         f"{best} ({_points(_mean(results, best) - _mean(results, base))}). Another seed may turn that round: run five."
@@ -121,7 +123,7 @@ def _one_seed(results: Results, base: str, best: str) -> Verdict:
     if others:
         other = _best(results, others)
         lines.append(f"Without synthetic images, {other} reaches {_shown(results, other)}.")
-    return Verdict("open", "One seed cannot show whether synthetic images help.", lines)
+    return Conclusion("open", "One seed cannot show whether synthetic images help.", lines)
 
 
 def _rival(results: Results, rival: str, best: str, found: Difference | None) -> str:

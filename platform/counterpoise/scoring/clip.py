@@ -17,8 +17,8 @@ from PIL import Image
 from safetensors import SafetensorError
 
 from counterpoise import config
+from counterpoise.core.model_source import is_folder, locate
 from counterpoise.errors import ModelError
-from counterpoise.locate import is_folder, locate
 
 
 class Clip:

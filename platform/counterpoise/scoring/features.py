@@ -18,9 +18,9 @@ from jaxtyping import Float, UInt8
 from torchvision.models import Inception_V3_Weights, inception_v3
 
 from counterpoise import config
+from counterpoise.core.progress import Progress
 from counterpoise.errors import ModelError
-from counterpoise.progress import Progress
-from counterpoise.view import View
+from counterpoise.storage.view import ImageView
 
 Images = Sequence[UInt8[np.ndarray, "height width 3"]]
 _BATCH = 64
@@ -47,7 +47,7 @@ class Extractor:
 
 
 def bilinear(size: int) -> str:
-    """The name of the resizer of :func:`counterpoise.table.decode_image`."""
+    """The name of the resizer of :func:`counterpoise.storage.codec.decode_image`."""
     return f"bilinear antialias {size}"
 
 
@@ -111,7 +111,7 @@ def _inception_path() -> Path:
     return Path(torch.hub.get_dir(), "checkpoints", Path(urlsplit(_WEIGHTS.url).path).name)
 
 
-def features(view: View, extractor: Extractor, progress: Progress | None = None) -> Float[np.ndarray, "n d"]:
+def features(view: ImageView, extractor: Extractor, progress: Progress | None = None) -> Float[np.ndarray, "n d"]:
     """Features of the view's images, in its order. Images are streamed; no more than some hundred are in memory.
 
     Args:
@@ -135,7 +135,7 @@ def features(view: View, extractor: Extractor, progress: Progress | None = None)
     return found
 
 
-def stored(view: View, progress: Progress | None = None) -> Float[np.ndarray, "n d"] | None:
+def stored(view: ImageView, progress: Progress | None = None) -> Float[np.ndarray, "n d"] | None:
     """The scorer's vectors that came with synthetic images, in the view's order; None unless each image has one.
 
     They are :func:`clip`'s features of the images, but for float16's rounding, without reading any pixels.

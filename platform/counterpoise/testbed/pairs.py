@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
+from counterpoise.data.procedural import world
 from counterpoise.data.tint import TINTS, tint
-from counterpoise.testbed import world
 
 CLASSES: tuple[str, ...] = (
     *("t-shirt", "trouser", "pullover", "dress", "coat"),
@@ -84,7 +84,7 @@ class Pair(ABC):
 
 class Shapes(Pair):
     name = "shapes"
-    data = 'the "web" rendering of counterpoise.testbed.world (procedural, drawn on the fly)'
+    data = 'the "web" rendering of counterpoise.data.procedural.world (procedural, drawn on the fly)'
     factors = world.FACTORS
     full = world.FULL_TEMPLATES
     partial = world.PARTIAL_TEMPLATES

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from counterpoise.config import Training
 from counterpoise.errors import ConfigError, ModelError, did_you_mean, one_of
-from counterpoise.store import Store, read
+from counterpoise.storage.store import Store, read
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 COSINE_SCALE = 64.0  # the s of Deng et al. 2019 and Kim et al. 2022

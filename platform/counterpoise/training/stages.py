@@ -17,19 +17,22 @@ import torch
 from jaxtyping import Float
 
 from counterpoise import config
+from counterpoise.core.digest import digest
+from counterpoise.core.model_source import hash_of_file
 from counterpoise.errors import ModelError, PlanError
-from counterpoise.locate import hash_of_file
-from counterpoise.store import Store, open_store, read
-from counterpoise.table import Names, digest
-from counterpoise.training import loop
-from counterpoise.training.checks import check_stage
-from counterpoise.training.fit import Fit, OnEpoch
-from counterpoise.training.gradients import Gradients
-from counterpoise.training.images import epochs_of
+from counterpoise.storage.schema import LabelSpace
+from counterpoise.storage.store import Store, read
+from counterpoise.storage.uri import open_store
+from counterpoise.storage.view import ImageView
+from counterpoise.training.engine import loop
+from counterpoise.training.engine.fit import fit
+from counterpoise.training.engine.process_group import Worker
+from counterpoise.training.engine.task import Fit, OnEpoch
+from counterpoise.training.loading.pixel_cache import PixelCache
+from counterpoise.training.loading.stage_dataset import epochs_of
 from counterpoise.training.models import Classifier, build_model, load_weights, weights_name, with_normalized_head
-from counterpoise.training.pixels import Pixels
-from counterpoise.training.workers import Worker
-from counterpoise.view import View
+from counterpoise.training.parameters.view_gradients import Gradients
+from counterpoise.training.stage_checks import check_stage
 
 FORMAT = 2  # of stored stages and of the training behind them: raise it when the same config trains differently
 
@@ -37,6 +40,25 @@ FORMAT = 2  # of stored stages and of the training behind them: raise it when th
 _DECISIVE = {"backbone", "head", "pretrained", "image_size", "batch_size", "precision"}
 # What of a stage is said elsewhere in its address, or decides nothing.
 _ELSEWHERE = {"name", "data", "start", "reference", "epochs", "steps", "optimizer", "augmentation", "select_by"}
+
+
+class StageFit(Fit):
+    """A fit that runs itself: a node of the graph of stages."""
+
+    def run(self, on_epoch: OnEpoch | None = None) -> None:
+        """Fits the stage, unless the store has it: here, or in as many Ray Train workers as the section says."""
+        if self.done():
+            return
+        if self.stage.dfr:
+            from counterpoise.training.engine.head_refit import refit  # scikit-learn takes a second to import
+
+            refit(self, Worker())
+        elif self.training.num_workers == 1:
+            fit(self, Worker(), on_epoch)
+        else:
+            from counterpoise.training.engine.distributed import fit_with_ray  # Ray Train takes seconds to import
+
+            fit_with_ray(self, on_epoch)
 
 
 @dataclass(frozen=True)
@@ -66,8 +88,8 @@ class Fitted:
 
 def run(
     experiment: config.Experiment,
-    views: Mapping[str, View],
-    validation: View,
+    views: Mapping[str, ImageView],
+    validation: ImageView,
     on_epoch: OnEpoch | None = None,
 ) -> list[Fitted]:
     """Fits the experiment's stages in order; what the store holds is not fitted again.
@@ -112,19 +134,19 @@ def fitted(task: Fit, reused: bool) -> Fitted:
     )
 
 
-def digests(experiment: config.Experiment, views: Mapping[str, View], validation: View) -> list[str]:
+def digests(experiment: config.Experiment, views: Mapping[str, ImageView], validation: ImageView) -> list[str]:
     """The addresses of what :func:`run` would return, without fitting anything."""
     return [task.digest for task in tasks(experiment, views, validation)]
 
 
-def predict(experiment: config.Experiment, fitted: Fitted, view: View) -> Float[np.ndarray, "n classes"]:
+def predict(experiment: config.Experiment, fitted: Fitted, view: ImageView) -> Float[np.ndarray, "n classes"]:
     """Class probabilities of the view's images, in its order."""
     worker = Worker()
     model = load(experiment, fitted, view.names).to(worker.device)
-    return loop.predict(model, Pixels([view], experiment.training.image_size), experiment.training, worker)
+    return loop.predict(model, PixelCache([view], experiment.training.image_size), experiment.training, worker)
 
 
-def load(experiment: config.Experiment, fitted: Fitted, names: Names) -> Classifier:
+def load(experiment: config.Experiment, fitted: Fitted, names: LabelSpace) -> Classifier:
     """The fitted classifier, on the CPU and in evaluation mode; takes uint8 images (n, 3, height, width)."""
     fresh = experiment.training.model_copy(update={"pretrained": False})
     model = build_model(fresh, len(names.classes), seed=0)
@@ -135,9 +157,9 @@ def load(experiment: config.Experiment, fitted: Fitted, names: Names) -> Classif
     return model.eval()
 
 
-def tasks(experiment: config.Experiment, views: Mapping[str, View], validation: View) -> list[Fit]:
+def tasks(experiment: config.Experiment, views: Mapping[str, ImageView], validation: ImageView) -> list[StageFit]:
     """The fits that :func:`run` stands for, each with its address. Raises what it raises, before anything is fitted."""
-    store, tasks = open_store(experiment.store), dict[str, Fit]()
+    store, tasks = open_store(experiment.store), dict[str, StageFit]()
     views = {**views, "validation": validation}
     for number, stage in enumerate(experiment.stages):
         images = [views[name] for name in stage.data if len(views[name])]
@@ -150,13 +172,13 @@ def _task(
     experiment: config.Experiment,
     stage: config.Stage,
     where: str,
-    images: list[View],
-    views: Mapping[str, View],
-    earlier: dict[str, Fit],
+    images: list[ImageView],
+    views: Mapping[str, ImageView],
+    earlier: dict[str, StageFit],
     store: Store,
-) -> Fit:
+) -> StageFit:
     training, validation = experiment.training, views["validation"]
-    recipe = loop.Recipe(
+    recipe = loop.StageRecipe(
         stage=stage,
         training=training,
         optimizer=stage.optimizer or training.optimizer,
@@ -186,7 +208,7 @@ def _task(
         "gradients": gradients.digest if gradients else None,
         "steps": None if stage.dfr else steps,
     }
-    return Fit(
+    return StageFit(
         recipe=recipe,
         views=images,
         validation=validation,
@@ -202,8 +224,8 @@ def _task(
 
 
 def _start(
-    stage: config.Stage, where: str, training: config.Training, earlier: dict[str, Fit], store: Store
-) -> tuple[str | None, Fit | None, str | None]:
+    stage: config.Stage, where: str, training: config.Training, earlier: dict[str, StageFit], store: Store
+) -> tuple[str | None, StageFit | None, str | None]:
     """Where a stage's first weights are: their key in the store, the fit that makes them, and their address."""
     name = stage.start or next(reversed(earlier), "scratch")
     if name == "scratch":
@@ -222,12 +244,12 @@ def _start(
 
 
 def _gradients(
-    recipe: loop.Recipe,
+    recipe: loop.StageRecipe,
     where: str,
-    views: Mapping[str, View],
+    views: Mapping[str, ImageView],
     seed: int,
     start: str | None,
-    before: Fit | None,
+    before: StageFit | None,
     store: Store,
     shared: dict[str, Any],
 ) -> Gradients | None:

@@ -11,8 +11,8 @@ from PIL import Image
 
 from counterpoise import config
 from counterpoise.data.adapters.source import Picture, Rows, Source
+from counterpoise.data.procedural import world
 from counterpoise.errors import DataError
-from counterpoise.testbed import world
 
 _STRIDE = 1_000_000  # images per cell: an image keeps its address when per_cell grows
 _BATCH = 256

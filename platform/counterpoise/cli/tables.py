@@ -1,0 +1,222 @@
+"""What the commands print for people: tables of rich."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from counterpoise.data.audit import Audit, render
+from counterpoise.evaluation.catalogue import IN_SHORT, metric
+from counterpoise.storage.schema import LabelSpace
+
+_STATES = {"ok": "green", "warn": "yellow", "fail": "bold red"}
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="left" if number == 0 else "right")
+    return table
+
+
+def counts(title: str, grid: Sequence[Sequence[int]], names: LabelSpace) -> Table:
+    """A class × group grid of counts; empty cells stand out."""
+    table = _table(title, "class", *(names.groups or ("images",)), *(("all",) if names.groups else ()))
+    for name, row in zip(names.classes, grid, strict=True):
+        cells = [Text(f"{count:,}", style="bold red" if count == 0 else "") for count in row]
+        table.add_row(name, *cells, *((f"{sum(row):,}",) if names.groups else ()))
+    return table
+
+
+def audit(found: Audit) -> Iterator[RenderableType]:
+    yield render(found)
+    factor, v = _number(found.imbalance_factor), _number(found.cramers_v)
+    yield f"imbalance factor {factor}" + (f" · Cramér's V {v} (1: the group tells the class)" if found.groups else "")
+    yield from (f"• {suggestion}" for suggestion in found.suggestions)
+
+
+def plan(planned: Mapping[str, Any], names: LabelSpace) -> Iterator[RenderableType]:
+    if not planned["wanted"]:
+        yield "No synthetic images are planned: the method trains on real images only."
+    for key, grid in planned["wanted"].items():
+        yield counts(f"{key}: synthetic images wanted", grid, names)
+        yield ""
+    sets = {prompts["digest"]: prompts for prompts in planned["prompts"].values()}
+    for digest, prompts in sets.items():
+        yield f"{sum(map(sum, prompts['counts'])):,} prompts from {prompts['origin']} ({digest})"
+    seconds = planned["seconds"]
+    time = (
+        "not known before the first shard"
+        if seconds is None
+        else f"about {_duration(seconds)} at the last measured rate"
+    )
+    yield f"{planned['held']:,} held in the pool, {planned['to_sample']:,} to sample: {time}"
+
+
+def synthesis(done: Mapping[str, Any]) -> Iterator[RenderableType]:
+    yield (
+        f"{done['images']:,} images chosen: {done['sampled']:,} sampled now, {done['reused']:,} reused, "
+        f"{done['quarantined']:,} quarantined; {done['shards']:,} shards, {_number(done['images_per_second'])} images/s"
+    )
+    if done["rejected"]:
+        yield "rejected: " + ", ".join(f"{count:,} by {name}" for name, count in done["rejected"].items())
+    if done["purity"] is not None:
+        yield f"purity: CLIP puts {_percent(done['purity'])} % of the images into the cell they were asked for"
+    for short in done["short_cells"]:
+        yield Text(f"short: {short['cell']} has {short['got']:,} of {short['wanted']:,}", style="yellow")
+
+
+def rows(scored: Mapping[str, Any]) -> Iterator[RenderableType]:
+    table = _table("", "method", "seed", *(name.replace("_", " ") for name in IN_SHORT))
+    for row in scored["rows"]:
+        table.add_row(row["method"], str(row["seed"]), *(_percent(row["metrics"].get(name)) for name in IN_SHORT))
+    yield table
+    yield stages(scored["stages"])
+
+
+def stages(counted: Mapping[str, int]) -> str:
+    return f"{counted['fitted']:,} stages trained now, {counted['found']:,} found in the store"
+
+
+def comparison(summary: Mapping[str, Mapping[str, Sequence[float | None]]], confidence: float) -> Table:
+    """Method × metric: mean over seeds and its interval."""
+    title = f"mean over seeds [{confidence:.0%} t-interval]"
+    table = _table(title, "method", *(name.replace("_", " ") for name in IN_SHORT))
+    for method, metrics in summary.items():
+        table.add_row(method, *(_interval(metrics.get(name, (None, None, None))) for name in IN_SHORT))
+    return table
+
+
+def run(done: Mapping[str, Any]) -> Iterator[RenderableType]:
+    yield from synthesis(done["synthesize"])
+    yield stages(done["stages"])
+    yield ""
+    yield comparison(done["summary"], done["confidence"])
+    yield ""
+    yield from realism(done["realism"])
+    yield from done["verdict"]
+    yield from files(done["files"])
+
+
+def leaderboard(told: Mapping[str, Any]) -> Iterator[RenderableType]:
+    """Two tables, because one would be too wide; then the differences in words."""
+    there = dict.fromkeys(name for row in told["methods"] for name in row["metrics"])
+    both = ([n for n in there if metric(n).unit == "rate"], [n for n in there if metric(n).unit != "rate"])
+    over = f"mean [{told['confidence']:.0%} interval over {told['intervals_over']}]"
+    for title, names in zip((f"ranked by {told['by'].replace('_', ' ')}; {over}", ""), both, strict=True):
+        table = _table(title, "", "method", "selected by", *map(_head, names))
+        for row in told["methods"]:
+            values = (_measured(name, row["metrics"].get(name)) for name in names)
+            table.add_row(str(row["place"] or "–"), row["method"], row["regime"], *values)
+        yield table
+        yield ""
+    yield from (f"{row['method']}: {row['about']}" for row in told["methods"] if row["about"])
+    yield ""
+    yield from told["verdict"]
+    yield ""
+    yield stages(told["stages"])
+    yield from files(told["files"])
+
+
+def _head(name: str) -> str:
+    """A column's title; seconds are written as a plain number, so their head says so."""
+    found = metric(name)
+    return found.title.replace("time", "s") if found.unit == "seconds" else found.title
+
+
+def _measured(name: str, value: Mapping[str, float | None] | None) -> str:
+    if value is None or value["mean"] is None:
+        return "–"
+    if metric(name).is_cost:
+        return f"{value['mean']:,.0f}"
+    ends = "" if value["low"] is None else f"\n{_percent(value['low'])}–{_percent(value['high'])}"
+    return _percent(value["mean"]) + ends
+
+
+def realism(measured: Sequence[Mapping[str, Any]]) -> Iterator[RenderableType]:
+    """Each set of synthetic images beside the real ones, all classes together."""
+    for found in measured:
+        all_classes, extractor = found["rows"][0], found["extractor"]
+        values = " · ".join(f"{name} {_number(all_classes[name])}" for name in ("fid", "density", "coverage", "probe"))
+        yield (
+            f"realism of {', '.join(found['methods'])}: {values} ({all_classes['n_synthetic']:,} images against "
+            f"{all_classes['n_real']:,} real ones; {extractor['name']}, {extractor['resizer']})"
+        )
+
+
+def files(written: Mapping[str, str]) -> Iterator[RenderableType]:
+    for kind, path in written.items():
+        yield f"{kind}: {path}"
+
+
+def preview(drawn: Mapping[str, Any]) -> Iterator[RenderableType]:
+    left = f" ({len(drawn['left_out']):,} cells left out: raise --cells)" if drawn["left_out"] else ""
+    yield (
+        f"{drawn['images']:,} images of {drawn['cells']:,} cells{left} in {_duration(drawn['seconds'])}, "
+        f"{_number(drawn['images_per_second'])} images/s"
+    )
+    if drawn["defects"]:
+        yield Text(f"{drawn['defects']:,} of them are useless: the grey squares", style="yellow")
+    yield str(drawn["file"])
+
+
+def export(written: Mapping[str, Any]) -> Iterator[RenderableType]:
+    size = f"{written['files']:,} files, {written['bytes'] / 1e6:,.1f} MB"
+    yield f"{written['images']:,} images as {written['format']}: {size}"
+    yield str(written["out"])
+
+
+def verify(found: Mapping[str, Any]) -> Iterator[RenderableType]:
+    for bad in found["bad"]:
+        yield Text.assemble(("bad ", _STATES["fail"]), f"{bad['key']}: {bad['wrong']}")
+    if found["bad"]:
+        yield "To mend a shard, remove its file from the store and run synthesize again: it is sampled anew."
+    yield f"{found['shards']:,} shards, {len(found['bad']):,} bad"
+    if found["unhashed"]:
+        yield f"{found['unhashed']:,} shards carry no hash: their pixels decode, but were not compared"
+    if found["regenerated"]:
+        equal = f"{found['equal']:,} of {found['regenerated']:,} images sampled anew are equal"
+        difference = found["largest_difference"]
+        yield equal + ("" if difference is None else f"; the largest difference is {difference} of 255")
+
+
+def reproduction(done: Mapping[str, Any]) -> Iterator[RenderableType]:
+    table = _table("Claims", "the paper says", "ours, points", "")
+    for claim in done["claims"]:
+        ends = [claim["difference"], *(claim["interval"] or (None, None))]
+        state = {"holds": "ok", "reversed": "fail"}.get(claim["verdict"], "warn")
+        said = f"{claim['better']} is ahead of {claim['than']} in {claim['metric']}"
+        table.add_row(said, _interval(ends), Text(claim["verdict"], style=_STATES[state]))
+    if done["claims"]:
+        yield table
+    yield from files(done["files"])
+
+
+def checks(found: Sequence[Any]) -> Iterator[RenderableType]:
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for check in found:
+        table.add_row(Text(check.state, style=_STATES[check.state]), check.name, check.detail)
+    yield table
+
+
+def _interval(value: Sequence[float | None]) -> str:
+    mean, low, high = value
+    return f"{_percent(mean)} [{_percent(low)}, {_percent(high)}]" if low is not None else _percent(mean)
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.1f}"
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3g}"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"

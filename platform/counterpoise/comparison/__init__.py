@@ -1,0 +1,1 @@
+"""Methods compared: leaderboards, equal-compute baselines, reproductions."""

@@ -1,0 +1,101 @@
+"""What methods are held against: real images alone, and real images alone for as many steps as the costliest method.
+
+Synthetic images mean more images, and more images mean more gradient steps in the same number of epochs. So a method
+with synthetic images is also compared with plain training that shows as many images, all of them real: what it gains
+over that is not the longer training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from counterpoise.config import Experiment, Optimizer, Stage
+from counterpoise.storage.view import ImageView
+from counterpoise.training.loading.stage_dataset import epoch_size, epochs_of
+
+NAME = "control"
+
+
+@dataclass(frozen=True)
+class EqualComputeBaseline:
+    """The equal-compute control.
+
+    Attributes:
+        experiments: One for each seed, of the method ``control``.
+        of: The method that shows most images in training.
+        shown: How many it shows.
+        base: The method that is trained longer.
+        epochs: How long, all stages together.
+    """
+
+    experiments: list[Experiment]
+    of: str
+    shown: int
+    base: str
+    epochs: int
+
+
+def images_shown(experiment: Experiment, views: Mapping[str, ImageView]) -> int:
+    """How many images training shows in all stages together, repeats counted: gradient steps × batch size.
+
+    Deep feature reweighting has no epochs, and shows none.
+
+    Args:
+        views: Everything that stages train on: ``real``, ``validation`` and the plans'.
+    """
+    return sum(
+        epochs_of(stage, experiment.training, trained) * epoch_size(stage, trained)
+        for stage in experiment.stages
+        if stage.dfr is None
+        for trained in [_trained(stage, views)]
+    )
+
+
+def _trained(stage: Stage, views: Mapping[str, ImageView]) -> list[ImageView]:
+    return [views[name] for name in stage.data]
+
+
+def equal_compute(
+    experiments: Sequence[Experiment], base: str, shown: Mapping[str, int], views: Mapping[str, ImageView]
+) -> EqualComputeBaseline | None:
+    """The method ``base`` with its epochs scaled up (rounded up) to what the costliest method shows.
+
+    Args:
+        experiments: Among them those of ``base``.
+        base: A method that trains on real images alone.
+        shown: From :func:`images_shown`, for each method.
+        views: What the stages of ``base`` train on.
+
+    Returns:
+        None if ``base`` itself shows as many as any other.
+    """
+    costliest = max(shown, key=shown.__getitem__)
+    if shown[costliest] <= shown[base]:
+        return None
+    longer = [_longer(e, shown[costliest], shown[base], views) for e in experiments if e.method == base]
+    epochs = sum(stage.epochs or 0 for stage in longer[0].stages)
+    return EqualComputeBaseline(longer, costliest, shown[costliest], base, epochs)
+
+
+def _longer(experiment: Experiment, images: int, instead_of: int, views: Mapping[str, ImageView]) -> Experiment:
+    training = experiment.training
+
+    def scaled(epochs: int) -> int:
+        return -(-epochs * images // instead_of)
+
+    def optimizer(stage: Stage) -> Optimizer | None:
+        """A step schedule's milestones are epochs, too."""
+        found = stage.optimizer or training.optimizer
+        if not found.milestones:
+            return stage.optimizer
+        return found.model_copy(update={"milestones": [scaled(epoch) for epoch in found.milestones]})
+
+    def length(stage: Stage) -> int:
+        return scaled(epochs_of(stage, training, _trained(stage, views)))
+
+    stages = [
+        stage.model_copy(update={"epochs": length(stage), "steps": None, "optimizer": optimizer(stage)})
+        for stage in experiment.stages
+    ]
+    return experiment.model_copy(update={"method": NAME, "stages": stages})

@@ -1,0 +1,189 @@
+"""Methods trained on the same seeds, in one table: ranked by a metric, with costs, and held against plain training.
+
+Nothing is computed that the store holds, and a stage that several methods share is trained once: a comparison that was
+killed goes on where it was, and one with more methods or seeds trains only what is new.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from counterpoise.comparison import equal_compute
+from counterpoise.config import ActorResources, Experiment, compose
+from counterpoise.errors import ConfigError, did_you_mean, one_of
+from counterpoise.evaluation import catalogue
+from counterpoise.evaluation.catalogue import COSTS, DEVICE_TIME, IMAGES_DRAWN
+from counterpoise.evaluation.compare import ranks, table
+from counterpoise.evaluation.scores import evaluate
+from counterpoise.report.leaderboard import Leaderboard
+from counterpoise.report.page import render_leaderboard
+from counterpoise.synthesis.pool.pool import sampler_seconds
+from counterpoise.workflow import reporting, run_log, suite
+from counterpoise.workflow.outcomes import MethodResult
+from counterpoise.workflow.run import Run
+
+_REFERENCE = "erm"
+
+
+def load_entries(
+    config: str, overrides: Sequence[str], methods: Sequence[str] | None = None, seeds: Sequence[int] | None = None
+) -> list[Experiment]:
+    """The experiments to compare: those of the file, or the methods and seeds named, each method with each seed.
+
+    If none of them is plain training on the real images, ``erm`` is added: every statement is made against it.
+
+    Args:
+        config: As for :func:`counterpoise.config.compose.load`.
+        overrides: Also.
+        methods: Instead of the file's: names of its own methods, names of method files, or paths of such.
+        seeds: Instead of the file's.
+    """
+    experiments = compose.load(config, overrides, methods=methods, seeds=seeds)
+    present = list(dict.fromkeys(experiment.method for experiment in experiments))
+    if _REFERENCE in present or any(map(suite.is_plain, experiments)):
+        return experiments
+    return compose.load(config, overrides, methods=[_REFERENCE, *(methods or present)], seeds=seeds)
+
+
+def compare(job: Run, by: str | None, out: Path | None, with_control: bool) -> dict[str, Any]:
+    """Trains and measures everything, and writes leaderboard.html and leaderboard.json into ``out``.
+
+    Args:
+        job: Of :func:`load_entries`.
+        by: The metric to rank by, which is also the one that judges; by default the first of
+            :data:`counterpoise.evaluation.catalogue.JUDGES` that is defined for the test images.
+        out: By default ``reports/NAME``.
+        with_control: Whether plain training for as many steps as the costliest method is added, if any has plans.
+
+    Raises:
+        ConfigError: ``by`` is no metric of this dataset, or the folder cannot be written; before anything is sampled.
+    """
+    by = _judge(job, by)
+    folder = reporting.folder(job, out)
+    reporting.save(folder, {})
+    added = _control(job) if with_control else None
+    if added:
+        job.join(added.experiments)
+    board = tell(job, by, added)
+    page, told = render_leaderboard(board), board.to_json()
+    files = reporting.save(folder, {"leaderboard.html": page, "leaderboard.json": run_log.to_text(told)})
+    run_log.leaderboard(job.tracked, page, board)
+    return {"run_id": job.tracked.id, **told, "files": files}
+
+
+def _judge(job: Run, by: str | None) -> str:
+    """The metric to rank by: the one asked for, if it is defined, or the first of those that judge by default."""
+    there = _defined(job)
+    if by is None:
+        return catalogue.judge(there)
+    if by not in there:
+        known = catalogue.METRICS.get(by)
+        raise ConfigError(
+            "there is no such metric"
+            if known is None or known.is_cost
+            else "this dataset has no such metric: its test images lack the groups or classes",
+            where="--by",
+            found=by,
+            allowed=one_of(there, 20),
+            remedy=did_you_mean(by, there),
+        )
+    return by
+
+
+def _defined(job: Run) -> Collection[str]:
+    """The metrics that are defined for the test images: a perfect classifier has every one that any has.
+
+    They follow from the test images' labels and groups, which are known before anything is sampled, also where the
+    test images are those of a plan.
+    """
+    evaluation, names = job.first.evaluation, job.names
+    test = job.splits["test"]
+    labels, groups = test.labels, test.groups
+    if evaluation.test != "test":
+        cells = np.argwhere(job.wanted[job.first.method, evaluation.test])
+        labels, groups = cells[:, 0], cells[:, 1]
+    perfect = np.eye(len(names.classes))[labels]
+    settings = evaluation.model_copy(update={"bootstrap": 0})
+    return evaluate(labels, groups, perfect, names, job.train_view.counts, settings).metrics
+
+
+def _control(job: Run) -> equal_compute.EqualComputeBaseline | None:
+    """The control to add: none if no method has plans, if there is nothing to train longer, or if one is listed."""
+    base = suite.baseline(job.experiments)
+    listed = any(experiment.method == equal_compute.NAME for experiment in job.experiments)
+    if listed or base is None or not any(experiment.plans for experiment in job.experiments):
+        return None
+    first = {experiment.method: experiment for experiment in reversed(job.experiments)}
+    views = {name: job.views_of(one) | {"validation": job.splits["validation"]} for name, one in first.items()}
+    shown = {name: equal_compute.images_shown(one, views[name]) for name, one in first.items()}
+    return equal_compute.equal_compute(job.experiments, base, shown, views[base])
+
+
+def tell(job: Run, by: str, added: equal_compute.EqualComputeBaseline | None) -> Leaderboard:
+    """The leaderboard of a job; what is missing is trained first."""
+    rows = []
+    for outcome, experiment in zip(job.outcomes, job.experiments, strict=True):
+        row = reporting.result_row(outcome)
+        rows.append(replace(row, metrics={**row.metrics, **costs(job, outcome, experiment)}))
+    metrics = list(dict.fromkeys(name for row in rows for name, value in row.metrics.items() if value is not None))
+    flat = [{"method": r.method, "seed": r.seed, "intervals": r.intervals, **r.metrics} for r in rows]
+    summary = table(flat, metrics, job.first.evaluation.confidence)
+    places = ranks(summary, by)
+    order = list(places)
+    names = [experiment.method for experiment in job.experiments]
+    return Leaderboard(
+        **reporting.common_fields(job),
+        rows=sorted(rows, key=lambda row: order.index(row.method)),
+        summary=summary,
+        control=equal_compute.NAME if equal_compute.NAME in names else None,
+        by=by,
+        of_images=len({row.seed for row in rows}) == 1,
+        places=places,
+        regimes={row.method: row.regime for row in rows},
+        synthetic=[name for name in order if any(e.method == name and e.plans for e in job.experiments)],
+        control_of=_described(added),
+        stages=job.stages,
+        results=[
+            {**outcome.result_row(), **{name: row.metrics[name] for name in COSTS}, "config": digest, "run_id": run}
+            for outcome, row, digest, run in zip(
+                job.outcomes, rows, map(run_log.config_digest, job.experiments), job.runs, strict=True
+            )
+        ],
+    )
+
+
+def _described(added: equal_compute.EqualComputeBaseline | None) -> dict[str, Any] | None:
+    if added is None:
+        return None
+    return {"method": added.of, "base": added.base, "epochs": added.epochs, "images_shown": added.shown}
+
+
+def costs(job: Run, outcome: MethodResult, experiment: Experiment) -> dict[str, int | float | None]:
+    """What a method takes with one seed if nothing is there before; so it does not matter who asked first, or when.
+
+    Returns:
+        Images drawn: images in the pool's shards that its plans took images from, in every round of feedback.
+        Device time: seconds of its stages × workers, and of one sampler for these images, × GPUs of each (1
+        if it has none); None if nobody noted how fast the images were sampled.
+    """
+    training = experiment.training
+    seconds: float | None = outcome.seconds * training.num_workers * _devices(training.resources)
+    drawn = 0
+    for one in job.synthesized.rounds.get(experiment.method, ()):
+        views = one.images.methods[experiment.method].views.values()
+        shards = {key for view in views for key in view.index["key"].to_pylist()}
+        images = len(shards) * experiment.pool.shard_size
+        each = sampler_seconds(job.store, one.pool.digest) if images else 0.0
+        spent = None if each is None else images * each * _devices(experiment.pool.sampling)
+        seconds = None if seconds is None or spent is None else seconds + spent
+        drawn += images
+    return {IMAGES_DRAWN.name: drawn, DEVICE_TIME.name: None if seconds is None else round(seconds, 2)}
+
+
+def _devices(workers: ActorResources) -> float:
+    return workers.num_gpus or 1.0

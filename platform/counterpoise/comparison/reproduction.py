@@ -1,0 +1,290 @@
+"""A paper's comparison made again on data of ours: an experiment under several settings, and the paper's claims judged.
+
+A reproduction is an experiment file with one more key:
+
+.. code-block:: yaml
+
+    reproduction:
+      title: …
+      paper: where the comparison stands
+      setup: what is alike and what is not
+      settings: {name: [key.path=value, …]}      # one run of all methods and seeds for each
+      metrics: [worst_group_accuracy, …]
+      claims: [{better: ffr, than: usb, metric: worst_group_accuracy}]  # what the paper says, one by one
+      theirs: the paper's numbers, as Markdown
+      reading: what we make of it, as Markdown
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import shlex
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import Field, ValidationError
+
+from counterpoise.config import Experiment, Section, compose, files
+from counterpoise.errors import ConfigError, did_you_mean, one_of
+from counterpoise.evaluation import catalogue
+from counterpoise.evaluation.compare import differences
+from counterpoise.evaluation.scores import Summary, summarize
+from counterpoise.workflow.run import Run
+
+ROOM = "reproductions"
+
+
+class Claim(Section):
+    """That one method is ahead of another; lower is better where the catalogue of metrics says so."""
+
+    better: str
+    than: str
+    metric: str
+
+
+class Reproduction(Section):
+    """What a reproduction file says beside its experiment."""
+
+    title: str
+    paper: str
+    setup: str = ""
+    settings: dict[str, list[str]] = Field({"": []}, min_length=1)
+    metrics: list[str] = Field(list(catalogue.PRIMARY), min_length=1)
+    claims: list[Claim] = Field([])
+    theirs: str = ""
+    reading: str = ""
+
+
+@dataclass(frozen=True)
+class ClaimResult:
+    """A claim and what our runs say of it.
+
+    Attributes:
+        difference: Mean over seeds, positive where the claim goes; None where the metric is not defined.
+        interval: Student's t interval of it; None for one seed.
+        verdict: ``holds``, ``reversed`` or ``not shown``.
+    """
+
+    claim: Claim
+    difference: float | None
+    interval: tuple[float, float] | None
+    verdict: str
+
+
+def reproduce(name: str, overrides: Sequence[str], out: Path) -> dict[str, Any]:
+    """Runs every setting and writes ``NAME.md`` and ``NAME.json`` into ``out``. What the store holds is not run again.
+
+    Raises:
+        ConfigError: There is no such reproduction, or a claim speaks of a method that it does not have.
+        CounterpoiseError: As a run of the experiment raises it.
+    """
+    started = time.monotonic()
+    spec, load = read(name, overrides)
+    told = [override for override in overrides if not override.startswith(("store=", "tracking."))]
+    command = shlex.join(["counterpoise", "reproduce", name, *told])
+    name = Path(name).stem
+    by_setting = {setting: load(changes) for setting, changes in spec.settings.items()}
+    _check(spec, name, [experiment for experiments in by_setting.values() for experiment in experiments])
+    rows: list[dict[str, Any]] = []
+    for setting, experiments in by_setting.items():
+        with Run(experiments, command=command, step="reproduce") as job:
+            rows += [{"setting": setting, **outcome.result_row()} for outcome in job.outcomes]
+    judged = [judge(claim, rows) for claim in spec.claims]
+    claims = [{**one.claim.model_dump(), **{key: vars(one)[key] for key in _JUDGED}} for one in judged]
+    seconds = max(round(time.monotonic() - started, 1), _seconds_before(out / f"{name}.json", rows))
+    result = {"name": name, "rows": rows, "claims": claims, "seconds": seconds}
+    text = {
+        f"{name}.md": page(spec, name, rows, judged, command, seconds).encode(),
+        f"{name}.json": (json.dumps(result, indent=1) + "\n").encode(),
+    }
+    picture = {f"{name}.png": _picture(spec, rows)} if len(spec.settings) > 1 else {}
+    return result | {"files": _write(out, text | picture)}
+
+
+_JUDGED = ("difference", "interval", "verdict")
+
+
+def _seconds_before(file: Path, rows: list[dict[str, Any]]) -> float:
+    """What these very results took when they were computed; 0 if the file does not hold them."""
+    try:
+        before = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return 0.0
+    return before["seconds"] if [_result(row) for row in before["rows"]] == [_result(row) for row in rows] else 0.0
+
+
+def _result(row: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in row.items() if not key.startswith("images_")}  # who sampled first may differ
+
+
+def _write(out: Path, files: dict[str, bytes]) -> dict[str, str]:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for file, data in files.items():
+            (out / file).write_bytes(data)
+    except OSError as error:
+        remedy = "name another folder"
+        raise ConfigError("the tables cannot be written", where="--out", found=error, remedy=remedy) from error
+    return {file: str(out / file) for file in files}
+
+
+def read(name: str, overrides: Sequence[str]) -> tuple[Reproduction, Callable[[Sequence[str]], list[Experiment]]]:
+    """What the file says, and how to load its experiments under a setting.
+
+    Raises:
+        ConfigError: There is no such file, or its ``reproduction`` is missing or wrong.
+    """
+    file, section = files.beside(name, ROOM, "reproduction")
+    try:
+        spec = Reproduction.model_validate(section)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = f"{file}: reproduction.{'.'.join(map(str, first['loc']))}"
+        raise ConfigError(first["msg"], where=where, found=first.get("input")) from None
+
+    def load(changes: Sequence[str]) -> list[Experiment]:
+        return compose.load(str(file), (*changes, *overrides))
+
+    return spec, load
+
+
+def titles() -> dict[str, str]:
+    """The reproductions that are shipped, and what each is of."""
+    files = sorted((compose.CONFIGS / ROOM).glob("[!_]*.yaml"))
+    return {file.stem: f"{spec.title} ({spec.paper})" for file in files for spec, _ in [read(str(file), ())]}
+
+
+def _check(spec: Reproduction, name: str, experiments: Sequence[Experiment]) -> None:
+    methods = list(dict.fromkeys(experiment.method for experiment in experiments))
+    known = [metric for metric in catalogue.METRICS if metric not in catalogue.COSTS]
+    for number, claim in enumerate(spec.claims):
+        if claim.metric not in known:
+            raise ConfigError(
+                "there is no such metric",
+                where=f"{name}: reproduction.claims.{number}",
+                found=claim.metric,
+                allowed=one_of(known, 20),
+                remedy=did_you_mean(claim.metric, known),
+            )
+        for method in (claim.better, claim.than):
+            if method not in methods:
+                raise ConfigError(
+                    "this claim speaks of a method that is not here",
+                    where=f"{name}: reproduction.claims.{number}",
+                    found=method,
+                    allowed=", ".join(methods),
+                )
+
+
+def judge(claim: Claim, rows: Sequence[dict[str, Any]], confidence: float = 0.95) -> ClaimResult:
+    """Whether paired differences over seeds, each the mean over settings, bear the claim out."""
+    metric, sign = claim.metric, 1 if catalogue.metric(claim.metric).higher_is_better else -1
+    values: dict[tuple[str, int], list[float]] = {}
+    for row in rows:
+        if row.get(metric) is not None:
+            values.setdefault((row["method"], row["seed"]), []).append(row[metric])
+    means = [
+        {"method": method, "seed": seed, metric: float(np.mean(found))} for (method, seed), found in values.items()
+    ]
+    compared = differences(means, [claim.better], claim.than, metric, confidence)
+    if not compared:
+        return ClaimResult(claim, None, None, "not shown")
+    (found,) = compared
+    interval = None
+    if found.low is not None and found.high is not None:
+        interval = (min(sign * found.low, sign * found.high), max(sign * found.low, sign * found.high))
+    verdict = {"better": "holds", "worse": "reversed"}.get(found.outcome, "not shown")
+    return ClaimResult(claim, sign * found.mean, interval, verdict)
+
+
+# -- Markdown ----------------------------------------------------------------------------------------------------------
+
+
+def page(
+    spec: Reproduction,
+    name: str,
+    rows: Sequence[dict[str, Any]],
+    judged: Sequence[ClaimResult],
+    command: str,
+    seconds: float,
+) -> str:
+    seeds = len({row["seed"] for row in rows})
+    parts = [
+        f"# {spec.title}",
+        f"{spec.paper}. Ours: `{command}`, {seeds} seeds, {seconds / 60:.0f} min (less what was in the store), "
+        "means and 95 % Student t-intervals.",
+        spec.setup,
+        "## Ours",
+        *_tables(spec, rows),
+        f"![{spec.title}]({name}.png)" if len(spec.settings) > 1 else "",
+    ]
+    if judged:
+        parts += ["## Claims", _claims(judged)]
+    if spec.theirs:
+        parts += ["## The paper", spec.theirs]
+    if spec.reading:
+        parts += ["## Reading", spec.reading]
+    return "\n\n".join(part.strip() for part in parts if part.strip()) + "\n"
+
+
+def _summaries(spec: Reproduction, rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, dict[str, Summary]]]:
+    """Setting → method → metric."""
+    return {
+        setting: summarize([row for row in rows if row["setting"] == setting], spec.metrics)
+        for setting in spec.settings
+    }
+
+
+def _picture(spec: Reproduction, rows: Sequence[dict[str, Any]]) -> bytes:
+    from counterpoise.report.trend import trend  # matplotlib
+
+    buffer = io.BytesIO()
+    trend(_summaries(spec, rows), spec.metrics).savefig(buffer, format="png", dpi=110)
+    return buffer.getvalue()
+
+
+def _tables(spec: Reproduction, rows: Sequence[dict[str, Any]]) -> list[str]:
+    """One table of methods × metrics; or for several settings, of methods × settings for each metric."""
+    found = _summaries(spec, rows)
+    methods = list(dict.fromkeys(row["method"] for row in rows))
+
+    def cell(setting: str, method: str, metric: str) -> str:
+        summary = found[setting].get(method, {}).get(metric)
+        if summary is None:
+            return ""
+        reach = "" if summary.interval is None else f" ± {50 * (summary.interval[1] - summary.interval[0]):.1f}"
+        return f"{100 * summary.mean:.1f}{reach}"
+
+    if len(spec.settings) == 1:
+        (only,) = spec.settings
+        body = [[method, *(cell(only, method, metric) for metric in spec.metrics)] for method in methods]
+        return [_table(["method", *map(_title, spec.metrics)], body)]
+    tables = []
+    for metric in spec.metrics:
+        body = [[method, *(cell(setting, method, metric) for setting in spec.settings)] for method in methods]
+        tables += [f"**{_title(metric)}**, %", _table(["method", *spec.settings], body)]
+    return tables
+
+
+def _claims(judged: Sequence[ClaimResult]) -> str:
+    body = []
+    for one in judged:
+        ends = "" if one.interval is None else f" [{100 * one.interval[0]:.1f}, {100 * one.interval[1]:.1f}]"
+        difference = "–" if one.difference is None else f"{100 * one.difference:+.1f}"
+        claim = f"{one.claim.better} is ahead of {one.claim.than} in {_title(one.claim.metric)}"
+        body.append([claim, difference + ends, f"**{one.verdict}**"])
+    return _table(["the paper says", "our difference over seeds, points", ""], body)
+
+
+def _title(metric: str) -> str:
+    return catalogue.metric(metric).title
+
+
+def _table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in body)])

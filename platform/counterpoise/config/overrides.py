@@ -1,0 +1,72 @@
+"""Overrides from the command line: ``key.path=value``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import yaml
+
+from counterpoise.config.diagnostics import is_always_there
+from counterpoise.config.trees import KeyPath, Sources, Tree, dotted
+from counterpoise.errors import ConfigError
+
+
+def parse_override(text: str) -> tuple[KeyPath, Any]:
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        remedy = "write key.path=value, for example training.epochs=5"
+        raise ConfigError("this override has no value", where="the command line", found=text, remedy=remedy)
+    try:
+        parsed = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError("this override's value is not YAML", where=f"the command line: {key}", found=value) from error
+    return tuple(int(part) if part.isdigit() else part for part in key.split(".")), parsed
+
+
+def apply_override(trees: list[tuple[Tree, Sources]], keys: KeyPath, value: Any, only_method: str | None) -> None:
+    """Sets a value in the methods that have what it leads into; in all of them if none that is asked for has it."""
+    asked = [tree for tree, _ in trees if only_method in (None, tree.get("method"))]
+    everywhere = not any(_leads_in(tree, keys) for tree in asked)
+    for tree, where in trees:
+        if everywhere or _leads_in(tree, keys):
+            set_value(tree, keys, value, where)
+
+
+def _leads_in(tree: Tree, keys: KeyPath) -> bool:
+    """Whether the section, plan or stage that a key path leads into is in the tree, or there without being written."""
+    node: Any = tree
+    for depth, key in enumerate(keys[:-1], start=1):
+        if isinstance(node, list):
+            node = node[key] if isinstance(key, int) and key < len(node) else None
+        elif isinstance(node, dict):
+            node = node[key] if key in node else {} if is_always_there(keys[:depth]) else None
+    return keys[-1] in range(len(node)) if isinstance(node, list) else isinstance(node, dict)
+
+
+def set_value(tree: Tree, keys: KeyPath, value: Any, sources: Sources) -> None:
+    node: Any = tree
+    for position, key in enumerate(keys[:-1]):
+        node = _child(node, key, keys[: position + 1])
+    if isinstance(node, list):
+        _child(node, keys[-1], keys)
+    elif not isinstance(node, dict):
+        raise _no_place(keys, node)
+    node[keys[-1]] = value
+    sources[keys] = "the command line"
+
+
+def _child(node: Any, key: str | int, path: KeyPath) -> Any:
+    if isinstance(node, dict):
+        if node.get(key) is None:
+            node[key] = {}
+        return node[key]
+    if isinstance(node, list) and isinstance(key, int) and key < len(node):
+        return node[key]
+    raise _no_place(path, node)
+
+
+def _no_place(path: KeyPath, node: Any) -> ConfigError:
+    found = f"a list of {len(node)}" if isinstance(node, list) else repr(node)
+    return ConfigError(
+        "this override leads nowhere", where=f"the command line: {dotted(path)}", found=f"its parent is {found}"
+    )

@@ -1,0 +1,12 @@
+"""Addresses: digests of JSON-able values."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+
+def digest(value: object) -> str:
+    """The address of a JSON-able value: 16 hex digits of the SHA-256 of its canonical form."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,1 @@
+"""A procedural world of shapes, drawn on demand."""

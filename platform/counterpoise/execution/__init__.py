@@ -1,0 +1,1 @@
+"""Work as a graph of nodes, done once, where its resources are; knows no domain."""

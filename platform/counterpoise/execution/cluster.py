@@ -1,0 +1,120 @@
+"""Connecting to Ray: the cluster that is already there, or a quiet one of our own on this machine."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import secrets
+import shutil
+import socket
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import ray
+
+from counterpoise.errors import ConfigError
+
+# Read by the daemons and workers that Ray starts; what the user has set stays.
+_OWN_CLUSTER = {
+    "OMP_NUM_THREADS": "1",  # as many threads as cores in every worker brings a small machine to a standstill
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # Ray warns until this is said
+}
+_temporary: str | None = None
+
+
+def connect() -> None:
+    """Makes Ray ready in this process; does nothing if it is.
+
+    Joins the cluster at ``RAY_ADDRESS`` (set inside ``ray job submit``). Without it, starts a cluster on this machine
+    that ends with this process: no dashboard, no usage statistics, and a token of its own, because Ray's ports listen
+    on all interfaces.
+
+    Raises:
+        ConfigError: The cluster at RAY_ADDRESS does not answer.
+    """
+    if ray.is_initialized():
+        return
+    address = os.environ.get("RAY_ADDRESS")
+    if address and address != "local":
+        _join(address)
+    else:
+        _start()
+
+
+def disconnect() -> None:
+    """Leaves the cluster, and ends it if it is ours."""
+    global _temporary
+    ray.shutdown()
+    if _temporary is not None:
+        shutil.rmtree(_temporary, ignore_errors=True)
+        _temporary = None
+
+
+def _join(address: str) -> None:
+    if address.startswith(("http://", "https://")):
+        remedy = "give this address as RAY_API_SERVER_ADDRESS, to `ray job submit`, and unset RAY_ADDRESS"
+        raise ConfigError("this is the address of Ray's dashboard", where="RAY_ADDRESS", found=address, remedy=remedy)
+    try:
+        _check_reachable(address)
+        ray.init(logging_level=logging.ERROR, log_to_driver=False)
+    except (OSError, ValueError, RuntimeError) as error:
+        found = f"{address}: {str(error).strip().splitlines()[0]}"
+        remedy = "start the cluster, correct the address, or unset RAY_ADDRESS to use this machine"
+        raise ConfigError("the Ray cluster does not answer", where="RAY_ADDRESS", found=found, remedy=remedy) from error
+
+
+def _check_reachable(address: str) -> None:
+    """Raises OSError if nobody listens there: Ray itself would try for more than five minutes."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=10).close()
+
+
+def _start() -> None:
+    global _temporary
+    parent = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
+    _sweep(Path(parent))
+    _temporary = tempfile.mkdtemp(prefix=f"cpray-{os.getpid()}-", dir=parent)  # short: it holds sockets
+    atexit.register(disconnect)
+    with _environment():
+        ray.init(
+            address="local",
+            include_dashboard=False,
+            logging_level=logging.ERROR,
+            log_to_driver=False,
+            _temp_dir=_temporary,
+        )
+
+
+def _sweep(parent: Path) -> None:
+    """Removes the folders of clusters whose process was killed."""
+    for folder in parent.glob("cpray-*-*"):
+        try:
+            os.kill(int(folder.name.split("-")[1]), 0)
+        except ProcessLookupError:
+            shutil.rmtree(folder, ignore_errors=True)
+        except (PermissionError, ValueError):
+            pass  # another user's, or not ours at all
+
+
+@contextmanager
+def _environment() -> Iterator[None]:
+    """What the daemons inherit. Their own warnings are not our caller's, even if ours are errors."""
+    settings = {name: value for name, value in _OWN_CLUSTER.items() if name not in os.environ}
+    if not any(name in os.environ for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")):
+        # Ray turns authentication on for a cluster of its own. Left alone it would write the token into the home
+        # directory, readable for all. This one stays in the environment: this process needs it as long as the cluster.
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    strict = os.environ.pop("PYTHONWARNINGS", None)
+    os.environ.update(settings)
+    try:
+        yield
+    finally:
+        for name in settings:
+            os.environ.pop(name, None)
+        if strict is not None:
+            os.environ["PYTHONWARNINGS"] = strict

@@ -1,0 +1,41 @@
+"""Image codec: pixels to encoded files and back."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+
+def encode_image(pixels: UInt8[np.ndarray, "height width 3"]) -> bytes:
+    """The pixels as a PNG file. Lossless, and the same bytes for the same pixels."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="PNG", compress_level=3)
+    return buffer.getvalue()
+
+
+def decode_image(data: bytes, size: int | None = None) -> UInt8[np.ndarray, "height width 3"]:
+    """The RGB pixels of an encoded image; transparency is laid on white.
+
+    Args:
+        data: The bytes of an image file.
+        size: If given, the image is resized to ``size`` × ``size`` pixels (bilinear, aspect ratio not kept).
+
+    Raises:
+        OSError: The bytes are not a readable image.
+    """
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+                rgba = image.convert("RGBA")
+                picture = Image.new("RGB", rgba.size, "white")
+                picture.paste(rgba, mask=rgba.getchannel("A"))
+            else:
+                picture = image.convert("RGB")
+    except (SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:  # Pillow's other ways to say so
+        raise OSError(str(error)) from error
+    if size is not None and picture.size != (size, size):
+        picture = picture.resize((size, size), Image.Resampling.BILINEAR)
+    return np.asarray(picture)

@@ -1,0 +1,1 @@
+"""The classifier that guides sampling, and the criteria that it gives."""

@@ -1,0 +1,232 @@
+"""Feedback: which classifier guides the generator, where it comes from, and what it needs to be there.
+
+Addresses are known before anything is trained, so that a pool that is there already is found without its classifier.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from safetensors import SafetensorError
+from safetensors.torch import load as load_safetensors
+from safetensors.torch import save as save_safetensors
+
+from counterpoise import config
+from counterpoise.core.digest import digest
+from counterpoise.core.model_source import fingerprint, hash_of_file, is_folder, locate
+from counterpoise.errors import ModelError
+from counterpoise.generators.guidance import Guide
+from counterpoise.storage.schema import LabelSpace
+from counterpoise.storage.store import Store, read
+from counterpoise.storage.view import ImageView
+from counterpoise.synthesis.feedback.criteria import (
+    ClassifierContext,
+    ClassStatistics,
+    Criterion,
+    Images,
+    class_statistics,
+    weighted_criterion,
+)
+from counterpoise.training import stages
+from counterpoise.training.loading.pixel_cache import PixelCache
+from counterpoise.training.models import Classifier, build_model
+
+_FORMAT = 1
+_BATCH = 256
+
+
+@dataclass(frozen=True)
+class GuideClassifier:
+    """The classifier that guides. Can be pickled; says where things are, does not hold them.
+
+    Attributes:
+        settings: The experiment's feedback section.
+        training: How its network is built.
+        names: Classes and groups.
+        store: Where its weights lie, and the statistics.
+        address: What it is: of a stage its digest, of a file its hash.
+        weights: Key of its weights in the store; or None for ``settings.checkpoint``.
+        real: Digest of the images whose features the statistics are of.
+    """
+
+    settings: config.Feedback
+    training: config.Training
+    names: LabelSpace
+    store: Store
+    address: str
+    weights: str | None
+    real: str
+
+    @property
+    def needs_statistics(self) -> bool:
+        return "hardness" in self.settings.weights or any(":" in name for name in self.settings.weights)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """All of it that decides pixels."""
+        harmless = {"stage", "checkpoint", "checkpoint_decoder", "rounds", "seed"}
+        return {
+            **self.settings.model_dump(exclude=harmless),
+            "criterion": self.settings.weights,
+            "decoder": fingerprint(self.settings.decoder, where="feedback.decoder") if self.settings.decoder else None,
+            "classifier": self.address,
+            "image_size": self.training.image_size,
+            "statistics": self.real if self.needs_statistics else None,
+        }
+
+    @property
+    def statistics_key(self) -> str:
+        return f"statistics/{digest({'format': _FORMAT, 'classifier': self.address, 'images': self.real})}.safetensors"
+
+    def classifier(self) -> Classifier:
+        """The network, on the CPU.
+
+        Raises:
+            ModelError: The checkpoint does not fit ``training.backbone``.
+        """
+        fresh = self.training.model_copy(update={"pretrained": False})
+        model = build_model(fresh, len(self.names.classes), seed=0)
+        if self.weights is not None:
+            model.load_state_dict(load_safetensors(read(self.store, self.weights)))
+            return model.eval()
+        try:
+            model.load_state_dict(load_safetensors(_path(self.settings).read_bytes()))
+        except (OSError, RuntimeError, SafetensorError) as error:
+            remedy = f"give the state dict of a classifier with training.backbone {self.training.backbone}"
+            raise ModelError(
+                "the classifier cannot be loaded",
+                where="feedback.checkpoint",
+                found=f"{self.settings.checkpoint}: {str(error).splitlines()[0]}",
+                remedy=remedy,
+            ) from error
+        return model.eval()
+
+    def judge(self, device: str = "cpu") -> ClassifierContext:
+        """The classifier as criteria see it, with its statistics if they are needed."""
+        statistics = None
+        if self.needs_statistics:
+            values = load_safetensors(read(self.store, self.statistics_key))
+            statistics = ClassStatistics(**{name: value.to(device) for name, value in values.items()})
+        return ClassifierContext(self.classifier().to(device), self.training.image_size, statistics)
+
+    def compute_statistics(self, real: ImageView) -> None:
+        """Puts the statistics of the real images' features into the store, if they are needed and not there."""
+        if not self.needs_statistics or self.store.exists(self.statistics_key):
+            return
+        model, pixels = self.classifier(), PixelCache([real], self.training.image_size)
+        with torch.inference_mode():
+            features = torch.cat([_features(model, pixels, low) for low in range(0, len(pixels), _BATCH)])
+        found = class_statistics(features, torch.from_numpy(real.labels.copy()), len(self.names.classes))
+        self.store.create(self.statistics_key, save_safetensors(vars(found)))
+
+
+def of_stage(
+    experiment: config.Experiment, views: Mapping[str, ImageView], validation: ImageView, stage: str
+) -> GuideClassifier:
+    """The classifier that the experiment's ``stage`` gives on these images; nothing is trained."""
+    fits = {fit.stage.name: fit for fit in stages.tasks(teaching(experiment, stage), views, validation)}
+    fit = fits[stage]
+    return _teacher(experiment, fit.store, fit.digest, fit.weights_key, views["real"], validation.names)
+
+
+def of_checkpoint(experiment: config.Experiment, real: ImageView) -> GuideClassifier:
+    """The classifier in ``feedback.checkpoint``.
+
+    Raises:
+        ModelError: There is no such file.
+    """
+    assert experiment.feedback is not None
+    try:
+        address = hash_of_file(_path(experiment.feedback))
+    except OSError as error:
+        raise ModelError("the classifier cannot be read", where="feedback.checkpoint", found=error) from error
+    return _teacher(experiment, real.store, address, None, real, real.names)
+
+
+def train_guide(
+    experiment: config.Experiment, views: Mapping[str, ImageView], validation: ImageView, stage: str
+) -> None:
+    """Trains the stages up to ``stage``; what the store holds is not trained again."""
+    stages.run(teaching(experiment, stage), views, validation)
+
+
+def teaching(experiment: config.Experiment, stage: str) -> config.Experiment:
+    """The experiment up to that stage, with the seed of feedback."""
+    assert experiment.feedback is not None
+    end = [one.name for one in experiment.stages].index(stage) + 1
+    return experiment.model_copy(update={"stages": experiment.stages[:end], "seed": experiment.feedback.seed})
+
+
+def guides(teacher: GuideClassifier, device: str) -> functools.partial[Guide]:
+    """Call the result with a batch's ``labels`` for its guide. Loads classifier, statistics and tiny decoder.
+
+    Raises:
+        ConfigError, ModelError: A criterion, the checkpoint or the decoder does not exist.
+    """
+    judge, criterion = teacher.judge(device), weighted_criterion(teacher.settings.weights)
+    return functools.partial(_guide, teacher.settings, judge, criterion, _decoder(teacher.settings.decoder, device))
+
+
+def _guide(
+    settings: config.Feedback,
+    judge: ClassifierContext,
+    criterion: Criterion,
+    decoder: Any,
+    labels: Int[torch.Tensor, " n"],
+) -> Guide:
+    def score(images: Images) -> Float[torch.Tensor, " n"]:
+        try:
+            return criterion(images, labels.to(images.device), judge)
+        finally:
+            judge.forget()
+
+    return Guide(
+        criterion=score,
+        scale=settings.scale,
+        every=settings.every,
+        start=settings.start,
+        stop=settings.stop,
+        blend=settings.predicted == "blend",
+        checkpoint=settings.checkpoint_decoder,
+        decoder=decoder,
+    )
+
+
+def _decoder(model: str | None, device: str) -> Any:
+    if model is None:
+        return None
+    import diffusers
+
+    located = locate(model, "feedback.decoder")
+    try:
+        decoder = diffusers.AutoencoderTiny.from_pretrained(located, local_files_only=is_folder(located))
+    except (OSError, ValueError, RuntimeError) as error:
+        found = f"{model}: {str(error).splitlines()[0]}"
+        remedy = "name an AutoencoderTiny of diffusers, such as madebyollin/taesd"
+        raise ModelError(
+            "the decoder cannot be loaded", where="feedback.decoder", found=found, remedy=remedy
+        ) from error
+    return decoder.to(device).eval().requires_grad_(False)
+
+
+def _path(settings: config.Feedback) -> Path:
+    return Path(str(settings.checkpoint)).expanduser()
+
+
+def _features(model: Classifier, pixels: PixelCache, low: int) -> torch.Tensor:
+    images = pixels[np.arange(low, min(low + _BATCH, len(pixels)))]
+    return model.logits_and_features(torch.from_numpy(images).permute(0, 3, 1, 2))[1]
+
+
+def _teacher(
+    experiment: config.Experiment, store: Store, address: str, weights: str | None, real: ImageView, names: LabelSpace
+) -> GuideClassifier:
+    assert experiment.feedback is not None
+    return GuideClassifier(experiment.feedback, experiment.training, names, store, address, weights, real.digest)

@@ -1,0 +1,1 @@
+"""Addressed, immutable shards of synthetic images, and the actors that sample them."""

@@ -1,0 +1,171 @@
+"""What runs in Ray's workers: sampling, scoring, committing one shard at a time.
+
+Each takes and gives a table with one row: the shard's address, its images so far, and the seconds spent. Each imports
+what it needs and no more: diffusers and open_clip take five to ten seconds each.
+
+A mistake of the user travels to the driver as a value, in the row. As an exception, Ray would wrap it in its own and
+print all of their tracebacks. Bugs are raised.
+"""
+
+from __future__ import annotations
+
+import pickle
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from counterpoise.errors import ConfigError, CounterpoiseError
+from counterpoise.synthesis.pool import shard as making
+from counterpoise.synthesis.pool.address import Shard
+from counterpoise.synthesis.pool.sampling_spec import SamplingSpec
+
+if TYPE_CHECKING:
+    pass
+
+STEPS = ("sample", "encode", "score", "commit")
+
+
+class PipelineActor:
+    """An actor for one kind of work: ``load`` once, ``work`` on one row at a time."""
+
+    def __init__(self, work: SamplingSpec) -> None:
+        self.work, self.failure = work, None
+        try:
+            self.load()
+        except CounterpoiseError as error:
+            self.failure = error
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        if "failure" in batch.column_names:
+            return batch
+        try:
+            if self.failure is not None:
+                raise self.failure
+            return self.step(batch)
+        except CounterpoiseError as error:
+            return _row(shard_of(batch), failure=pickle.dumps(error))
+
+    def load(self) -> None:
+        raise NotImplementedError
+
+    def step(self, batch: pa.Table) -> pa.Table:
+        raise NotImplementedError
+
+
+class SamplingActor(PipelineActor):
+    def load(self) -> None:
+        from counterpoise.synthesis.pool.shard_sampler import ShardSampler
+
+        self.threads = _one_thread_per_cpu(self.work.cpus[0])
+        self.artist = ShardSampler(self.work)
+
+    def step(self, batch: pa.Table) -> pa.Table:
+        shard, started, clock = shard_of(batch), time.time(), _Clock()
+        draft = self.artist.draw(shard)
+        clock.lap("sample")
+        table = making.to_table(draft, self.work.recipe, shard, self.threads)
+        clock.lap("encode")
+        return _row(shard, table=making.to_ipc(table), started=started, **clock.laps)
+
+
+@contextmanager
+def sampler_here(work: SamplingSpec) -> Iterator[Callable[[Shard], pa.Table]]:
+    """What a sampler actor does, in this process: a shard's table without scores. For looking, not for the pool.
+
+    Raises:
+        ConfigError: The generator computes on a GPU, and this machine has none.
+        ModelError: It cannot be loaded.
+    """
+    import torch
+
+    if work.devices.generator == "cuda" and not torch.cuda.is_available():
+        remedy = "run this where there is one, or set pool.sampling.num_gpus=0 and generator.device=auto"
+        raise ConfigError("this machine has no GPU to sample on", where="generator.device", found="cuda", remedy=remedy)
+    threads = torch.get_num_threads()
+    sampler = SamplingActor(work)
+    if sampler.failure is not None:
+        raise sampler.failure
+
+    def sample(shard: Shard) -> pa.Table:
+        row = sampler(_row(shard))
+        if "failure" in row.column_names:
+            raise pickle.loads(row["failure"][0].as_py())
+        return making.from_ipc(row["table"][0].as_py())
+
+    try:
+        yield sample
+    finally:
+        torch.set_num_threads(threads)
+
+
+class ScoringActor(PipelineActor):
+    def load(self) -> None:
+        from counterpoise.scoring.clip import Clip
+
+        assert self.work.scorer is not None
+        _one_thread_per_cpu(self.work.cpus[1])
+        self.clip = Clip(self.work.scorer, self.work.devices.scorer)
+        self.texts = self.clip.embed_texts(self.work.recipe.all_plain)
+
+    def step(self, batch: pa.Table) -> pa.Table:
+        shard, clock = shard_of(batch), _Clock()
+        table = making.from_ipc(batch["table"][0].as_py())
+        table = making.score(self.clip, self.texts, self.work.recipe, shard, table)
+        clock.lap("score")
+        return _row(shard, table=making.to_ipc(table), started=batch["started"][0], **_laps_of(batch), **clock.laps)
+
+
+class CommitActor(PipelineActor):
+    def load(self) -> None:
+        """There is no model."""
+
+    def step(self, batch: pa.Table) -> pa.Table:
+        shard, clock = shard_of(batch), _Clock()
+        table = making.from_ipc(batch["table"][0].as_py())
+        created = self.work.store.create(shard.key(self.work.recipe.digest), making.to_parquet(table))
+        clock.lap("commit")
+        return _row(
+            shard,
+            created=created,
+            images=len(table),
+            quarantined=len(table) - table["defect"].null_count,
+            started=batch["started"][0],
+            **_laps_of(batch),
+            **clock.laps,
+        )
+
+
+class _Clock:
+    """Seconds between calls of ``lap``, by name."""
+
+    def __init__(self) -> None:
+        self.laps: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.laps[name], self._last = now - self._last, now
+
+
+def _row(shard: Shard, **columns: Any) -> pa.Table:
+    values = {"label": shard.label, "group": shard.group, "number": shard.number, **columns}
+    return pa.table({name: pa.array([value]) for name, value in values.items()})
+
+
+def shard_of(batch: pa.Table) -> Shard:
+    return Shard(*(batch[name][0].as_py() for name in ("label", "group", "number")))
+
+
+def _laps_of(batch: pa.Table) -> dict[str, float]:
+    return {name: batch[name][0].as_py() for name in STEPS if name in batch.column_names}
+
+
+def _one_thread_per_cpu(num_cpus: float) -> int:
+    import torch
+
+    threads = max(1, int(num_cpus))
+    torch.set_num_threads(threads)
+    return threads

@@ -1,0 +1,129 @@
+"""Every synthetic image has an address before it is sampled: ``(generation digest, label, group, index)``.
+
+The digest covers all that decides an image's pixels and scores. Images of a cell are numbered; ``shard_size`` of them
+in a row are a shard, which is sampled in one batch and stored under one key. Seeds are hashes of the address.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+from counterpoise.config import Experiment, Generator
+from counterpoise.core.digest import digest
+from counterpoise.core.model_source import fingerprint
+from counterpoise.errors import ConfigError
+from counterpoise.execution.devices import Devices, devices
+from counterpoise.generators.identity import _adapter, check_pipeline_folder, identify_adapter
+from counterpoise.scoring.identity import identify_scorer
+from counterpoise.storage.schema import LabelSpace
+from counterpoise.synthesis.prompts.prompt_set import PromptSet
+
+_FORMAT = 2  # of shards; another one is another pool
+_LIBRARIES = ("torch", "torchvision", "diffusers", "transformers", "open_clip_torch", "numpy", "pillow", "pyarrow")
+_KEY = re.compile(r".*/(\d+)-(\d+)/(\d{6,})\.parquet")
+
+
+@dataclass(frozen=True, order=True)
+class Shard:
+    """``shard_size`` images of a cell in a row, from ``number · shard_size`` on. ``group`` is 0 without groups."""
+
+    label: int
+    group: int
+    number: int
+
+    def key(self, digest: str) -> str:
+        """Where the shard lies in the store."""
+        return f"{folder(digest)}{self.label}-{self.group}/{self.number:06d}.parquet"
+
+    @classmethod
+    def from_key(cls, key: str) -> Shard | None:
+        """The shard at a key; None if this is not a shard's key."""
+        match = _KEY.fullmatch(key)
+        return cls(*map(int, match.groups())) if match else None
+
+
+def folder(digest: str) -> str:
+    """The prefix of all keys of a generation."""
+    return f"pool/{digest}/"
+
+
+def seed(digest: str, label: int, group: int, index: int, attempt: int) -> int:
+    """The seed of one image's noise: the first 63 bits of a SHA-256 of its address.
+
+    PyTorch's CPU generator uses the lower 32 bits, so that among n images of a cell n² / 2³³ pairs of equal noise are
+    to be expected: 0.01 among ten thousand.
+    """
+    text = f"{digest}/{label}/{group}/{index}/{attempt}"
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+def pixel_identity(
+    experiment: Experiment,
+    names: LabelSpace,
+    prompts: PromptSet,
+    conditions: str | None = None,
+    feedback: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """All that decides the pool's pixels and scores, as a JSON-able value.
+
+    Args:
+        experiment: The config.
+        names: Classes and groups.
+        prompts: What is asked for.
+        conditions: Digest of the view that condition images are drawn from, if there are any.
+        feedback: The identity of the classifier that guides, and how it does, if it does.
+
+    Raises:
+        ConfigError, ModelError: There is no generator, or generator or scorer do not exist.
+    """
+    generator, pool = experiment.generator, experiment.pool
+    if generator is None:
+        raise ConfigError("there is nothing to sample with", where="generator", found="null")
+    check_pipeline_folder(generator)
+    elsewhere: Any = {"model": True, "revision": True, "device": True, "dtype": True, "condition": {"adapter"}}
+    return {
+        "format": _FORMAT,
+        "names": {"classes": list(names.classes), "groups": list(names.groups)},
+        "generator": {
+            **generator.model_dump(exclude=elsewhere),
+            "weights": fingerprint(generator.model, generator.revision, "generator.model"),
+            "dtype": devices(experiment).dtype,
+            **({"adapter": identify_adapter(adapter)} if (adapter := _adapter(generator)) else {}),
+        },
+        "conditions": conditions,
+        "feedback": feedback,
+        "prompts": prompts.prompts,
+        "plain": prompts.plain,
+        "negative": experiment.prompts.negative,
+        "scorer": identify_scorer(experiment.scorer) if experiment.scorer else None,
+        "shard_size": pool.shard_size,
+        "max_attempts": pool.max_attempts,
+    }
+
+
+def provenance(devices: Devices) -> dict[str, str]:
+    """What may decide the last bit of a pixel and is recorded beside the generation: versions and devices."""
+    return {
+        **{name: version(name) for name in _LIBRARIES},
+        "generator device": devices.generator,
+        "scorer device": devices.scorer,
+    }
+
+
+def digest_of(generation: dict[str, Any]) -> str:
+    """The address of a generation: 16 hex digits."""
+    return digest(generation)
+
+
+def pinned(generator: Generator, generation: dict[str, Any]) -> Generator:
+    """The generator at the commits that a generation names, of whatever comes from the hub."""
+    made = generation["generator"]
+    changes: dict[str, Any] = {"revision": made["weights"].get("revision")}
+    if generator.condition is not None and (adapter := generator.condition.adapter) is not None:
+        adapter = adapter.model_copy(update={"revision": made["adapter"].get("revision")})
+        changes["condition"] = generator.condition.model_copy(update={"adapter": adapter})
+    return generator.model_copy(update=changes)

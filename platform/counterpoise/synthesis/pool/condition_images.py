@@ -1,0 +1,48 @@
+"""Which real image each synthetic one is conditioned on: one of its cell, drawn by its seed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Int
+
+from counterpoise.errors import DataError
+from counterpoise.storage.codec import decode_image
+from counterpoise.storage.view import ImageView
+
+
+class Conditions:
+    """The condition images of a dataset.
+
+    Args:
+        view: The real training images.
+
+    Raises:
+        DataError: A class has none.
+    """
+
+    def __init__(self, view: ImageView) -> None:
+        self.view = view
+        for label, name in enumerate(view.names.classes):
+            if not (view.labels == label).any():
+                remedy = "leave the class out, or sample without generator.condition"
+                raise DataError("a class without a real image to condition on", where="data", found=name, remedy=remedy)
+
+    def draw(self, label: int, group: int, seeds: Sequence[int]) -> Int[np.ndarray, " n"]:
+        """Positions in the view: of the cell, or of the whole class if the cell has no images.
+
+        A seed's upper 31 bits choose; its lower 32 are the noise's.
+        """
+        of_class = self.view.labels == label
+        of_cell = of_class & (self.view.groups == group) if self.view.names.groups else of_class
+        candidates = np.flatnonzero(of_cell if of_cell.any() else of_class)
+        return candidates[[(seed >> 32) % len(candidates) for seed in seeds]]
+
+    def images(self, positions: Int[np.ndarray, " n"]) -> list[np.ndarray]:
+        """The images at these positions as uint8 (height, width, 3) arrays."""
+        found = {position: decode_image(data) for position, data in self.view.take(positions).images()}
+        return [found[position] for position in range(len(positions))]
+
+    def ids(self, positions: Int[np.ndarray, " n"]) -> list[str]:
+        return self.view.index["id"].take(positions).to_pylist()

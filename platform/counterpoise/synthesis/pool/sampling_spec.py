@@ -1,0 +1,52 @@
+"""What sampling actors need to know."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from counterpoise import config
+from counterpoise.execution.devices import Devices
+from counterpoise.storage.store import Store
+from counterpoise.storage.view import ImageView
+from counterpoise.synthesis.pool import shard as making
+from counterpoise.synthesis.pool.pool import Pool
+
+if TYPE_CHECKING:
+    from counterpoise.synthesis.feedback.classifier import GuideClassifier
+
+
+@dataclass(frozen=True)
+class SamplingSpec:
+    """What the workers need to know."""
+
+    recipe: making.ShardSpec
+    generator: config.Generator
+    scorer: config.Scorer | None
+    devices: Devices
+    store: Store
+    cpus: tuple[float, float]  # of a sampler, of a scorer
+    conditions: ImageView | None
+    teacher: GuideClassifier | None
+
+    @classmethod
+    def of(cls, pool: Pool) -> SamplingSpec:
+        spec, made = pool.spec, pool.generation
+        return cls(
+            making.ShardSpec(
+                pool.digest,
+                pool.names,
+                made["prompts"],
+                made["plain"],
+                made["negative"],
+                made["shard_size"],
+                made["max_attempts"],
+            ),
+            spec.generator,
+            spec.scorer,
+            spec.devices,
+            pool.store,
+            (spec.sampling.num_cpus, spec.scoring.num_cpus),
+            pool.conditions,
+            pool.teacher,
+        )

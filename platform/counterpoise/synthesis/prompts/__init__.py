@@ -1,0 +1,1 @@
+"""Prompts of each cell: templates, grammars, files, language models."""

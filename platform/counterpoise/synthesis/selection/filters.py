@@ -1,0 +1,182 @@
+"""Filters: which images of the pool a plan may take, and why not the others.
+
+A filter is a function of a shard's :class:`Candidates` and of its settings. It gives a reason for each image that it
+rejects and None for each other. It is on if the key of its name in ``selection`` is set. To add one, write it below
+and give it a key in :class:`counterpoise.config.Selection`; or leave it where it is and name it in
+``selection.custom`` as ``module:function``.
+
+A verdict follows from the image and from earlier images of its cell, never from later ones or from what a plan took:
+so a larger plan contains the smaller one, and it does not matter who drew what when.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from jaxtyping import Float
+from PIL import Image, ImageStat
+
+from counterpoise import config
+from counterpoise.core import plugins
+from counterpoise.errors import ConfigError
+from counterpoise.storage.view import ImageView
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """The usable images of a shard. What is not in the index is read when a filter asks for it.
+
+    Attributes:
+        view: Their rows, with labels, CLIP's scores and verdicts; ``view.images()`` are their files.
+        earlier: The candidates of the cell's shards before this one, from the first on.
+    """
+
+    view: ImageView
+    earlier: Sequence[Candidates] = ()
+
+    def __len__(self) -> int:
+        return len(self.view)
+
+    @property
+    def rows(self) -> pa.Table:
+        return self.view.index
+
+    @cached_property
+    def embeddings(self) -> Float[np.ndarray, "n d"]:
+        """CLIP's unit vectors of the images; d is 0 without any image."""
+        return self.view.embeddings()
+
+
+class Reject(NamedTuple):
+    """Why an image is not taken: the filter's name, and the reason in words."""
+
+    filter: str
+    reason: str
+
+
+Filter = Callable[[Candidates, Any], Sequence[str | None]]
+FILTERS: dict[str, Filter] = {}  # by the key of `selection`; asked in this order
+
+
+class ActiveFilter(NamedTuple):
+    """A filter that is on."""
+
+    name: str
+    reasons: Filter
+    settings: Any
+
+
+def register(function: Filter) -> Filter:
+    """Makes a filter known under its own name."""
+    FILTERS[function.__name__] = function
+    return function
+
+
+def active_filters(selection: config.Selection) -> list[ActiveFilter]:
+    """The filters that are on, in the order in which they are asked.
+
+    Raises:
+        ConfigError: ``selection.custom`` names something that is not there.
+    """
+    own = [(name, function, getattr(selection, name)) for name, function in FILTERS.items()]
+    custom = [
+        ActiveFilter(name, plugins.load(name, "selection.custom"), settings)
+        for name, settings in selection.custom.items()
+    ]
+    return [ActiveFilter(*entry) for entry in own if entry[2] is not None] + custom
+
+
+def evaluate_filters(candidates: Candidates, filters: Sequence[ActiveFilter]) -> list[Reject | None]:
+    """For each candidate None, or what the first filter that rejects it says.
+
+    Raises:
+        ConfigError: A filter does not give a text or None for each image.
+    """
+    verdicts: list[Reject | None] = [None] * len(candidates)
+    for name, function, settings in filters:
+        reasons = list(function(candidates, settings))
+        if len(reasons) != len(candidates) or not all(reason is None or isinstance(reason, str) for reason in reasons):
+            raise ConfigError(
+                "a filter must say a reason or None for each image",
+                where=f"selection.custom.{name}",
+                found=f"{reasons[:3]} … ({len(reasons)} for {len(candidates)} images)",
+            )
+        for row, reason in enumerate(reasons):
+            if reason is not None and verdicts[row] is None:
+                verdicts[row] = Reject(name, reason)
+    return verdicts
+
+
+# -- the filters -------------------------------------------------------------------------------------------------------
+
+
+@register
+def clip_similarity(candidates: Candidates, least: float) -> list[str | None]:
+    """The cosine with the own prompt is at least this."""
+    return _at_least(candidates, "clip_similarity", least)
+
+
+@register
+def clip_margin(candidates: Candidates, least: float) -> list[str | None]:
+    """The own prompt's cosine leads over every rival cell's by at least this."""
+    return _at_least(candidates, "clip_margin", least)
+
+
+@register
+def zero_shot(candidates: Candidates, what: str) -> list[str | None]:
+    """CLIP sees the class that was asked for (``label``), or the class and the group (``cell``)."""
+    rows, names = candidates.rows, candidates.view.names
+    keys = ("label",) if what == "label" else ("label", "group")
+    return [
+        None
+        if all(row[key] == row[f"clip_{key}"] for key in keys)
+        else f"zero_shot: CLIP sees {names.cell(row['clip_label'], row['clip_group'])}"
+        for row in rows.select(["label", "group", "clip_label", "clip_group"]).to_pylist()
+    ]
+
+
+@register
+def grey(candidates: Candidates, levels: float) -> list[str | None]:
+    """The mean of red differs from the mean of all channels by at least so many levels of 255.
+
+    FFR's rule against grey images, which its code gives as 1.5e6 (faces) and 2e5 (animals), summed over 512 × 512
+    pixels: 5.7 and 0.76 levels. It decodes every image.
+    """
+    reasons: list[str | None] = [None] * len(candidates)
+    for row, data in candidates.view.images():
+        with Image.open(io.BytesIO(data)) as image:
+            means = ImageStat.Stat(image.convert("RGB")).mean
+        lead = abs(sum(means) / 3 - means[0])
+        if lead < levels:
+            reasons[row] = f"grey: red within {lead:.2f} < {levels:g} levels of the mean"
+    return reasons
+
+
+@register
+def near_duplicate(candidates: Candidates, threshold: float) -> list[str | None]:
+    """No earlier image of the cell has a cosine of ``threshold`` or more with it, whatever became of that one.
+
+    Shard against shard, so that the largest matrix has ``shard_size``² elements. The reason names the first such image.
+    """
+    reasons: list[str | None] = [None] * len(candidates)
+    for other in (*candidates.earlier, candidates):
+        if not len(candidates) or not len(other):
+            continue
+        cosines = candidates.embeddings @ other.embeddings.T
+        close = np.tril(cosines >= threshold, -1) if other is candidates else cosines >= threshold
+        for row in np.flatnonzero(close.any(axis=1)):
+            if reasons[row] is None:
+                first = int(np.argmax(close[row]))
+                reasons[row] = f"near-duplicate of {other.rows['id'][first]}, cosine {cosines[row, first]:.3f}"
+    return reasons
+
+
+def _at_least(candidates: Candidates, column: str, least: float) -> list[str | None]:
+    values = candidates.rows[column].to_pylist()
+    return [None if value >= least else f"{column} {value:.3f} < {least:g}" for value in values]

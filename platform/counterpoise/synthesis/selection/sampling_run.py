@@ -1,0 +1,111 @@
+"""What a call draws into the pool, what that costs, and when too much of it is useless."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from counterpoise.core.progress import Progress
+from counterpoise.errors import SynthesisError
+from counterpoise.synthesis.pool.address import Shard
+from counterpoise.synthesis.pool.pool import Pool
+
+if TYPE_CHECKING:
+    from counterpoise.synthesis.pool.sampling import Receipt
+
+
+class SamplingRun:
+    """What a call drew, and what that cost.
+
+    Attributes:
+        receipts: Of the shards it drew.
+        sampling: Seconds between the first sample and the last commit, over all rounds.
+        cost: Seconds by step, summed over workers.
+    """
+
+    def __init__(self, pool: Pool) -> None:
+        self.pool = pool
+        self.receipts: dict[Shard, Receipt] = {}
+        self.sampling = 0.0
+        self.cost: dict[str, float] = {}
+
+    @property
+    def images(self) -> int:
+        return sum(receipt.images for receipt in self.receipts.values())
+
+    def draw(self, shards: Sequence[Shard], limits: Sequence[QuarantineLimit]) -> None:
+        """One round; ends early as soon as it is certain that too many of somebody's images are quarantined."""
+        from counterpoise.synthesis.pool import sampling  # Ray takes seconds to import: a pool that is full needs none
+
+        begun, first, total = time.time(), math.inf, len(shards) * self.pool.shard_size
+        with Progress("sampling", total, "images") as progress:
+
+            def on_receipt(receipt: Receipt) -> None:
+                nonlocal first
+                if receipt.started < first:
+                    first = receipt.started
+                    progress.restart_clock(time.time() - first)
+                self.receipts[receipt.shard] = receipt
+                for limit in limits:
+                    limit.count(receipt)
+                bad = max((limit.bad for limit in limits), default=0)
+                progress.advance(receipt.images, f"{bad} quarantined" if bad else "")
+                for limit in limits:
+                    limit.check()
+
+            receipts = sampling.sample(self.pool, shards, on_receipt)
+        self.sampling += time.time() - first
+        self._charge("startup", first - begun)
+        for receipt in receipts:
+            for step, seconds in receipt.seconds.items():
+                self._charge(step, seconds)
+
+    def _charge(self, step: str, seconds: float) -> None:
+        self.cost[step] = self.cost.get(step, 0.0) + seconds
+
+
+class QuarantineLimit:
+    """How many images without a usable sample a method puts up with among those that it looks into.
+
+    Args:
+        pool: Where the images are.
+        share: ``pool.max_quarantined`` of the method.
+        considered: Shards that it has looked into.
+        asked: Shards that it asks for now.
+    """
+
+    def __init__(self, pool: Pool, share: float, considered: Sequence[Shard], asked: Sequence[Shard] = ()) -> None:
+        self.pool, self.share, self.asked = pool, share, set(asked)
+        self.total = len(considered) * pool.shard_size
+        self.allowed = share * (self.total + len(self.asked) * pool.shard_size)
+        bad = [_quarantined(pool, shard) for shard in considered]
+        self.bad, self.example = sum(bad), considered[int(np.argmax(bad))] if bad else None
+
+    def count(self, receipt: Receipt) -> None:
+        """Adds a shard that was drawn, if it was asked for."""
+        if receipt.shard in self.asked:
+            self.bad, self.total = self.bad + receipt.quarantined, self.total + receipt.images
+            self.example = receipt.shard
+
+    def check(self) -> None:
+        """Raises SynthesisError if more images are quarantined than may be when all that was asked for is there."""
+        example = self.example
+        if example is None or self.bad <= self.allowed:
+            return
+        defects = self.pool.rows(example)["defect"].drop_null().to_pylist()
+        raise SynthesisError(
+            "the generator makes too many useless images",
+            where=f"{self.pool.store.uri}/{example.key(self.pool.digest)}",
+            found=f"{self.bad} of {self.total} images quarantined: {', '.join(sorted(set(defects)))}",
+            allowed=f"pool.max_quarantined: {self.share:g} of all",
+            remedy="look at generator.dtype (float16 overflows in some models), guidance_scale and the prompts",
+        )
+
+
+def _quarantined(pool: Pool, shard: Shard) -> int:
+    rows = pool.rows(shard)
+    return len(rows) - rows["defect"].null_count

@@ -1,0 +1,156 @@
+"""Plans realized: which images of a pool each method takes, which its filters kept out, and what sampling cost."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property, reduce
+from operator import add
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+
+from counterpoise.storage.view import ImageView
+from counterpoise.synthesis.pool.address import Shard
+from counterpoise.synthesis.selection.request import PlanKey
+
+
+@dataclass(frozen=True)
+class Shortfall:
+    """A cell that reached the bound ``selection.max_draw`` before its plan was met."""
+
+    plan: PlanKey
+    cell: str
+    wanted: int
+    got: int
+
+
+@dataclass(frozen=True)
+class MethodImages:
+    """A method's images of one pool, and those that its filters kept out. The same whoever else asks the pool.
+
+    Attributes:
+        views: By plan.
+        short: Cells with fewer images than their plan wants.
+        shards: Shards that the plans looked into.
+        quarantined: Images in these shards without a usable sample.
+        rejected: Usable images in them that a filter kept out, by filter.
+        rejects: These two kinds of images, with the columns ``filter`` and ``reason``.
+        purity: Images in them that CLIP looked at and, of these, images that it puts into the cell asked for.
+    """
+
+    views: dict[str, ImageView]
+    short: list[Shortfall]
+    shards: frozenset[Shard]
+    quarantined: int
+    rejected: dict[str, int]
+    rejects: ImageView
+    purity: Int[np.ndarray, "2 classes groups"]
+
+
+@dataclass(frozen=True)
+class SelectedImages:
+    """Plans as views, and what they cost.
+
+    Attributes:
+        pool: The pool's digest.
+        methods: What each method takes.
+        shards: Shards that the plans looked into.
+        sampled: Images that this call sampled; also those that turned out not to be needed.
+        reused: Images in the shards looked into that were there before.
+        quarantined: Images in the shards looked into without a usable sample.
+        purity: Images in them that CLIP looked at and, of these, images that it puts into the cell asked for.
+        fresh: Keys of the shards that this call sampled.
+        seconds: Wall-clock time of this call.
+        images_per_second: Images sampled per second of sampling, start-up aside; None if none were.
+        cost: Seconds by step, summed over workers: sample, encode, score, commit; and ``startup`` (wall clock).
+    """
+
+    pool: str
+    methods: dict[str, MethodImages]
+    shards: int
+    sampled: int
+    reused: int
+    quarantined: int
+    purity: Int[np.ndarray, "2 classes groups"]
+    fresh: frozenset[str]
+    seconds: float
+    images_per_second: float | None
+    cost: dict[str, float]
+
+    @cached_property
+    def views(self) -> dict[PlanKey, ImageView]:
+        """One view for each plan of each method."""
+        return {(method, plan): view for method, images in self.methods.items() for plan, view in images.views.items()}
+
+    @property
+    def short(self) -> list[Shortfall]:
+        """Cells with fewer images than their plan wants."""
+        return [short for images in self.methods.values() for short in images.short]
+
+    @cached_property
+    def images(self) -> int:
+        """Distinct images in the views."""
+        return len({image for view in self.views.values() for image in view.column("id")})
+
+    @cached_property
+    def rejects(self) -> ImageView:
+        """The images that some method's filters kept out, each once for each filter that did."""
+        views = [images.rejects for images in self.methods.values()]
+        every = reduce(add, views)
+        places = zip(*(every.index[name].to_pylist() for name in ("key", "row", "filter")), strict=True)
+        first = {place: position for position, place in reversed(list(enumerate(places)))}
+        return every.take(np.sort(np.fromiter(first.values(), np.int64, len(first))))
+
+    @property
+    def rejected(self) -> dict[str, int]:
+        """Usable images that a filter of this name kept out of some method's plans."""
+        names = dict.fromkeys(name for images in self.methods.values() for name in images.rejected)
+        found = Counter(self.rejects.index["filter"].to_pylist())
+        return {name: found[name] for name in names}
+
+
+def summary(results: Sequence[SelectedImages]) -> dict[str, Any]:
+    """What several pools gave, as one JSON-able value."""
+    sampling_seconds = sum(result.sampled / result.images_per_second for result in results if result.images_per_second)
+    sampled = sum(result.sampled for result in results)
+    rejected = Counter[str]()
+    for result in results:
+        rejected.update(result.rejected)
+    return {
+        "pool": " ".join(result.pool for result in results),
+        "shards": sum(result.shards for result in results),
+        "images": sum(result.images for result in results),
+        "sampled": sampled,
+        "reused": sum(result.reused for result in results),
+        "quarantined": sum(result.quarantined for result in results),
+        "rejected": dict(rejected),
+        **_purity(results),
+        "short_cells": [
+            {"plan": "/".join(short.plan), "cell": short.cell, "wanted": short.wanted, "got": short.got}
+            for result in results
+            for short in result.short
+        ],
+        "images_per_second": round(sampled / sampling_seconds, 3) if sampling_seconds else None,
+        "cost": {
+            step: round(sum(result.cost.get(step, 0.0) for result in results), 2)
+            for step in ("startup", "sample", "encode", "score", "commit")
+        },
+    }
+
+
+def _purity(results: Sequence[SelectedImages]) -> dict[str, Any]:
+    """Shares of images that CLIP puts into the cell they were asked for; None where it looked at none."""
+    if not results:
+        return {"purity": None, "cell_purity": None}
+    counts = np.sum([result.purity for result in results], axis=0)
+    scored, pure = counts.tolist()
+    cells = [[_share(*cell) for cell in zip(*rows, strict=True)] for rows in zip(pure, scored, strict=True)]
+    total, right = counts.sum(axis=(1, 2)).tolist()
+    return {"purity": _share(right, total), "cell_purity": cells if total else None}
+
+
+def _share(part: int, whole: int) -> float | None:
+    return round(part / whole, 4) if whole else None

@@ -1,0 +1,1 @@
+"""MLflow as a passive client: losing it loses no work."""

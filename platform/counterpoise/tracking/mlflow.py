@@ -1,0 +1,382 @@
+"""MLflow, in one place: what a run did, where people look for it.
+
+Tracking is a copy for people. The store keeps what counts, so a tracking server that goes away in the middle of a run
+costs one warning and no work: the run goes on untracked, and the same command, which then finds all its results in
+the store, logs them again. Only :meth:`Tracker.check`, before any work, raises.
+
+One process writes: the driver. Everything goes through ``MlflowClient`` with explicit run ids instead of MLflow's
+"active run", which belongs to a thread, so that fits running side by side cannot log into each other's runs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+import logging
+import os
+import re
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, SupportsFloat, TypeVar
+
+import numpy as np
+import yaml
+from filelock import FileLock
+from jaxtyping import Shaped
+
+from counterpoise import __version__, config
+from counterpoise.core.digest import digest
+from counterpoise.core.environment import environment
+from counterpoise.core.progress import warn as _warn
+from counterpoise.errors import TrackingError
+from counterpoise.storage.view import ImageView
+
+if TYPE_CHECKING:
+    import torch
+    from matplotlib.figure import Figure
+    from mlflow import MlflowClient
+
+T = TypeVar("T")
+
+CHECK_SECONDS = 5  # how long a server may take to answer before anything is done
+_LOCK_SECONDS = 120  # how long another process may take to set up a fresh database
+_PARAMS_PER_BATCH, _METRICS_PER_BATCH, _PARAM_LENGTH, _KEY_LENGTH = 100, 1000, 500, 250
+_ENVIRONMENT = {  # defaults of ours; what the user has set stays
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "true",  # also keeps MLflow from writing into the home folder
+    "MLFLOW_LOGGING_LEVEL": "CRITICAL",  # a lost database would be a page of traceback; ours is one line
+    "MLFLOW_DISABLE_AGENT_HINT": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",  # MLflow's own 120 s and 7 retries would hold a run up for minutes
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
+}
+
+
+class Tracker:
+    """Where an experiment is tracked.
+
+    ``MLFLOW_TRACKING_URI`` is respected. Without it, runs go to ``mlflow.db`` (SQLite) and artifacts to ``mlruns`` in
+    the store's folder, or in the working directory if the store is not a folder.
+
+    Args:
+        experiment: Its ``tracking`` section and its name.
+        store_uri: The store's ``uri``.
+
+    Attributes:
+        uri: What ``mlflow ui --backend-store-uri`` takes; None if tracking is switched off.
+    """
+
+    def __init__(self, experiment: config.Experiment, store_uri: str) -> None:
+        self.name = experiment.tracking.experiment or experiment.name
+        self.uri: str | None = None
+        self._artifacts: str | None = None  # None: the server decides
+        self._client: MlflowClient | None = None
+        self._experiment_id = ""
+        if experiment.tracking.enabled:
+            self.uri = os.environ.get("MLFLOW_TRACKING_URI")
+            if not self.uri:
+                folder = Path.cwd() if "://" in store_uri else Path(store_uri).absolute()
+                self.uri, self._artifacts = f"sqlite:///{folder / 'mlflow.db'}", (folder / "mlruns").as_uri()
+
+    def check(self) -> None:
+        """Connects and finds or makes the experiment, in some seconds.
+
+        Raises:
+            TrackingError: The server does not answer, or the database cannot be used.
+        """
+        if self.uri is None or self._client is not None:
+            return
+        try:
+            for key, value in _ENVIRONMENT.items():
+                os.environ.setdefault(key, value)  # before the import, which reads them
+            from mlflow import MlflowClient
+
+            logging.getLogger("mlflow").setLevel(os.environ["MLFLOW_LOGGING_LEVEL"])  # it may be imported long since
+            impatient = {"MLFLOW_HTTP_REQUEST_TIMEOUT": f"{CHECK_SECONDS}", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
+            with environment(impatient), _alone(self.uri), _without_foreign_warnings():
+                client = MlflowClient(self.uri)
+                self._experiment_id = _experiment_id(client, self.name, self._artifacts)
+        except Exception as error:  # MLflow lets through whatever its database and HTTP libraries raise
+            raise TrackingError(
+                "the tracking server cannot be used",
+                where=self.uri,
+                found=_one_line(error),
+                remedy="start the server or correct MLFLOW_TRACKING_URI; unset, a file in the store is used; "
+                "tracking.enabled=false does without",
+            ) from error
+        self._client = client
+
+    @contextlib.contextmanager
+    def run(self, name: str, tags: Mapping[str, str] | None = None) -> Iterator[TrackedRun]:
+        """A run, ended when the block ends: finished, failed or (by the keyboard) killed.
+
+        Raises TrackingError if :meth:`check` has not been called and would.
+        """
+        self.check()
+        link = _Link(self._client)
+        with _started(link, self._experiment_id, name, {"counterpoise.version": __version__, **(tags or {})}) as run:
+            yield run
+
+
+class TrackedRun:
+    """A run of MLflow. Where tracking is switched off or lost, its methods do nothing.
+
+    Attributes:
+        id: MLflow's run id; None if there is no such run.
+    """
+
+    def __init__(self, link: _Link, experiment_id: str, run_id: str | None) -> None:
+        self._link, self._experiment_id, self.id = link, experiment_id, run_id
+
+    @contextlib.contextmanager
+    def child(self, name: str, tags: Mapping[str, str] | None = None) -> Iterator[TrackedRun]:
+        """A nested run, for a step or a fit."""
+        parent = {"mlflow.parentRunId": self.id} if self.id else {}
+        with _started(self._link, self._experiment_id, name, {**parent, **(tags or {})}) as run:
+            yield run
+
+    def params(self, values: Mapping[str, object]) -> None:
+        """Logs parameters; nested mappings become dotted keys, long values are cut at 500 characters."""
+        texts = [(_key(key), _text(value)) for key, value in _flat(values)]
+
+        def log(client: MlflowClient, run_id: str) -> None:
+            from mlflow.entities import Param
+
+            for batch in _batches([Param(*pair) for pair in texts], _PARAMS_PER_BATCH):
+                client.log_batch(run_id, params=batch)
+
+        self._log(log)
+
+    def config(self, experiment: config.Experiment) -> None:
+        """Logs the effective configuration: as parameters, and whole as ``config.yaml``."""
+        tree = experiment.model_dump(mode="json")
+        self.params(tree)
+        self.file("config.yaml", yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
+
+    def metrics(self, values: Mapping[str, SupportsFloat | None], step: int | None = None) -> None:
+        """Logs numbers; those that are None (a cell without test images) are left out."""
+        self._log_metrics((key, value, step or 0) for key, value in values.items())
+
+    def history(self, rows: Sequence[Mapping[str, SupportsFloat | None]]) -> None:
+        """Logs a fit's epochs in few requests. Row i is step i, unless it has an ``epoch``."""
+        self._log_metrics(
+            (key, value, int(float(row.get("epoch") or 0)) if "epoch" in row else number)
+            for number, row in enumerate(rows)
+            for key, value in row.items()
+            if key != "epoch"
+        )
+
+    def file(self, name: str, data: str | bytes) -> None:
+        """Stores an artifact under a relative path such as ``samples/star.png``."""
+        path = PurePosixPath(name)
+        content = data.encode() if isinstance(data, str) else data
+
+        def log(client: MlflowClient, run_id: str) -> None:
+            with tempfile.TemporaryDirectory() as folder:
+                local = Path(folder) / path.name
+                local.write_bytes(content)
+                client.log_artifact(run_id, str(local), str(path.parent) if path.parent.name else None)
+
+        self._log(log)
+
+    def json(self, name: str, value: object) -> None:
+        """Stores a JSON-able value as an artifact."""
+        self.file(name, json.dumps(value, indent=1, ensure_ascii=False))
+
+    def figure(self, name: str, figure: Figure) -> None:
+        """Stores a matplotlib figure as an artifact; the name's ending says in which format."""
+        self._log(lambda client, run_id: client.log_figure(run_id, figure, name))
+
+    def dataset(self, name: str, view: ImageView, context: str) -> None:
+        """Notes a view as an input: its digest, its store and the images of each cell. No data is copied.
+
+        Args:
+            context: What it was used for: ``audit``, ``training``, ``validation``, ``test``.
+        """
+        counts = {view.names.cell(*cell): int(count) for cell, count in np.ndenumerate(view.counts) if count}
+        profile = json.dumps({"num_rows": len(view), "cells": counts}, ensure_ascii=False)
+        kind, source = "s3" if "://" in view.store.uri else "local", json.dumps({"uri": view.store.uri})
+        address = view.digest
+
+        def log(client: MlflowClient, run_id: str) -> None:
+            from mlflow.entities import Dataset, DatasetInput, InputTag
+
+            entity = Dataset(name, address, kind, source, profile=profile)
+            client.log_inputs(run_id, datasets=[DatasetInput(entity, [InputTag("mlflow.data.context", context)])])
+
+        self._log(log)
+
+    def model(self, name: str, module: torch.nn.Module, example: Shaped[np.ndarray, batch * shape]) -> str | None:
+        """Logs a classifier with its signature, as an exported graph: no pickle, no code of ours needed to load it.
+
+        Args:
+            example: Inputs of the module, two or more: with one, the graph would take batches of one only.
+
+        Returns:
+            The model's URI for ``mlflow.pytorch.load_model``, or None if it could not be logged.
+        """
+        client, run_id = self._link.client, self.id
+        if client is None or run_id is None:
+            return None
+        try:
+            with _without_foreign_warnings():
+                return _log_model(client, self._experiment_id, run_id, name, module, example)
+        except Exception as error:  # a module that torch cannot export is no reason to stop tracking
+            _warn(f"the model {name!r} is not logged: {_one_line(error)}")
+            return None
+
+    def _log(self, action: Callable[[MlflowClient, str], None]) -> None:
+        run_id = self.id
+        if run_id is not None:
+            self._link(lambda client: action(client, run_id))
+
+    def _log_metrics(self, values: Iterable[tuple[str, SupportsFloat | None, int]]) -> None:
+        now = int(time.time() * 1000)
+        numbers = [(_key(key), float(value), step) for key, value, step in values if value is not None]
+
+        def log(client: MlflowClient, run_id: str) -> None:
+            from mlflow.entities import Metric
+
+            entities = [Metric(key, value, now, step) for key, value, step in numbers]
+            for batch in _batches(entities, _METRICS_PER_BATCH):
+                client.log_batch(run_id, metrics=batch)
+
+        self._log(log)
+
+
+class _Link:
+    """The way to the server, shared by a run and its children; once lost it stays lost, and every call is free."""
+
+    def __init__(self, client: MlflowClient | None) -> None:
+        self.client = client
+        self.uri = client.tracking_uri if client else None
+
+    def __call__(self, action: Callable[[MlflowClient], T]) -> T | None:
+        if self.client is None:
+            return None
+        try:
+            with _without_foreign_warnings():
+                return action(self.client)
+        except Exception as error:  # whatever it is, hours of work must not die of it
+            self.client = None
+            _warn(
+                f"tracking stopped at {self.uri}: {_one_line(error)}. "
+                "Nothing else is lost: run the same command again to log what is done."
+            )
+            return None
+
+
+@contextlib.contextmanager
+def _started(link: _Link, experiment_id: str, name: str, tags: Mapping[str, str]) -> Iterator[TrackedRun]:
+    source = {"mlflow.source.name": "counterpoise", "mlflow.source.type": "LOCAL"}
+    made = link(lambda client: client.create_run(experiment_id, run_name=name, tags={**source, **tags}))
+    run = TrackedRun(link, experiment_id, made.info.run_id if made else None)
+    status = "FAILED"
+    try:
+        yield run
+        status = "FINISHED"
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    finally:
+        run._log(lambda client, run_id: client.set_terminated(run_id, status))
+
+
+def _experiment_id(client: MlflowClient, name: str, artifacts: str | None) -> str:
+    from mlflow.exceptions import MlflowException
+
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        try:
+            return client.create_experiment(name, artifacts, {"mlflow.experimentKind": "custom_model_development"})
+        except MlflowException:  # somebody else made it just now
+            found = client.get_experiment_by_name(name)
+            if found is None:
+                raise
+    if found.lifecycle_stage != "active":
+        raise ValueError(f"the experiment {name!r} is deleted there; restore it or set tracking.experiment=NAME")
+    return found.experiment_id
+
+
+def _log_model(
+    client: MlflowClient, experiment_id: str, run_id: str, name: str, module: torch.nn.Module, example: np.ndarray
+) -> str:
+    import mlflow.pytorch
+    import torch
+    from mlflow.entities import LoggedModelOutput, LoggedModelStatus
+    from mlflow.models import Model, infer_signature
+
+    module = copy.deepcopy(module).cpu().eval()  # an exported graph cannot change its device or its mode
+    with torch.no_grad():
+        output = module(torch.from_numpy(example)).numpy()
+    versions = [f"{package.__name__}=={package.__version__.partition('+')[0]}" for package in (torch, np)]
+    with tempfile.TemporaryDirectory() as folder:
+        mlflow.pytorch.save_model(
+            module,
+            f"{folder}/model",
+            mlflow_model=Model(run_id=run_id),
+            signature=infer_signature(example, output),
+            input_example=example,
+            serialization_format="pt2",
+            pip_requirements=versions,  # guessing them would load the model in a process of its own
+        )
+        # mlflow.pytorch.log_model would put it into the process's active experiment, which is not the run's.
+        model = client.create_logged_model(experiment_id, name, source_run_id=run_id)
+        client.log_model_artifacts(model.model_id, f"{folder}/model")
+    client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
+    client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
+    return model.model_uri
+
+
+@contextlib.contextmanager
+def _alone(uri: str) -> Iterator[None]:
+    """Holds a lock beside a SQLite database: two processes that set up a fresh one together would break it."""
+    if not uri.startswith("sqlite:///"):
+        yield
+        return
+    path = Path(uri.removeprefix("sqlite:///"))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{path}.lock", timeout=_LOCK_SECONDS):
+        yield
+
+
+@contextlib.contextmanager
+def _without_foreign_warnings() -> Iterator[None]:
+    """MLflow uses deprecated parts of SQLAlchemy, torch and itself; no user of ours can do anything about it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _flat(values: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _text(value: object) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= _PARAM_LENGTH else text[: _PARAM_LENGTH - 1] + "…"
+
+
+def _key(name: str) -> str:
+    """A name that MLflow takes: as it is, or cleaned and with a digest so that two names stay two."""
+    plain = re.fullmatch(r"[\w\-. ]+(/[\w\-. ]+)*", name) and not re.search(r"(^|/)\.+(/|$)", name)
+    if plain and len(name) <= _KEY_LENGTH:
+        return name
+    return re.sub(r"[^\w\-. /]", "_", name)[: _KEY_LENGTH - 20].strip("/.") + "-" + digest(name)[:6]
+
+
+def _batches(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
+
+
+def _one_line(error: BaseException) -> str:
+    return next(iter(str(error).strip().splitlines()), "") or type(error).__name__

@@ -1,0 +1,1 @@
+"""Fits of single stages, in one process or several."""

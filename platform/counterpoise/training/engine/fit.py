@@ -1,0 +1,138 @@
+"""A stage fitted: from its start, epoch by epoch with a checkpoint after each, to its record in the store.
+
+A fit that was killed goes on after its last whole epoch and ends with the very weights it would have had (the same
+bytes, on a CPU with the same number of workers and threads).
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import time
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from counterpoise.errors import ConfigError
+from counterpoise.storage.store import read
+from counterpoise.training.engine import loop
+from counterpoise.training.engine.loop import Row, Trainer
+from counterpoise.training.engine.process_group import Worker
+from counterpoise.training.engine.task import Fit, OnEpoch
+from counterpoise.training.loading.pixel_cache import PixelCache
+from counterpoise.training.loading.stage_dataset import StageImages
+from counterpoise.training.models import Classifier, fresh_head, restored_model
+from counterpoise.training.parameters.gradient_mask import ranked_mask
+from counterpoise.training.parameters.trainable import merged_state_dict, prepare, trainable_mask
+
+
+@dataclass
+class _Progress:
+    """What a fit has come to between two epochs, beside its trainer."""
+
+    epoch: int = 0
+    best_epoch: int = 0
+    best_score: list[float] = field(default_factory=list)
+    best_model: dict[str, Tensor] = field(default_factory=dict)
+    history: list[Row] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+def fit(task: Fit, worker: Worker, on_epoch: OnEpoch | None = None) -> None:
+    """Trains, and leaves the best epoch's weights and then the stage's record in the store.
+
+    Every worker calls this with the same task. Goes on from the checkpoint in the store, if there is one.
+
+    Raises:
+        ConfigError: The loss is no longer finite, or the stage does not fit the backbone.
+        DataError: An image cannot be read.
+    """
+    if task.done():
+        return
+    validation = PixelCache([task.validation], task.training.image_size)
+    trainer, progress = make_trainer(task, worker), _Progress()
+    _restore(task, trainer, progress)
+    with loop.reproducible():
+        while progress.epoch < task.recipe.epochs:
+            started = time.monotonic()
+            loss = trainer.epoch(task.seed, progress.epoch)
+            predicted = loop.predict(trainer.model, validation, task.training, worker).argmax(1)
+            progress.epoch += 1
+            metrics = loop.validation_metrics(task.validation, predicted, task.sees_groups)
+            row = {"epoch": progress.epoch, "loss": loss} | metrics
+            _remember(task, trainer.model, progress, row)
+            progress.seconds += time.monotonic() - started
+            if worker.rank == 0:
+                _checkpoint(task, trainer, progress)
+                if on_epoch:
+                    on_epoch(task.stage.name, row)
+    if worker.rank == 0:
+        moved = trainable_mask(trainer.model, task.stage)
+        task.finish(progress.best_model, progress.best_epoch, progress.history, progress.seconds, moved)
+
+
+def make_trainer(task: Fit, worker: Worker) -> Trainer:
+    """The trainer of a stage before its first epoch."""
+    stage, training = task.stage, task.training
+    model = initial_model(task)
+    if stage.head == "fresh":
+        fresh_head(model, task.seed)
+    prepare(model, stage, task.seed, _mask(task))
+    images = StageImages(stage, task.views, training.image_size, task.seed, _reference(task, worker))
+    return Trainer(task.recipe, model.to(worker.device), images, worker)
+
+
+def initial_model(task: Fit) -> Classifier:
+    """A classifier with the weights that the stage starts from, on the CPU."""
+    return restored_model(task.training, len(task.validation.names.classes), task.seed, task.store, task.start)
+
+
+def _mask(task: Fit) -> list[str] | None:
+    if task.gradients is None or task.stage.trainable.top_k is None:
+        return None
+    found = task.gradients.read()
+    return ranked_mask(found["similar"], found["different"], task.stage.trainable.top_k)
+
+
+def _reference(task: Fit, worker: Worker) -> np.ndarray | None:
+    """Logits of the reference stage's classifier for the training images."""
+    if task.reference is None:
+        return None
+    classes = len(task.validation.names.classes)
+    model = restored_model(task.training, classes, task.seed, task.store, task.reference.weights_key)
+    pixels = PixelCache(task.views, task.training.image_size)
+    return loop.infer(model.to(worker.device).eval(), pixels, task.training, worker).cpu().numpy()
+
+
+def _remember(task: Fit, model: Classifier, progress: _Progress, row: Row) -> None:
+    if not math.isfinite(row["loss"]):
+        raise ConfigError(
+            f"training diverged in epoch {row['epoch']}",
+            where=f"stage {task.stage.name!r}",
+            found=f"loss {row['loss']}",
+            remedy="lower the learning rate (training.optimizer.lr, or the stage's optimizer.lr)",
+        )
+    progress.history.append(row)
+    score = list(loop.score(row, task.select_by))
+    if not progress.best_epoch or score > progress.best_score:
+        progress.best_epoch, progress.best_score = row["epoch"], score
+        progress.best_model = {name: value.clone() for name, value in merged_state_dict(model).items()}
+
+
+def _checkpoint(task: Fit, trainer: Trainer, progress: _Progress) -> None:
+    buffer = io.BytesIO()
+    torch.save({"trainer": trainer.state(), "progress": vars(progress)}, buffer)
+    task.store.replace(task.checkpoint_key, buffer.getvalue())
+
+
+def _restore(task: Fit, trainer: Trainer, progress: _Progress) -> None:
+    """Takes up the checkpoint. All workers of a group read the same one: the group starts when the last one is gone."""
+    if not task.store.exists(task.checkpoint_key):
+        return
+    device = trainer.worker.device
+    saved = torch.load(io.BytesIO(read(task.store, task.checkpoint_key)), map_location=device, weights_only=True)
+    trainer.load_state(saved["trainer"])
+    vars(progress).update(saved["progress"])
+    progress.best_model = {name: value.cpu() for name, value in progress.best_model.items()}

@@ -1,0 +1,1 @@
+"""Images on their way into batches: decoded, cached, augmented, mixed."""

@@ -1,0 +1,230 @@
+"""How the images of an epoch are moved and changed: drawn once for all workers from (seed, epoch).
+
+An image's change is a function of seed, epoch and the image's place in the epoch, never of the batch it is in, nor of
+who computes it.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Int, UInt8
+from torch import Tensor
+from torchvision.transforms import InterpolationMode, v2
+
+from counterpoise.config.training import Transform
+from counterpoise.errors import ConfigError, did_you_mean, one_of
+from counterpoise.training.loading.batches import AUGMENTATION, TRANSFORMS, generator
+
+_TRIALS = 32  # what a transform does with probability 0.1 is seen with probability 0.97
+_OF_BATCHES = ("CutMix", "MixUp")
+_ENUMERATIONS: dict[str, type[Enum]] = {"interpolation": InterpolationMode, "policy": v2.AutoAugmentPolicy}
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What chance decides in an epoch; row i belongs to the i-th image that the epoch shows."""
+
+    flip: Bool[Tensor, " n"]
+    shift: Int[Tensor, "n 2"]  # down, right, in pixels
+    seeds: Int[np.ndarray, " n"]  # for torchvision's transforms
+
+
+class Augmenter:
+    """A list of transforms, ready to be used::
+
+        augmenter = Augmenter(["flip", {"ColorJitter": {"hue": 0.1}}], image_size=32)
+        drawn = augmenter.draw(len(order), seed, epoch)
+        changed = augmenter.apply(images, drawn, slice(0, 128))
+
+    ``flip`` (with probability ½) and ``crop`` (moved by up to an eighth of the side, edges repeated) come first, in
+    one gather; torchvision's transforms follow in the order given.
+
+    Args:
+        transforms: See :data:`counterpoise.config.training.Transform`.
+        image_size: Height and width in pixels.
+        where: The list's key path, for errors.
+
+    Raises:
+        ConfigError: As :func:`check_transforms`, but for what only shows when a transform is used.
+    """
+
+    def __init__(self, transforms: Sequence[Transform], image_size: int, where: str = "training.augmentation") -> None:
+        self._moves = [transform for transform in transforms if isinstance(transform, str)]
+        self._others = [transform for _, transform in _built(transforms, where)]
+        self._size = image_size
+
+    def draw(self, n: int, seed: int, epoch: int) -> Drawn:
+        """Draws for the n images that an epoch shows."""
+        random = generator(seed, epoch, AUGMENTATION)
+        flip = random.random(n) < (0.5 if "flip" in self._moves else 0)
+        reach = self._size // 8 if "crop" in self._moves else 0
+        shift = random.integers(-reach, reach + 1, (n, 2))
+        seeds = generator(seed, epoch, TRANSFORMS).integers(0, 2**63, n)
+        return Drawn(torch.from_numpy(flip), torch.from_numpy(shift), seeds)
+
+    def apply(
+        self, images: UInt8[Tensor, "m size size 3"], drawn: Drawn, places: slice | Int[np.ndarray, " m"]
+    ) -> UInt8[Tensor, "m size size 3"]:
+        """The images changed, on the device where they are.
+
+        torchvision's transforms always run on the CPU, so that a GPU does not change what is drawn: with any of these
+        it is best to come here before the images go to the device.
+
+        Args:
+            images: Some of the epoch's.
+            drawn: The epoch's.
+            places: Which of the epoch's images these are, counted in the order that they are shown.
+        """
+        if self._moves and len(images):
+            images = _moved(images, drawn.flip[places], drawn.shift[places])
+        if self._others and len(images):
+            images = _changed(images, self._others, drawn.seeds[places])
+        return images
+
+
+def _moved(
+    images: UInt8[Tensor, "m height width 3"], flip: Bool[Tensor, " m"], shift: Int[Tensor, "m 2"]
+) -> UInt8[Tensor, "m height width 3"]:
+    """The images flipped, then shifted, in one gather; pixels from beyond an edge repeat the edge."""
+    m, height, width, _ = images.shape
+    flip, shift = flip.to(images.device), shift.to(images.device)
+    rows = torch.arange(height, device=images.device) - shift[:, :1]
+    columns = torch.arange(width, device=images.device) - shift[:, 1:]
+    columns = torch.where(flip[:, None], width - 1 - columns, columns)
+    rows, columns = rows.clamp(0, height - 1), columns.clamp(0, width - 1)
+    return images[torch.arange(m, device=images.device)[:, None, None], rows[:, :, None], columns[:, None, :]]
+
+
+def _changed(
+    images: UInt8[Tensor, "m height width 3"], transforms: list[v2.Transform], seeds: Int[np.ndarray, " m"]
+) -> UInt8[Tensor, "m height width 3"]:
+    """Each image through all transforms, by a seed of its own.
+
+    The transforms draw from torch's global generator of the CPU, which is given back as it was. It is seeded by itself,
+    because torch.manual_seed also looks for GPUs: half a millisecond for each image.
+    """
+    changed = []
+    with torch.random.fork_rng(devices=[]):
+        for image, seed in zip(images.permute(0, 3, 1, 2).cpu(), seeds.tolist(), strict=True):
+            torch.default_generator.manual_seed(seed)
+            for transform in transforms:
+                image = transform(image)
+            changed.append(image.permute(1, 2, 0))
+    return torch.stack(changed).to(images.device)
+
+
+# -- checking ----------------------------------------------------------------------------------------------------------
+
+
+def check_transforms(transforms: Sequence[Transform], image_size: int, where: str = "training.augmentation") -> None:
+    """Builds the transforms and tries them on a grey image, some dozen times.
+
+    Args:
+        transforms: ``flip``, ``crop``, or one transform of torchvision.transforms.v2 and its arguments.
+        image_size: Height and width in pixels.
+        where: The list's key path, for errors.
+
+    Raises:
+        ConfigError: A name is unknown, arguments are wrong, or what comes out is no uint8 image of the same size.
+    """
+    built = _built(transforms, where)
+    with torch.random.fork_rng(devices=[]):
+        for trial in range(_TRIALS if built else 0):
+            torch.default_generator.manual_seed(trial)
+            _try(built, image_size)
+
+
+def _try(built: list[tuple[str, v2.Transform]], size: int) -> None:
+    image, culprit = torch.full((3, size, size), 128, dtype=torch.uint8), ""
+    expected = _looks(image)
+    for where, transform in built:
+        before = _looks(image)
+        try:
+            image = transform(image)
+        except Exception as error:  # torchvision has no errors of its own, and says many things in many ways
+            raise ConfigError(
+                f"{type(transform).__name__} cannot change a uint8 image",
+                where=where,
+                found=f"{type(error).__name__}: {error}",
+                remedy="look up its arguments in torchvision.transforms.v2, or use another transform",
+            ) from error
+        culprit = where if _looks(image) != before else culprit
+    if _looks(image) != expected:
+        raise ConfigError(
+            "these transforms change the kind or the size of images",
+            where=culprit,
+            found=_looks(image),
+            allowed=expected,
+            remedy=f"end with one that gives the size back, such as {{Resize: {{size: [{size}, {size}]}}}}",
+        )
+
+
+def _looks(image: Any) -> str:
+    if not isinstance(image, Tensor):
+        return type(image).__name__
+    return f"{str(image.dtype).removeprefix('torch.')} of shape {tuple(image.shape)}"
+
+
+# -- building ----------------------------------------------------------------------------------------------------------
+
+
+def _built(transforms: Sequence[Transform], where: str) -> list[tuple[str, v2.Transform]]:
+    """(key path, transform) of those that are torchvision's."""
+    return [
+        (f"{where}.{number}", _build(transform, f"{where}.{number}"))
+        for number, transform in enumerate(transforms)
+        if not isinstance(transform, str)
+    ]
+
+
+def _build(transform: Transform, where: str) -> v2.Transform:
+    if isinstance(transform, str):
+        remedy = "inside of another transform use torchvision's RandomHorizontalFlip or RandomCrop"
+        raise ConfigError("this is a transform of the list itself only", where=where, found=transform, remedy=remedy)
+    if len(transform) != 1:
+        remedy = "give each transform an entry of its own in the list"
+        raise ConfigError("one transform at a time", where=where, found=one_of(transform), remedy=remedy)
+    ((name, arguments),) = transform.items()
+    kind = _kind(name, where)
+    try:
+        return kind(**dict(_arguments(arguments, where)))
+    except (TypeError, ValueError, RuntimeError) as error:
+        allowed = [parameter for parameter in inspect.signature(kind).parameters if parameter != "self"]
+        raise ConfigError(
+            f"wrong arguments for {name}", where=where, found=f"{arguments}: {error}", allowed=one_of(allowed)
+        ) from error
+
+
+def _kind(name: str, where: str) -> type[v2.Transform]:
+    if name in _OF_BATCHES:
+        remedy = f"use the stage's `mix: {{name: {name.lower()}}}`"
+        raise ConfigError("this transform mixes the images of a batch", where=where, found=name, remedy=remedy)
+    kinds = {key: kind for key, kind in vars(v2).items() if inspect.isclass(kind) and issubclass(kind, v2.Transform)}
+    known = [key for key in kinds if key not in ("Transform", *_OF_BATCHES)]
+    if name not in known:
+        raise ConfigError(
+            "unknown transform",
+            where=where,
+            found=name,
+            allowed=one_of(["flip", "crop", *known], limit=8) + "; all of torchvision.transforms.v2 for images",
+            remedy=did_you_mean(name, known),
+        )
+    return kinds[name]
+
+
+def _arguments(arguments: dict[str, Any], where: str) -> Iterator[tuple[str, Any]]:
+    """What YAML cannot say: enumerations are given by value, RandomApply's transforms as in the list itself."""
+    for key, value in arguments.items():
+        if key in _ENUMERATIONS and isinstance(value, str):
+            yield key, _ENUMERATIONS[key](value)
+        elif key == "transforms" and isinstance(value, list):
+            yield key, [_build(transform, f"{where}.{key}.{number}") for number, transform in enumerate(value)]
+        else:
+            yield key, value

@@ -1,0 +1,1 @@
+"""Per-image losses and the risks that reduce them."""

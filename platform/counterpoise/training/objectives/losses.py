@@ -1,0 +1,246 @@
+"""The loss of each image: what the model's answer is worth, given the image's label.
+
+How much each of a batch's losses counts is another matter: see :mod:`counterpoise.training.objectives.risks`.
+
+A loss is a module, so that what it remembers between batches (its buffers) is checkpointed with the model. Most losses
+are cross-entropy of logits that were changed in some way, the others a function of -log p. Adding one is a class here
+and a line in :data:`LOSSES`, with its name in :class:`counterpoise.config.Objective`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from counterpoise import config
+from counterpoise.training.models import COSINE_SCALE
+
+Head = Literal["linear", "cosine"]
+
+
+class Loss(nn.Module):
+    """Cross-entropy, and what all losses share. Arguments: see :func:`make_loss`.
+
+    Attributes:
+        needs_features: Whether the features must be given.
+    """
+
+    needs_features = False
+
+    def __init__(self, settings: config.Objective, prior: Float[Tensor, " classes"], head: Head) -> None:
+        super().__init__()
+
+    def forward(
+        self,
+        logits: Float[Tensor, "n classes"],
+        labels: Int[Tensor, " n"],
+        features: Float[Tensor, "n d"] | None = None,
+    ) -> Float[Tensor, " n"]:
+        """The loss of each image, at least 0; in float32 also where the logits are bfloat16.
+
+        Args:
+            logits: The classifier's.
+            labels: The true classes.
+            features: What the last layer took, of the length it had.
+        """
+        adjusted = self.adjusted(_precise(logits), labels, features)
+        return self.cost(nn.functional.cross_entropy(adjusted, labels, reduction="none"))
+
+    def adjusted(
+        self, logits: Float[Tensor, "n classes"], labels: Int[Tensor, " n"], features: Float[Tensor, "n d"] | None
+    ) -> Float[Tensor, "n classes"]:
+        """The logits that the softmax sees."""
+        return logits
+
+    def cost(self, surprise: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """The loss of an image whose label has the probability e^-surprise."""
+        return surprise
+
+
+class LogitAdjustment(Loss):
+    """Cross-entropy of logits + τ · log prior, which leaves the logits free of the prior: Menon et al. 2021, eq. 10.
+
+    A class that is never shown counts as if it were one image in 10³⁸. The softmax then hardly sees it, so nothing
+    pushes its logit down.
+    """
+
+    log_prior: Tensor
+
+    def __init__(self, settings: config.Objective, prior: Float[Tensor, " classes"], head: Head) -> None:
+        super().__init__(settings, prior, head)
+        self.tau = settings.tau
+        smallest = torch.finfo(torch.float32).tiny
+        self.register_buffer("log_prior", prior.float().clamp(min=smallest).log(), persistent=False)
+
+    def adjusted(
+        self, logits: Float[Tensor, "n classes"], labels: Int[Tensor, " n"], features: Float[Tensor, "n d"] | None
+    ) -> Float[Tensor, "n classes"]:
+        return logits + self.tau * self.log_prior
+
+
+class BalancedSoftmax(LogitAdjustment):
+    """Cross-entropy of logits + log prior: Ren et al. 2020, theorem 1. It is logit adjustment with τ = 1."""
+
+
+class Focal(Loss):
+    """-(1 - p)^γ · log p of the label's p: Lin et al. 2017, eq. 4, over a softmax."""
+
+    def __init__(self, settings: config.Objective, prior: Float[Tensor, " classes"], head: Head) -> None:
+        super().__init__(settings, prior, head)
+        self.gamma = settings.gamma
+
+    def cost(self, surprise: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+        # at p = 1 and γ < 1 the power has an infinite gradient, and 0 · ∞ would follow: the clamp's is 0
+        missing = (-torch.expm1(-surprise)).clamp(min=torch.finfo(surprise.dtype).tiny)
+        return missing**self.gamma * surprise
+
+
+class LDAM(Loss):
+    """Cross-entropy of s · (z - margin at the label), the margins being like n_j^-¼: Cao et al. 2019, §3.2.
+
+    The largest margin, that of the rarest class shown, is ``max_margin``; s is ``scale``, by default 30. Such margins
+    are meant for logits of bounded size: the authors' z are cosines. With a cosine head so are ours (its own scale is
+    divided out). With a linear head z are the logits as they are: they may outgrow the margins, and s makes the
+    gradients s times as large, so a ``scale`` near 1 or a smaller learning rate is in order.
+    """
+
+    margins: Tensor
+
+    def __init__(self, settings: config.Objective, prior: Float[Tensor, " classes"], head: Head) -> None:
+        super().__init__(settings, prior, head)
+        self.scale = settings.scale or 30.0
+        self.unit = COSINE_SCALE if head == "cosine" else 1.0
+        rarest = prior[prior > 0].min()
+        margins = settings.max_margin * (rarest / prior.clamp(min=rarest)) ** 0.25
+        self.register_buffer("margins", margins.float(), persistent=False)
+
+    def adjusted(
+        self, logits: Float[Tensor, "n classes"], labels: Int[Tensor, " n"], features: Float[Tensor, "n d"] | None
+    ) -> Float[Tensor, "n classes"]:
+        return self.scale * (logits / self.unit - _at(labels, logits) * self.margins)
+
+
+class GeneralizedCrossEntropy(Loss):
+    """(1 - p^q) / q of the label's p: Zhang & Sabuncu 2018, eq. 6. Cross-entropy for q → 0, 1 - p for q → 1.
+
+    What is hard already counts for less than in cross-entropy: LfF (Nam et al. 2020) makes its biased model so.
+    """
+
+    def __init__(self, settings: config.Objective, prior: Float[Tensor, " classes"], head: Head) -> None:
+        super().__init__(settings, prior, head)
+        self.q = settings.q
+
+    def cost(self, surprise: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+        return -torch.expm1(-self.q * surprise) / self.q  # from log p, as p^q has no gradient at p = 0
+
+
+class ArcFace(Loss):
+    """Cross-entropy of s · cos θ with the label's angle widened to θ + m: Deng et al. 2019, eq. 3.
+
+    m is ``margin``, by default 0.5 (radians); s is the cosine head's own. Where θ + m exceeds π, its cosine would rise
+    again; there the label's is cos θ - m · sin m, as the authors' first code has it, so that it goes on falling.
+    """
+
+    def __init__(self, settings: config.Objective, prior: Float[Tensor, " classes"], head: Head) -> None:
+        super().__init__(settings, prior, head)
+        self.margin = settings.margin or 0.5
+
+    def adjusted(
+        self, logits: Float[Tensor, "n classes"], labels: Int[Tensor, " n"], features: Float[Tensor, "n d"] | None
+    ) -> Float[Tensor, "n classes"]:
+        cosines = _cosines(logits)
+        widened = cosines.acos() + self.margin
+        margined = torch.where(widened <= math.pi, widened.cos(), cosines - self.margin * math.sin(self.margin))
+        return COSINE_SCALE * torch.where(_at(labels, logits), margined, cosines)
+
+
+class AdaFace(Loss):
+    """ArcFace with margins by image quality, for which the length of the features stands: Kim et al. 2022, §3.3.
+
+    With z = clip(h · (length - mean) / (deviation + 0.001), -1, 1), the label's cos θ becomes
+    cos(θ - m · z) - m · (1 + z). So a clear image, one of long features, is pressed the more the harder it
+    is, and a blurred one the less. m is ``margin``, by default 0.4; h is ``concentration``; s is the cosine head's own.
+
+    As in the authors' code, lengths are held within 0.001 and 100 and get no gradient, angles are held within 0.001 and
+    π - 0.001, and mean and deviation are running ones, 20 and 100 at first: before it is used, each batch in training
+    mode replaces a hundredth of them by its own. (One image has no deviation; it leaves the deviation as it is.)
+
+    Where torch.distributed connects several workers, the batch is that of all of them, so all must call a loss in
+    training mode equally often. A call is a batch: of two calls for one batch, one should be in evaluation mode.
+    """
+
+    needs_features = True
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(self, settings: config.Objective, prior: Float[Tensor, " classes"], head: Head) -> None:
+        super().__init__(settings, prior, head)
+        self.margin, self.concentration = settings.margin or 0.4, settings.concentration
+        self.register_buffer("mean", torch.tensor(20.0))
+        self.register_buffer("deviation", torch.tensor(100.0))
+
+    def adjusted(
+        self, logits: Float[Tensor, "n classes"], labels: Int[Tensor, " n"], features: Float[Tensor, "n d"] | None
+    ) -> Float[Tensor, "n classes"]:
+        assert features is not None, "AdaFace needs the features"
+        lengths = _precise(features.detach()).norm(dim=1).clamp(1e-3, 100)
+        if self.training:
+            self._remember(lengths)
+        z = (self.concentration * (lengths - self.mean) / (self.deviation + 1e-3)).clamp(-1, 1)[:, None]
+        cosines = _cosines(logits)
+        angles = (cosines.acos() - self.margin * z).clamp(1e-3, math.pi - 1e-3)
+        margined = angles.cos() - self.margin * (1 + z)
+        return COSINE_SCALE * torch.where(_at(labels, logits), margined, cosines)
+
+    def _remember(self, lengths: Float[Tensor, " n"]) -> None:
+        powers = lengths.double()  # a variance from sums of squares loses half of the digits
+        sums = torch.stack([torch.ones_like(powers), powers, powers**2]).sum(1)
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(sums)
+        n, total, squares = sums
+        variance = (squares - total**2 / n).clamp(min=0) / (n - 1).clamp(min=1)
+        self.mean.lerp_((total / n).to(self.mean), 0.01)
+        self.deviation.lerp_(torch.where(n > 1, variance.sqrt().to(self.deviation), self.deviation), 0.01)
+
+
+LOSSES: dict[str, type[Loss]] = {
+    "cross_entropy": Loss,
+    "balanced_softmax": BalancedSoftmax,
+    "logit_adjustment": LogitAdjustment,
+    "focal": Focal,
+    "ldam": LDAM,
+    "generalized_cross_entropy": GeneralizedCrossEntropy,
+    "arcface": ArcFace,
+    "adaface": AdaFace,
+}
+
+
+def make_loss(settings: config.Objective, prior: Float[Tensor, " classes"], head: Head) -> Loss:
+    """The loss of that name.
+
+    Args:
+        settings: Names the loss and gives its parameters.
+        prior: The share of each class among the images that training shows, as sampling has them; sums to 1.
+        head: ``training.head``: whether logits are ``COSINE_SCALE`` · cosines or a linear layer's.
+    """
+    return LOSSES[settings.loss](settings, prior, head)
+
+
+def _precise(values: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """In float32; float64 stays."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
+def _at(labels: Int[Tensor, " n"], logits: Float[Tensor, "n classes"]) -> Bool[Tensor, "n classes"]:
+    """Where each row's label is. (Unlike a gather's, the gradient of what is chosen with it needs no scatter.)"""
+    return labels[:, None] == torch.arange(logits.shape[1], device=labels.device)
+
+
+def _cosines(logits: Float[Tensor, "n classes"]) -> Float[Tensor, "n classes"]:
+    """The cosines behind a cosine head's logits, 0.001 short of ±1: there the angle has an infinite gradient."""
+    return (logits / COSINE_SCALE).clamp(-1 + 1e-3, 1 - 1e-3)

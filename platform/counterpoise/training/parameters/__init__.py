@@ -1,0 +1,1 @@
+"""Which parameters train, and the gradient masks that choose them."""

@@ -1,0 +1,171 @@
+"""Which parameters of a classifier a stage moves, and how its batch norm behaves meanwhile."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torchvision.models.swin_transformer import ShiftedWindowAttention
+
+from counterpoise import config
+from counterpoise.errors import ConfigError, did_you_mean, one_of
+from counterpoise.training.models import Classifier, last_linear
+
+
+def prepare(model: Classifier, stage: config.Stage, seed: int, mask: Sequence[str] | None = None) -> None:
+    """Changes the classifier in place, so that exactly what ``stage.trainable`` names requires a gradient.
+
+    The others must leave the optimizer (weight decay would move them), which a list of the parameters that require a
+    gradient does. With ``lora`` the model has adapters afterwards: :func:`merged_state_dict` takes them out again.
+    Works on the meta device too, where all of its errors can be had before any weights are.
+
+    Args:
+        model: A classifier without adapters.
+        stage: Its ``trainable`` chooses; with ``batch_norm`` = frozen no scale or shift of batch norm is among them.
+        seed: Draws the tensors of ``random`` and the first factors of ``lora``.
+        mask: Of ``selective``: names of parameters; see
+            :func:`counterpoise.training.parameters.gradient_mask.ranked_mask`.
+
+    Raises:
+        ConfigError: There is no block of that name, no linear last layer where one is needed, or nothing to train.
+    """
+    chosen = _chosen(model, stage, seed, mask)
+    if stage.trainable.name == "lora":
+        _add_lora(model.backbone, stage.trainable, seed)  # sets requires_grad: only what it adds moves
+    else:
+        model.requires_grad_(False)
+    for name, parameter in model.named_parameters():
+        if name in chosen:
+            parameter.requires_grad_()
+
+
+def candidates(model: Classifier, stage: config.Stage) -> dict[str, nn.Parameter]:
+    """The parameter tensors that the stage may choose from, by name: all, but for batch norm's where it is frozen."""
+    frozen = {id(parameter) for module in _batch_norms(model, stage, "frozen") for parameter in module.parameters()}
+    return {name: parameter for name, parameter in model.named_parameters() if id(parameter) not in frozen}
+
+
+def set_mode(model: Classifier, stage: config.Stage) -> None:
+    """Training mode, but for batch norm where the stage wants its statistics to stay as they are.
+
+    With ``batch_norm`` = train the running statistics move even where no parameter does, as in AIM-Fair's code.
+    """
+    model.train()
+    for module in _batch_norms(model, stage, "frozen", "frozen_statistics"):
+        module.eval()
+
+
+def trainable_mask(model: Classifier, stage: config.Stage) -> dict[str, bool] | None:
+    """Which of a prepared model's parameter tensors move, in its order; None where all do, or adapters instead."""
+    if stage.trainable.name in ("all", "lora"):
+        return None
+    return {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+
+
+def merged_state_dict(model: Classifier) -> dict[str, Tensor]:
+    """Copies on the CPU of what a :class:`Classifier` without adapters needs to give the same logits.
+
+    LoRA's updates are added to the weights that they belong to, W + alpha / rank · B A (Hu et al. 2022, §4.1).
+    """
+    state = {
+        name.replace(".base_layer.", "."): value.detach().cpu().clone()
+        for name, value in model.state_dict().items()
+        if ".lora_" not in name
+    }
+    for name, layer in model.named_modules():
+        if hasattr(layer, "get_delta_weight"):  # one of peft's; not asked for by type, because its import is slow
+            weight = f"{name}.{getattr(layer, 'parameter_name', 'weight')}"
+            state[weight] += layer.get_delta_weight("default").detach().cpu()
+    return state
+
+
+def _chosen(model: Classifier, stage: config.Stage, seed: int, mask: Sequence[str] | None) -> list[str]:
+    """Names of what moves, in the model's order; of ``lora`` those that are there without adapters: the head's."""
+    settings, names = stage.trainable, list(candidates(model, stage))
+    where = f"stage {stage.name!r}, trainable"
+    if settings.name in ("last_layer", "lora"):
+        prefix = f"backbone.{last_linear(model.backbone)[0]}."
+        chosen = [name for name in names if name.startswith(prefix)]
+    elif settings.name in ("blocks", "all_but_blocks"):
+        _check_blocks(model.backbone, settings.blocks, where)
+        inside = tuple(f"backbone.{block}." for block in settings.blocks)
+        chosen = [name for name in names if name.startswith(inside) == (settings.name == "blocks")]
+    elif settings.name == "random":
+        chosen = _draw(names, settings.share or 1.0, seed)
+    elif settings.name == "selective":
+        if mask is None:
+            raise ValueError("selective training needs a mask")
+        chosen = [name for name in names if name in set(mask)]
+    else:
+        chosen = names
+    if not chosen:
+        found = ", ".join(settings.blocks) or settings.name
+        remedy = "name blocks that hold weights, or leave batch norm its scales and shifts (batch_norm)"
+        raise ConfigError("nothing is left to train", where=where, found=found, remedy=remedy)
+    return chosen
+
+
+def _draw(names: list[str], share: float, seed: int) -> list[str]:
+    """The nearest whole number of tensors, at least one; the head's may be among them or not, as in AIM-Fair."""
+    count = max(1, round(share * len(names)))
+    drawn = np.random.default_rng(seed).choice(len(names), count, replace=False)
+    return [names[position] for position in sorted(drawn)]
+
+
+def _check_blocks(backbone: nn.Module, blocks: Sequence[str], where: str) -> None:
+    known = [name for name, _ in backbone.named_modules() if name]
+    for block in blocks:
+        if block not in known:
+            top = [name for name, _ in backbone.named_children()]
+            raise ConfigError(
+                "the backbone has no such block",
+                where=f"{where}.blocks",
+                found=block,
+                allowed=one_of(top, limit=24) + "; and what is inside of these, such as layer4.1.conv1",
+                remedy=did_you_mean(block, known),
+            )
+
+
+def _batch_norms(model: Classifier, stage: config.Stage, *policies: str) -> list[nn.Module]:
+    """The batch norm modules, if the stage's policy is one of these."""
+    return [module for module in model.modules() if isinstance(module, _BatchNorm) and stage.batch_norm in policies]
+
+
+def _add_lora(backbone: nn.Module, settings: config.Trainable, seed: int) -> None:
+    """Gives every weight that peft can adapt, but the head's, an update of low rank, which is 0 at first."""
+    from peft import LoraConfig, inject_adapter_in_model  # takes seconds to import
+
+    modules, parameters = _adaptable(backbone)
+    adapters = LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,  # type: ignore[arg-type]  # it is only divided by the rank
+        target_modules="|".join(re.escape(name) for name in modules),  # whole names: of a list, endings would do
+        target_parameters=parameters or None,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        inject_adapter_in_model(adapters, backbone)
+
+
+def _adaptable(backbone: nn.Module) -> tuple[list[str], list[str]]:
+    """Names of the modules and of the single parameters that get adapters.
+
+    Modules: linear layers and convolutions but for grouped ones, whose adapters peft 0.21 cannot merge. Parameters:
+    queries, keys and values of attention. Attention reads its output projection's weight (Swin's that of all
+    projections) without calling the module, so an adapter there would do nothing; peft's own adapter for attention as
+    a whole adds the output projection's update twice and rounds the frozen weights in every pass.
+    """
+    modules, parameters, uncalled = list[str](), list[str](), {last_linear(backbone)[0]}
+    for name, module in backbone.named_modules():
+        if isinstance(module, nn.MultiheadAttention):
+            parameters.append(f"{name}.in_proj_weight")
+            uncalled.add(f"{name}.out_proj")
+        elif isinstance(module, ShiftedWindowAttention):
+            uncalled |= {f"{name}.qkv", f"{name}.proj"}
+        elif isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.groups == 1):
+            modules.append(name)
+    return [name for name in modules if name not in uncalled], parameters

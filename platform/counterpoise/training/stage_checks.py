@@ -1,0 +1,84 @@
+"""What can be wrong with a stage, said before anything is fitted."""
+
+from __future__ import annotations
+
+from counterpoise import config
+from counterpoise.errors import ConfigError, DataError, PlanError
+from counterpoise.storage.view import ImageView
+from counterpoise.training.loading.augmentation import check_transforms
+from counterpoise.training.models import Classifier, without_data
+from counterpoise.training.parameters.trainable import prepare
+
+
+def check_stage(
+    experiment: config.Experiment, stage: config.Stage, where: str, images: list[ImageView], validation: ImageView
+) -> None:
+    """Raises ConfigError, DataError or PlanError unless the stage can be fitted on these images.
+
+    Args:
+        experiment: Its training section.
+        stage: One of its stages.
+        where: The stage's key path.
+        images: The views it names that have images.
+        validation: The images that choose its epoch.
+    """
+    _check_images(experiment, stage, where, images, validation)
+    _check_groups(stage, where, images, validation)
+    _check_training(experiment.training, stage, where)
+
+
+def _check_images(
+    experiment: config.Experiment, stage: config.Stage, where: str, images: list[ImageView], validation: ImageView
+) -> None:
+    if not images:
+        raise PlanError(
+            f"stage {stage.name!r} has no images to train on",
+            where=f"{where}.data",
+            found=", ".join(f"{name}: 0 images" for name in stage.data),
+            remedy="the plan wants none (is the dataset balanced already?): use another strategy, or name other data",
+        )
+    seen = stage.group_aware or (stage.select_by or experiment.training.select_by) in config.GROUP_METRICS
+    if not (validation.counts.sum() if seen else len(validation)):
+        raise DataError(
+            "there are no validation images of known cells",
+            where="data",
+            found=f"{len(validation)} validation images",
+            remedy="give the dataset a validation split (data.splits), with groups if it has groups",
+        )
+    if stage.mixture.real_share is not None and len({bool(view.synthetic[0]) for view in images}) < 2:
+        raise PlanError(
+            f"stage {stage.name!r} mixes real and synthetic images, and has only one of them",
+            where=f"{where}.mixture.real_share",
+            found=", ".join(stage.data),
+            remedy="the plan wants none (is the dataset balanced already?): use another strategy",
+        )
+
+
+def _check_groups(stage: config.Stage, where: str, images: list[ImageView], validation: ImageView) -> None:
+    if not (validation.names.groups and stage.group_aware):
+        return
+    unknown = sum(int((view.groups < 0).sum()) for view in images)
+    if unknown:
+        raise DataError(
+            f"stage {stage.name!r} needs the group of every training image",
+            where=where,
+            found=f"{unknown} images of unknown group",
+            remedy="label their group, leave them out, or use a risk, sampling and mixture that need no groups",
+        )
+
+
+def _check_training(training: config.Training, stage: config.Stage, where: str) -> None:
+    if training.batch_size < training.num_workers:
+        remedy = "every worker needs at least one image of each batch"
+        raise ConfigError(
+            "the batch is smaller than the number of workers",
+            where="training.batch_size",
+            found=f"{training.batch_size} for {training.num_workers} workers",
+            remedy=remedy,
+        )
+    if stage.augmentation is None:
+        check_transforms(training.augmentation, training.image_size, "training.augmentation")
+    else:
+        check_transforms(stage.augmentation, training.image_size, f"{where}.augmentation")
+    if stage.trainable.name in ("blocks", "all_but_blocks", "last_layer"):
+        prepare(Classifier(without_data(training.backbone)), stage, seed=0)

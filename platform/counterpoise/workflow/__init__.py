@@ -1,0 +1,1 @@
+"""Steps from a dataset to a report: where the domain packages meet."""

@@ -1,0 +1,236 @@
+"""Methods trained and measured: stages as a graph in which each is fitted once, then numbers on validation and test.
+
+Methods that begin alike share the fits of their beginning, also when they are trained at the same time. What a fit came
+to is stored under the digest of all that led to it, and so is what a method came to with one seed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+from counterpoise import config
+from counterpoise.config import Experiment
+from counterpoise.config.training import GROUP_METRICS
+from counterpoise.core.digest import digest
+from counterpoise.core.progress import Progress
+from counterpoise.evaluation import catalogue
+from counterpoise.evaluation.scores import evaluate
+from counterpoise.execution import graph
+from counterpoise.storage.store import Store, read
+from counterpoise.storage.view import ImageView
+from counterpoise.training import stages
+from counterpoise.training.stages import StageFit
+
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class MethodRun:
+    """An experiment and the images that it trains on and is measured on."""
+
+    experiment: Experiment
+    views: Mapping[str, ImageView]
+    validation: ImageView
+    test: ImageView
+    store: Store
+
+    @cached_property
+    def key(self) -> str:
+        """Where the outcome is stored."""
+        experiment = self.experiment
+        address = {
+            "format": _FORMAT,
+            "stages": stages.digests(experiment, self.views, self.validation),
+            "seed": experiment.seed,
+            "validation": self.validation.digest,
+            "test": self.test.digest,
+            "training": self.views["real"].digest,
+            "evaluation": experiment.evaluation.model_dump(),
+        }
+        return f"results/{digest(address)}.json"
+
+
+@dataclass(frozen=True)
+class MethodResult:
+    """What a method came to with one seed.
+
+    Attributes:
+        stages: The fitted stages: name, digest, key, epoch, history, seconds.
+        validation: ``metrics``, ``intervals`` and ``cells`` on the validation split.
+        test: The same on the test split.
+        seconds: Of training, when it was done.
+        regime: What choosing its epochs took; see :func:`selection_regime`.
+        images_sampled: Images of its views that this run sampled, and that no outcome before it had asked for.
+        images_reused: The other synthetic images of its views.
+    """
+
+    method: str
+    seed: int
+    stages: list[dict[str, Any]]
+    validation: dict[str, Any]
+    test: dict[str, Any]
+    seconds: float
+    regime: str = field(default="")
+    images_sampled: int = field(default=0)
+    images_reused: int = field(default=0)
+
+    def table_row(self, split: str) -> dict[str, Any]:
+        """Method, seed, metrics and cells on a split."""
+        measured = getattr(self, split)
+        return {"method": self.method, "seed": self.seed, "metrics": measured["metrics"], "cells": measured["cells"]}
+
+    def result_row(self) -> dict[str, Any]:
+        """A flat row of results.json."""
+        cost = {"images_sampled": self.images_sampled, "images_reused": self.images_reused}
+        metrics = self.test["metrics"]
+        who = {"method": self.method, "seed": self.seed, "regime": self.regime}
+        return {**who, **metrics, **cost, "seconds": round(self.seconds, 2)}
+
+
+@dataclass(frozen=True)
+class TrainingSummary:
+    """What all tasks came to.
+
+    Attributes:
+        outcomes: In the order of the tasks.
+        fitted: Stages that were fitted now. Those that several tasks share count once.
+        found: The other stages: they were in the store.
+    """
+
+    outcomes: list[MethodResult]
+    fitted: int
+    found: int
+
+
+def run_all(tasks: Sequence[MethodRun]) -> TrainingSummary:
+    """Trains and measures all tasks; what the store holds is read.
+
+    Stages of one worker and measurements run side by side as Ray tasks, or in this process if there is never more than
+    one thing to do. A stage of several workers is a Ray Train job of its own, one after the other.
+    """
+    goals = [_measurement(task) for task in tasks]
+    all_stages = {stage.digest for goal in goals for stage in goal.parents}
+    todo = graph.needed(goals)
+    total = len(all_stages | todo.keys() | {goal.digest for goal in goals})
+    with Progress("training", total, "stages and measurements") as progress:
+        progress.advance(total - len(todo))
+        for node in graph.run(todo):
+            progress.advance(note=node.note)
+    fitted = len(all_stages & todo.keys())
+    outcomes = [_outcome(task) for task in tasks]
+    return TrainingSummary(outcomes, fitted, len(all_stages) - fitted)
+
+
+def selection_regime(experiment: Experiment, grouped: bool) -> str:
+    """What had to be known of the validation images to choose epochs and, with DFR, the last layer.
+
+    Methods are comparable within a regime: whoever may look at validation groups has an advantage on groups.
+
+    Args:
+        grouped: Whether the dataset has groups; without them the worst "group" is a class.
+
+    Returns:
+        ``groups``, ``labels`` (no groups), or ``none``. A stage that looks at more than the last one decides.
+    """
+    chosen_by = {stage.select_by or experiment.training.select_by for stage in experiment.stages}
+    if grouped and (chosen_by & set(GROUP_METRICS) or any(stage.dfr for stage in experiment.stages)):
+        return "groups"
+    return "none" if chosen_by == {"last"} else "labels"
+
+
+def attribute_samples(
+    outcomes: Sequence[MethodResult], tasks: Sequence[MethodRun], fresh: set[str]
+) -> list[MethodResult]:
+    """Says of each outcome how many of its synthetic images this run sampled for it.
+
+    Args:
+        fresh: Keys of the shards that this run committed. Each image is charged once, to the first that asked.
+    """
+    seen: set[tuple[str, int]] = set()
+    charged = []
+    for outcome, task in zip(outcomes, tasks, strict=True):
+        used = {image for view in task.views.values() for image in _synthetic(view)}
+        new = {image for image in used - seen if image[0] in fresh}
+        seen |= used
+        charged.append(replace(outcome, images_sampled=len(new), images_reused=len(used) - len(new)))
+    return charged
+
+
+def _synthetic(view: ImageView) -> list[tuple[str, int]]:
+    chosen = view.index.filter(view.synthetic)
+    return list(zip(chosen["key"].to_pylist(), chosen["row"].to_pylist(), strict=True))
+
+
+# -- the graph ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Measurement:
+    """What a task came to, measured when all of its stages are there: a :class:`counterpoise.execution.graph.Node`."""
+
+    task: MethodRun
+    parents: tuple[StageFit, ...]
+    num_workers = 1
+
+    @property
+    def digest(self) -> str:
+        return self.task.key
+
+    @property
+    def resources(self) -> config.ActorResources:
+        return self.task.experiment.training.resources
+
+    @property
+    def note(self) -> str:
+        outcome = _outcome(self.task)
+        metrics = outcome.test["metrics"]
+        by = catalogue.metric(catalogue.judge(metrics), bool(self.task.test.names.groups))
+        value = f"{metrics[by.name]:.1%}" if by.name in metrics else "–"
+        return f"{outcome.method} seed {outcome.seed}: {by.title} {value}"
+
+    def done(self) -> bool:
+        return self.task.store.exists(self.task.key)
+
+    def run(self) -> None:
+        _measure(self.task)
+
+
+def _measurement(task: MethodRun) -> _Measurement:
+    return _Measurement(task, tuple(stages.tasks(task.experiment, task.views, task.validation)))
+
+
+def _measure(task: MethodRun) -> None:
+    experiment = task.experiment
+    fitted = stages.run(experiment, dict(task.views), task.validation)  # all of them are there
+    train_counts = task.views["real"].counts
+    measured: dict[str, Any] = {}
+    for name, view in (("validation", task.validation), ("test", task.test)):
+        probabilities = stages.predict(experiment, fitted[-1], view)
+        scores = evaluate(
+            view.labels, view.groups, probabilities, view.names, train_counts, experiment.evaluation, experiment.seed
+        )
+        measured[name] = {"metrics": scores.metrics, "intervals": scores.intervals, "cells": scores.cells}
+    seconds = sum(stage.seconds for stage in fitted)
+    outcome = MethodResult(
+        experiment.method, experiment.seed, [asdict(stage) for stage in fitted], seconds=seconds, **measured
+    )
+    task.store.create(task.key, json.dumps(asdict(outcome), indent=1).encode())
+
+
+def _outcome(task: MethodRun) -> MethodResult:
+    """What is stored, as this task's: methods with the same stages on the same images share what they came to.
+
+    What decides nothing may still differ between them: their names, and those of their stages.
+    """
+    experiment, found = task.experiment, _read(task)
+    named = [fit | {"name": stage.name} for fit, stage in zip(found.stages, experiment.stages, strict=True)]
+    grouped = bool(task.test.names.groups)
+    return replace(found, method=experiment.method, stages=named, regime=selection_regime(experiment, grouped))
+
+
+def _read(task: MethodRun) -> MethodResult:
+    return MethodResult(**json.loads(read(task.store, task.key)))

@@ -1,0 +1,204 @@
+"""How like the real training images each method's synthetic ones are: measured once, stored, and read from there.
+
+What is compared: the distinct images of all of a method's plans, and the real training images; of each class at most
+``realism.max_images`` of either, drawn by seed. Methods that use the same images share a measurement.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import reduce
+from importlib.metadata import version
+from operator import add
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from counterpoise.config import Experiment, Realism
+from counterpoise.core.digest import digest
+from counterpoise.core.progress import Progress
+from counterpoise.errors import ConfigError
+from counterpoise.scoring import features
+from counterpoise.scoring.features import Extractor, Images
+from counterpoise.scoring.identity import identify_scorer
+from counterpoise.scoring.realism import realism
+from counterpoise.storage.schema import LabelSpace
+from counterpoise.storage.store import Store, read
+from counterpoise.storage.view import ImageView
+from counterpoise.training import stages
+
+_FORMAT = 2  # of stored measurements: raise it when the same images would get other values
+_LIBRARIES = ("torch", "torchvision", "open_clip_torch", "numpy", "scikit-learn")
+
+
+@dataclass(frozen=True)
+class FeatureClassifier:
+    """A trained classifier whose features are asked for: the experiment that it comes from, and the fitted stage."""
+
+    experiment: Experiment
+    fitted: stages.Fitted
+
+
+def resolve_extractor(experiment: Experiment) -> str:
+    """Which extractor the config stands for on this machine: ``inception``, ``clip``, ``model`` or ``none``.
+
+    Raises:
+        ModelError: Inception is asked for, and its weights are not there.
+    """
+    asked = experiment.realism.extractor
+    if asked == "inception":
+        features.check_inception()
+    if asked != "auto":
+        return asked
+    if features.has_inception():
+        return "inception"
+    return "clip" if experiment.scorer else "model"
+
+
+def compared_by(experiments: Sequence[Experiment]) -> Experiment:
+    """The one of the experiments with plans that says on whose features all of them are compared: they must agree.
+
+    Raises:
+        ConfigError: They would be compared on different features.
+        ModelError: Inception is asked for, and its weights are not there.
+    """
+    first, *others = experiments
+    for other in others:
+        if _compared_on(other) != _compared_on(first):
+            raise ConfigError(
+                "methods are compared on the same features, and these have different scorers",
+                where="scorer",
+                found=f"another for {other.method} than for {first.method}",
+                remedy="write one scorer for all, or set realism.extractor to inception, model or none",
+            )
+    return first
+
+
+def _compared_on(experiment: Experiment) -> tuple[str, Any]:
+    kind, scorer = resolve_extractor(experiment), experiment.scorer
+    return kind, scorer.model_dump(exclude={"device"}) if kind == "clip" and scorer is not None else None
+
+
+def measure(
+    experiment: Experiment,
+    real: ImageView,
+    made: Mapping[str, Sequence[ImageView]],
+    store: Store,
+    judge: FeatureClassifier | None = None,
+    scorers: Mapping[str, dict[str, str] | None] | None = None,
+) -> list[dict[str, Any]]:
+    """Realism of each method's images.
+
+    Args:
+        experiment: Its ``realism`` and ``scorer`` sections count.
+        real: The real training images.
+        made: Method -> its plans' views. A method without images is left out.
+        store: Where measurements are kept.
+        judge: For the extractor ``model``.
+        scorers: Method -> whose vectors its pool holds, as of
+            :func:`counterpoise.scoring.identity.identify_scorer`; None if nobody's. For the extractor ``clip``.
+
+    Returns:
+        For each set of images: ``methods``, ``extractor`` (name, resizer, dimension), ``k``, ``max_images``, ``rows``
+        as of :func:`counterpoise.scoring.realism.realism`, ``versions``, ``digest`` and ``reused``.
+    """
+    settings = experiment.realism
+    identity, open_extractor = _source(experiment, real.names, judge)
+    real = subsample_per_class(real, settings.max_images, settings.seed)
+    methods: dict[str, list[str]] = {}
+    views: dict[str, ImageView] = {}
+    scored, whose = set[str](), identity.get("clip")  # what the pool holds the features of
+    for method, plans in made.items():
+        view = subsample_per_class(union(plans), settings.max_images, settings.seed)
+        if len(view):
+            address = {"format": _FORMAT, "real": real.digest, "synthetic": view.digest, "extractor": identity}
+            key = digest(address | settings.model_dump(include={"k", "seed"}))
+            methods.setdefault(key, []).append(method)
+            views[key] = view
+            if whose is not None and scorers is not None and scorers.get(method) == whose:
+                scored.add(key)
+    missing = {key: view for key, view in views.items() if not store.exists(_place(key))}
+    if missing:
+        _measure(open_extractor(), settings, real, missing, scored, store)
+    return [
+        {"methods": methods[key], **json.loads(read(store, _place(key))), "digest": key, "reused": key not in missing}
+        for key in views
+    ]
+
+
+def union(views: Sequence[ImageView]) -> ImageView:
+    """The distinct images of the views, in an order that does not depend on theirs."""
+    together = reduce(add, views)
+    places = zip(together.index["key"].to_pylist(), together.index["row"].to_pylist(), strict=True)
+    first = {place: position for position, place in reversed(list(enumerate(places)))}
+    return together.take(np.array([first[place] for place in sorted(first)], np.int64))
+
+
+def subsample_per_class(view: ImageView, most: int, seed: int) -> ImageView:
+    """At most so many images of each class, drawn by seed, in the view's order."""
+    chosen = []
+    for label in range(len(view.names.classes)):
+        here = np.flatnonzero(view.labels == label)
+        chosen.append(np.random.default_rng([seed, label]).permutation(here)[:most])
+    return view.take(np.sort(np.concatenate(chosen)))
+
+
+def _measure(
+    extractor: Extractor,
+    settings: Realism,
+    real: ImageView,
+    missing: Mapping[str, ImageView],
+    scored: Collection[str],
+    store: Store,
+) -> None:
+    total = len(real) + sum(map(len, missing.values()))
+    with Progress("realism", total, "images") as progress:
+        ours = features.features(real, extractor, progress)
+        for key, view in missing.items():
+            theirs = features.stored(view, progress) if key in scored else None
+            if theirs is None:
+                theirs = features.features(view, extractor, progress)
+            rows = realism(ours, real.labels, theirs, view.labels, view.names.classes, settings.k, settings.seed)
+            measured = {
+                "extractor": {"name": extractor.name, "resizer": extractor.resizer, "dimension": ours.shape[1]},
+                **settings.model_dump(include={"k", "max_images"}),
+                "rows": rows,
+                "versions": {name: version(name) for name in _LIBRARIES},
+            }
+            store.create(_place(key), json.dumps(measured, indent=1).encode())
+
+
+def _place(key: str) -> str:
+    return f"realism/{key}.json"
+
+
+def _source(
+    experiment: Experiment, names: LabelSpace, judge: FeatureClassifier | None
+) -> tuple[dict[str, Any], Callable[[], Extractor]]:
+    """Whose features these are, for the address, and how to come by the extractor."""
+    kind, device = resolve_extractor(experiment), "cuda" if torch.cuda.is_available() else "cpu"
+    if kind == "inception":
+        return {kind: features.INCEPTION}, lambda: features.inception(device)
+    if kind == "clip":
+        scorer = experiment.scorer
+        assert scorer is not None
+        return {kind: identify_scorer(scorer)}, lambda: features.clip(scorer, device)
+    assert judge is not None
+    return {kind: judge.fitted.digest}, lambda: _classifier(judge, names, device)
+
+
+def _classifier(judge: FeatureClassifier, names: LabelSpace, device: str) -> Extractor:
+    training, fitted = judge.experiment.training, judge.fitted
+    model = stages.load(judge.experiment, fitted, names).to(device)
+
+    def embed(images: Images) -> Float[np.ndarray, "n d"]:
+        batch = torch.from_numpy(np.stack(images)).to(device).permute(0, 3, 1, 2)
+        with torch.inference_mode():
+            return model.logits_and_features(batch)[1].float().cpu().numpy()
+
+    name = f"{training.backbone} of {judge.experiment.method}, stage {fitted.name}, seed {judge.experiment.seed}"
+    return Extractor(name, features.bilinear(training.image_size), training.image_size, embed)

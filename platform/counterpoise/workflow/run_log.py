@@ -1,0 +1,161 @@
+"""What each step leaves in MLflow: a nested run for every step and every fit."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import yaml
+
+from counterpoise.config import Experiment
+from counterpoise.core.digest import digest
+from counterpoise.data.audit import Audit
+from counterpoise.report.content import Report, Results
+from counterpoise.scoring.realism import METRICS
+from counterpoise.storage.view import ImageView
+from counterpoise.tracking.mlflow import TrackedRun
+
+if TYPE_CHECKING:  # what only runs that train need is imported where it is used: audit and plan answer at once
+    from counterpoise.report.leaderboard import Leaderboard
+    from counterpoise.workflow.outcomes import MethodResult, MethodRun
+
+_EXAMPLES = 8  # images that a logged model's signature is taken from
+
+
+def audit(parent: TrackedRun, found: Audit, splits: Mapping[str, ImageView], quarantined: int) -> None:
+    """Counts per cell, their figure, and the splits as inputs."""
+    with parent.child("audit", {"step": "audit"}) as run:
+        numbers = {"imbalance_factor": found.imbalance_factor, "cramers_v": found.cramers_v, "quarantined": quarantined}
+        run.metrics({**numbers, "empty_cells": len(found.empty_cells)})
+        run.json("audit.json", found.to_json())
+        for split, view in splits.items():
+            run.dataset(split, view, split)
+
+
+def plan(parent: TrackedRun, planned: Mapping[str, Any]) -> None:
+    """What is wanted, held and to be sampled."""
+    with parent.child("plan", {"step": "plan"}) as run:
+        run.metrics({"held": planned["held"], "to_sample": planned["to_sample"]})
+        run.json("plan.json", planned)
+
+
+def synthesis(parent: TrackedRun, done: Mapping[str, Any], seconds: float) -> None:
+    """Images sampled, reused and refused, their rate, and where the time went."""
+    with parent.child("synthesize", {"step": "synthesize"}) as run:
+        names = ("images", "shards", "sampled", "reused", "quarantined", "purity", "images_per_second")
+        run.metrics({name: done[name] for name in names} | {"seconds": seconds})
+        run.metrics({f"rejected_{name}": count for name, count in done["rejected"].items()})
+        run.metrics({f"seconds_{step}": value for step, value in done["cost"].items()})
+        run.json("synthesis.json", done)
+
+
+def realism(parent: TrackedRun, measured: Sequence[Mapping[str, Any]], seconds: float) -> None:
+    """Each method's measures in all (``usb/fid``) and per class (``usb/fid/circle``), and on whose features."""
+    with parent.child("realism", {"step": "realism"}) as run:
+        for found in measured:
+            for method in found["methods"]:
+                run.params({method: {**found["extractor"], "k": found["k"]}})
+                for number, row in enumerate(found["rows"]):
+                    place = f"/{row['class']}" if number else ""
+                    names = (*METRICS, "n_real", "n_synthetic")
+                    run.metrics({f"{method}/{name}{place}": row[name] for name in names})
+        run.metrics({"seconds": seconds})
+        run.json("realism.json", list(measured))
+
+
+def outcome(parent: TrackedRun, result: MethodResult, task: MethodRun) -> str | None:
+    """A fit: its config, inputs, epochs, metrics per cell and in all, and the model. Returns the MLflow run's id."""
+    name, experiment = f"{result.method} seed {result.seed}", task.experiment
+    tags = {"method": result.method, "seed": str(result.seed), "regime": result.regime}
+    with parent.child(name, {"step": "fit", **tags, "config": config_digest(experiment)}) as run:
+        run.config(experiment)
+        for view_name, view in task.views.items():
+            run.dataset(view_name, view, "training")
+        run.dataset("test", task.test, "test")
+        for stage in result.stages:
+            run.params({f"stage.{stage['name']}": stage["digest"]})
+            prefixed = (
+                {k if k == "epoch" else f"{stage['name']}/{k}": v for k, v in row.items()} for row in stage["history"]
+            )
+            run.history(list(prefixed))
+        for split in ("validation", "test"):
+            run.metrics({f"{split}/{key}": value for key, value in getattr(result, split)["metrics"].items()})
+        cells = {
+            f"cell/{'/'.join(filter(None, (c['label'], c['group'])))}": c["accuracy"] for c in result.test["cells"]
+        }
+        run.metrics(cells)
+        cost = {
+            "images_sampled": result.images_sampled,
+            "images_reused": result.images_reused,
+            "seconds": result.seconds,
+        }
+        run.metrics(cost)
+        run.json("cells.json", result.test["cells"])
+        if run.id:
+            _model(run, result, task)
+    return run.id
+
+
+def _model(run: TrackedRun, result: MethodResult, task: MethodRun) -> None:
+    from counterpoise.training import stages
+    from counterpoise.training.loading.pixel_cache import PixelCache
+
+    stage = stages.Fitted(**result.stages[-1])
+    module = stages.load(task.experiment, stage, task.test.names)
+    some = task.test.take(np.arange(min(_EXAMPLES, len(task.test))))
+    pixels = PixelCache([some], task.experiment.training.image_size)[np.arange(len(some))]
+    run.model("model", module, np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)))
+
+
+def report(run: TrackedRun, page: str, results: list[dict[str, Any]], told: Report) -> None:
+    """The page, the rows, the figures, and each method's mean metrics, on the run of the whole job."""
+    from counterpoise.report import figures
+
+    run.file("report.html", page)
+    run.json("results.json", results)
+    _means(run, told)
+    drawn = figures.all_figures(told) if run.id else {}
+    for name, figure in drawn.items():
+        run.figure(f"figures/{name}.png", figure)
+
+
+def leaderboard(run: TrackedRun, page: str, board: Leaderboard) -> None:
+    """The page, the table, its figures, and each method's mean metrics, on the run of the whole job."""
+    from counterpoise.report import figures
+
+    run.file("leaderboard.html", page)
+    run.json("leaderboard.json", board.to_json())
+    _means(run, board)
+    if run.id:
+        if (drawn := figures.tradeoff(board)) is not None:
+            run.figure("figures/tradeoff.png", drawn)
+        run.figure("figures/cells.png", figures.cells(board))
+
+
+def _means(run: TrackedRun, told: Results) -> None:
+    for method, metrics in told.summary.items():
+        run.metrics({f"{method}/{name}": interval[0] for name, interval in metrics.items()})
+
+
+def to_text(value: object) -> str:
+    """A JSON file's text."""
+    return json.dumps(value, indent=1, allow_nan=False) + "\n"
+
+
+def config_digest(experiment: Experiment) -> str:
+    """What a method is, whatever its seed, and wherever it runs and is tracked."""
+    return digest(experiment.model_dump(mode="json", exclude={"name", "store", "seed", "tracking"}))
+
+
+def effective_config(experiments: Sequence[Experiment]) -> str:
+    """The experiments as YAML: what they share once, then each method's own part."""
+    trees = [experiment.model_dump(mode="json", exclude={"seed"}) for experiment in experiments]
+    shared = {key: value for key, value in trees[0].items() if all(tree[key] == value for tree in trees)}
+    methods = {
+        tree["method"]: {key: value for key, value in tree.items() if key not in shared and key != "method"}
+        for tree in trees
+    }
+    seeds = sorted({experiment.seed for experiment in experiments})
+    return yaml.safe_dump({**shared, "methods": methods, "seeds": seeds}, sort_keys=False, allow_unicode=True)

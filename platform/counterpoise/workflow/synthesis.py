@@ -1,0 +1,175 @@
+"""Rounds of synthesis: the images of every plan; then, with feedback, classifiers trained on them, and images anew.
+
+What guides a round is the classifier that the round before it gave. So the pools of later rounds have addresses of
+their own, which follow from the images that were selected and from the stages that were trained on them. Methods for
+which all of this is equal share these pools as they share the first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from counterpoise.config import Experiment
+from counterpoise.errors import ConfigError
+from counterpoise.storage.view import ImageView
+from counterpoise.synthesis.pool.pool import Pool
+from counterpoise.synthesis.selection.request import PlanRequest
+from counterpoise.synthesis.selection.select import select_images
+from counterpoise.synthesis.selection.selected_images import SelectedImages
+
+if TYPE_CHECKING:
+    from counterpoise.synthesis.feedback.classifier import GuideClassifier
+
+PoolOf = Callable[[Experiment, "GuideClassifier"], Pool]
+Timed = Callable[[str], AbstractContextManager[None]]
+
+
+@dataclass(frozen=True)
+class Round:
+    """A pool, and what all methods that share it took from it."""
+
+    pool: Pool
+    images: SelectedImages
+
+
+@dataclass(frozen=True)
+class Synthesized:
+    """The synthetic images of all methods.
+
+    Attributes:
+        rounds: By method, its rounds of feedback in order; one without feedback. Methods without plans have none.
+    """
+
+    rounds: Mapping[str, Sequence[Round]]
+
+    def pool(self, method: str) -> Pool:
+        """Return the pool of a method's last round."""
+        return self.rounds[method][-1].pool
+
+    def views(self, method: str) -> Mapping[str, ImageView]:
+        """Return a method's images by plan, of its last round; empty for a method without plans."""
+        rounds = self.rounds.get(method)
+        return rounds[-1].images.methods[method].views if rounds else {}
+
+    def earlier(self, method: str) -> list[Mapping[str, ImageView]]:
+        """Return the same of each round before the last."""
+        return [one.images.methods[method].views for one in self.rounds.get(method, ())[:-1]]
+
+    @property
+    def realized(self) -> list[SelectedImages]:
+        """The results of the pools, each once, in the order of rounds."""
+        ordered = sorted(
+            ((number, one.images) for rounds in self.rounds.values() for number, one in enumerate(rounds)),
+            key=lambda entry: entry[0],
+        )
+        return list({id(images): images for _, images in ordered}.values())
+
+    @property
+    def fresh(self) -> set[str]:
+        """Keys of the shards that were sampled now."""
+        return {key for images in self.realized for key in images.fresh}
+
+
+@dataclass(frozen=True)
+class GuideTraining:
+    """The training of the classifier that guides a method's round: its stages up to ``stage``, on these views."""
+
+    experiment: Experiment
+    views: Mapping[str, ImageView]
+    validation: ImageView
+    stage: str | None  # None: the classifier comes from a file
+
+    def teacher(self) -> GuideClassifier:
+        """Return the classifier by its address; nothing is trained."""
+        from counterpoise.synthesis.feedback import classifier as feedback
+
+        if self.stage is None:
+            return feedback.of_checkpoint(self.experiment, self.views["real"])
+        return feedback.of_stage(self.experiment, self.views, self.validation, self.stage)
+
+    def teach(self, teacher: GuideClassifier) -> None:
+        """Train the classifier, unless the store holds it, and takes the statistics that it needs."""
+        from counterpoise.synthesis.feedback import classifier as feedback
+
+        if self.stage is not None:
+            feedback.train_guide(self.experiment, self.views, self.validation, self.stage)
+        teacher.compute_statistics(self.views["real"])
+
+
+def synthesize(
+    pools: Mapping[str, Pool],
+    lessons: Mapping[str, GuideTraining],
+    requests: Sequence[PlanRequest],
+    pool_of: PoolOf,
+    timed: Timed,
+) -> Synthesized:
+    """Sample what all requests lack, round by round.
+
+    Args:
+        pools: Each method's first pool.
+        lessons: What trains the classifiers of the first round, for methods with feedback.
+        requests: Those of all methods.
+        pool_of: The pool of an experiment that this classifier guides.
+        timed: What measures the steps ``teach`` and ``synthesize``.
+
+    Raises:
+        ConfigError: Methods that share a pool want it sampled in different ways.
+        CounterpoiseError: What :func:`counterpoise.synthesis.selection.select.select_images` and training raise.
+    """
+    rounds: dict[str, list[Round]] = {method: [] for method in pools}
+    while pools:
+        for pool, methods in sharing(pools):
+            if pool.teacher is not None:
+                with timed("teach"):
+                    lessons[methods[0]].teach(pool.teacher)
+            with timed("synthesize"):
+                images = select_images(pool, [request for request in requests if request.method in methods])
+            for method in methods:
+                rounds[method].append(Round(pool, images))
+        synthesized = Synthesized(rounds)
+        lessons = {
+            method: _next(lessons[method], synthesized.views(method))
+            for method in pools
+            if method in lessons and len(rounds[method]) < _rounds(lessons[method].experiment)
+        }
+        pools = {method: pool_of(lesson.experiment, lesson.teacher()) for method, lesson in lessons.items()}
+    return Synthesized(rounds)
+
+
+def sharing(pools: Mapping[str, Pool]) -> Iterator[tuple[Pool, list[str]]]:
+    """Return the distinct pools, each with the methods whose pool it is.
+
+    Raises:
+        ConfigError: Methods that share a pool want it sampled in different ways.
+    """
+    grouped: dict[str, list[str]] = {}
+    for method, pool in pools.items():
+        grouped.setdefault(pool.digest, []).append(method)
+    for first, *others in grouped.values():
+        for other in others:
+            _check_runtime(pools[first].runtime, pools[other].runtime, first, other)
+    return ((pools[methods[0]], methods) for methods in grouped.values())
+
+
+def _check_runtime(one: Mapping[str, object], two: Mapping[str, object], first: str, other: str) -> None:
+    for key, value in one.items():
+        if two[key] != value:
+            raise ConfigError(
+                "these methods share a pool, and an image is sampled once",
+                where=key,
+                found=f"{value} for {first}, {two[key]} for {other}",
+                remedy=f"write the same `{key}` for both",
+            )
+
+
+def _rounds(experiment: Experiment) -> int:
+    return experiment.feedback.rounds if experiment.feedback else 1
+
+
+def _next(lesson: GuideTraining, views: Mapping[str, ImageView]) -> GuideTraining:
+    """The lesson of the next round: all stages, on this round's images."""
+    last = lesson.experiment.stages[-1].name
+    return GuideTraining(lesson.experiment, {"real": lesson.views["real"], **views}, lesson.validation, last)

@@ -1,0 +1,332 @@
+"""Every way in which a shard can be wrong is found; a sound pool is found sound, and its images come out again."""
+
+import io
+import os
+import shutil
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+
+from counterpoise.errors import ConfigError
+from counterpoise.execution.devices import Devices
+from counterpoise.storage.codec import decode_image, encode_image
+from counterpoise.storage.schema import LabelSpace
+from counterpoise.storage.store import read
+from counterpoise.storage.uri import open_store
+from counterpoise.synthesis.pool import actors
+from counterpoise.synthesis.pool import shard as making
+from counterpoise.synthesis.pool import verify as verifying
+from counterpoise.synthesis.pool.address import Shard
+from counterpoise.synthesis.pool.pool import Pool
+from counterpoise.synthesis.pool.sampling_spec import SamplingSpec
+from counterpoise.synthesis.pool.verify import summary, verify
+from counterpoise.synthesis.prompts.resolve import resolve
+
+SHARDS = [Shard(0, 0, 0), Shard(0, 0, 1), Shard(1, 1, 0)]
+
+
+@pytest.fixture(scope="module")
+def filled(tiny_models, tmp_path_factory):
+    """A store with three shards of four, committed by the workers without Ray."""
+    store = tmp_path_factory.mktemp("filled") / "store"
+    pool = _pool(tiny_models, store)
+    pool.prepare()
+    work = SamplingSpec.of(pool)
+    stages = [actors.SamplingActor(work), actors.ScoringActor(work), actors.CommitActor(work)]
+    for shard in SHARDS:
+        row = pa.table({"label": [shard.label], "group": [shard.group], "number": [shard.number]})
+        for stage in stages:
+            row = stage(row)
+        assert row["created"][0].as_py()
+    return store
+
+
+def _pool(models, store):
+    from tiny import make_experiment
+
+    experiment = make_experiment(models, store, pool={"shard_size": 4})
+    return _pool_of(experiment, open_store(store))
+
+
+def _pool_of(experiment, store):
+    names = LabelSpace(("star", "disc"), ("red", "blue"))
+    return Pool.of(experiment, names, store, resolve(experiment.prompts, names, store))
+
+
+@pytest.fixture
+def pool(tiny_models, filled, tmp_path):
+    shutil.copytree(filled, tmp_path / "store")
+    return _pool(tiny_models, tmp_path / "store")
+
+
+def key_of(pool, shard):
+    return shard.key(pool.digest)
+
+
+def rewrite(pool, shard, change, rehash=False):
+    """The shard's file with ``change(table)`` in it; its old hash stays unless it is to be made anew."""
+    key = key_of(pool, shard)
+    table = change(pq.read_table(io.BytesIO(read(pool.store, key))))
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="none", use_dictionary=False)
+    pool.store.replace(key, making.to_parquet(table) if rehash else buffer.getvalue())
+
+
+def put(table, name, row, value):
+    values = table[name].to_pylist()
+    values[row] = value
+    column = table.schema.get_field_index(name)
+    return table.set_column(column, table.schema.field(name), pa.array(values, table.schema.field(name).type))
+
+
+def the_only(verdict):
+    ((key, wrong),) = verdict.bad
+    return key, wrong
+
+
+def test_a_sound_pool(pool):
+    before = {key: read(pool.store, key) for key in pool.store.list("")}
+    verdict = verify(pool, 0, 0)
+    assert verdict == verifying.PoolCheck(3, [], 0, 0, 0, None)
+    assert summary([verdict, verdict]) == {
+        "ok": True,
+        "bad": [],
+        "shards": 6,
+        "unhashed": 0,
+        "regenerated": 0,
+        "equal": 0,
+        "largest_difference": None,
+    }
+    assert {key: read(pool.store, key) for key in pool.store.list("")} == before
+
+
+def test_nothing_is_sound(tiny_models, tmp_path):
+    assert verify(_pool(tiny_models, tmp_path / "nothing"), 3, 0) == verifying.PoolCheck(0, [], 0, 0, 0, None)
+
+
+@pytest.mark.parametrize(("asked", "compared"), [(1, 1), (5, 5), (100, 12)])
+def test_images_come_out_again(pool, asked, compared):
+    verdict = verify(pool, asked, 0)
+    assert (verdict.regenerated, verdict.equal, verdict.largest_difference) == (compared, compared, None)
+    assert summary([verdict])["ok"]
+
+
+def test_the_seed_chooses_shards():
+    sound = [(Shard(0, 0, number), [0, 2, 3]) for number in range(20)]
+    chosen = verifying._chosen(sound, 4, 0)
+    assert [len(rows) for _, rows in chosen] == [3, 1]
+    assert verifying._chosen(sound, 4, 0) == chosen
+    assert len({shard for seed in range(20) for shard, _ in verifying._chosen(sound, 4, seed)}) > 10
+    assert verifying._chosen([(Shard(0, 0, 0), [])], 4, 0) == []
+
+
+def test_every_flipped_byte_of_an_image_is_found(pool):
+    """One byte in the file, wherever it hits the images: the length of the file stays, the hash does not."""
+    key = key_of(pool, SHARDS[1])
+    sound = read(pool.store, key)
+    image = pq.read_table(io.BytesIO(sound))["image"][2].as_py()
+    start = sound.index(image)
+    for offset in np.random.default_rng(0).integers(len(image), size=12):
+        torn = bytearray(sound)
+        torn[start + offset] ^= 1
+        pool.store.replace(key, bytes(torn))
+        found, wrong = the_only(verify(pool, 0, 0))
+        assert found == key
+        assert "hash" in wrong
+
+
+def test_flipped_bytes_anywhere_else_never_pass_unseen_or_crash(pool):
+    key = key_of(pool, SHARDS[0])
+    sound = read(pool.store, key)
+    table = pq.read_table(io.BytesIO(sound))
+    for offset in np.random.default_rng(1).integers(len(sound), size=60):
+        torn = bytearray(sound)
+        torn[offset] ^= 1 << (offset % 8)
+        pool.store.replace(key, bytes(torn))
+        bad = verify(pool, 0, 0).bad
+        if not bad:  # it hit padding, or a description that nobody reads: what is read is what was written
+            assert pq.read_table(io.BytesIO(torn)).equals(table)
+
+
+def test_a_torn_file(pool):
+    key = key_of(pool, SHARDS[0])
+    for data in (b"", read(pool.store, key)[:-100]):
+        pool.store.replace(key, data)
+        assert "not a readable Parquet file" in the_only(verify(pool, 0, 0))[1]
+
+
+def test_a_dropped_row(pool):
+    rewrite(pool, SHARDS[0], lambda table: table.slice(1), rehash=True)
+    assert the_only(verify(pool, 0, 0)) == (key_of(pool, SHARDS[0]), "3 rows instead of 4")
+
+
+def test_a_missing_column(pool):
+    rewrite(pool, SHARDS[0], lambda table: table.drop_columns("clip_margin"), rehash=True)
+    assert the_only(verify(pool, 0, 0))[1] == "columns are missing or of another type: clip_margin"
+
+
+def test_a_column_of_another_type(pool):
+    def wider(table):
+        position = table.schema.get_field_index("label")
+        return table.set_column(position, "label", table["label"].cast(pa.int64()))
+
+    rewrite(pool, SHARDS[0], wider, rehash=True)
+    assert the_only(verify(pool, 0, 0))[1].endswith("of another type: label")
+
+
+def test_names_of_another_dataset(pool):
+    others = LabelSpace(("disc", "star"), ("red", "blue")).to_metadata()
+    rewrite(pool, SHARDS[0], lambda table: table.replace_schema_metadata(others), rehash=True)
+    assert "names" in the_only(verify(pool, 0, 0))[1]
+
+
+def test_two_files_swapped(pool):
+    one, other = (key_of(pool, shard) for shard in (SHARDS[0], SHARDS[2]))
+    first, second = read(pool.store, one), read(pool.store, other)
+    pool.store.replace(one, second)
+    pool.store.replace(other, first)
+    bad = dict(verify(pool, 0, 0).bad)
+    assert bad.keys() == {one, other}
+    assert f"id {pool.digest}-1-1-0 instead of {pool.digest}-0-0-0" in bad[one]
+    assert "label" in bad[one]
+    assert "seed" in bad[other]
+
+
+def test_a_shard_of_another_number(pool):
+    pool.store.replace(key_of(pool, SHARDS[1]), read(pool.store, key_of(pool, SHARDS[0])))
+    assert "index" in the_only(verify(pool, 0, 0))[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "hint"),
+    [
+        ("seed", 1, "seed"),
+        ("prompt", "a photo of something else", "prompt"),
+        ("split", "test", "split"),
+        ("attempt", 3, "attempts"),
+        ("attempt", 1, "seed"),
+        ("attempt", None, "attempts"),
+        ("defect", "one colour all over", "image and defect"),
+        ("image", None, "image and defect"),
+        ("image", b"no image", "row 2 cannot be decoded"),
+        ("image", encode_image(np.zeros((4, 4, 3), np.uint8)), "sizes"),
+    ],
+)
+def test_values_that_are_not_the_address_s(pool, name, value, hint):
+    """Also with a hash that fits: who wrote the file may have been wrong."""
+    rewrite(pool, SHARDS[0], lambda table: put(table, name, 2, value), rehash=True)
+    key, wrong = the_only(verify(pool, 0, 0))
+    assert key == key_of(pool, SHARDS[0])
+    assert hint in wrong
+    assert "hash" not in wrong
+
+
+def test_scores_are_hashed_too(pool):
+    rewrite(pool, SHARDS[0], lambda table: put(table, "clip_margin", 1, 0.5))
+    assert "hash" in the_only(verify(pool, 0, 0))[1]
+
+
+def test_shards_from_before_the_hash(pool):
+    rewrite(pool, SHARDS[0], lambda table: table.replace_schema_metadata(pool.names.to_metadata()))
+    verdict = verify(pool, 12, 0)
+    assert (verdict.bad, verdict.unhashed, verdict.equal) == ([], 1, 12)
+
+
+def test_other_pixels_under_a_hash_that_fits_are_found_by_sampling(pool):
+    def brighter(table):
+        pixels = decode_image(table["image"][1].as_py()).astype(int)
+        return put(table, "image", 1, encode_image(np.clip(pixels + 7, 0, 255).astype(np.uint8)))
+
+    rewrite(pool, SHARDS[0], brighter, rehash=True)
+    assert verify(pool, 0, 0).bad == []
+    verdict = verify(pool, 12, 0)
+    assert (verdict.regenerated, verdict.equal, verdict.largest_difference) == (12, 11, 7)
+    assert not summary([verdict])["ok"]
+
+
+def test_bad_shards_are_not_sampled_anew(pool):
+    rewrite(pool, SHARDS[0], lambda table: put(table, "seed", 0, 1))
+    assert verify(pool, 12, 0).regenerated == 8
+
+
+def test_the_same_pixels_in_other_bytes_differ_by_nothing(pool):
+    def recompressed(table):
+        from PIL import Image
+
+        buffer = io.BytesIO()
+        Image.open(io.BytesIO(table["image"][0].as_py())).save(buffer, format="PNG", compress_level=0)
+        return put(table, "image", 0, buffer.getvalue())
+
+    rewrite(pool, SHARDS[0], recompressed, rehash=True)
+    verdict = verify(pool, 12, 0)
+    assert (verdict.equal, verdict.largest_difference) == (11, 0)
+
+
+@pytest.mark.parametrize("name", ["7-0/000000.parquet", "0-0/0000000.parquet", "0-0/first.parquet"])
+def test_files_that_are_no_shards(pool, name):
+    key = f"pool/{pool.digest}/{name}"
+    pool.store.create(key, read(pool.store, key_of(pool, SHARDS[0])))
+    assert (key, "this is no shard's key") in verify(pool, 0, 0).bad
+
+
+def test_the_description_is_looked_at(pool):
+    pool.store.replace(pool.description_key, b"{")
+    assert the_only(verify(pool, 0, 0)) == (pool.description_key, "the pool's description is damaged")
+    pool.store.delete(pool.description_key)
+    assert the_only(verify(pool, 0, 0))[0] == pool.description_key
+    assert not pool.store.exists(pool.description_key)
+
+
+def test_quarantined_images_are_no_defect_of_the_file(tiny_models, tmp_path):
+    import tiny
+    from tiny import make_experiment
+
+    tiny.make_diffusion(tmp_path / "broken", broken=True)
+    generator = {"model": str(tmp_path / "broken"), "num_inference_steps": 2}
+    experiment = make_experiment(tiny_models, tmp_path / "store", generator=generator, pool={"shard_size": 2})
+    pool = _pool_of(experiment, open_store(experiment.store))
+    pool.prepare()
+    with actors.sampler_here(SamplingSpec.of(pool)) as sample:
+        table = sample(SHARDS[0])
+    assert pc.count(table["defect"]).as_py() == 2
+    pool.store.create(key_of(pool, SHARDS[0]), making.to_parquet(table))
+    assert verify(pool, 5, 0) == verifying.PoolCheck(1, [], 0, 0, 0, None)
+
+
+def test_the_process_keeps_its_threads(pool):
+    import torch
+
+    before = torch.get_num_threads()
+    with actors.sampler_here(SamplingSpec.of(pool)) as sample:
+        assert torch.get_num_threads() == 1
+        sample(SHARDS[0])
+    assert torch.get_num_threads() == before
+
+
+@pytest.mark.skipif("CUDA_VISIBLE_DEVICES" in os.environ, reason="there may be a GPU")
+def test_a_pool_of_a_gpu_cannot_be_sampled_without_one(pool):
+    import dataclasses
+
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    work = dataclasses.replace(SamplingSpec.of(pool), devices=Devices("cuda", "bfloat16", "cpu"))
+    with pytest.raises(ConfigError, match="no GPU"), actors.sampler_here(work):
+        pass
+
+
+def test_the_hash_covers_names_values_and_their_order():
+    table = pa.table({"a": [b"xy", b"z"], "b": [1, None]})
+    same = pa.table({"b": [1, None], "a": [b"xy", b"z"]})
+    assert making.content_hash(table) == making.content_hash(same)
+    others = [
+        pa.table({"a": [b"x", b"yz"], "b": [1, None]}),
+        pa.table({"a": [b"z", b"xy"], "b": [1, None]}),
+        pa.table({"a": [b"xy", b"z"], "b": [None, 1]}),
+        pa.table({"a": [b"xy", b"z"], "c": [1, None]}),
+    ]
+    assert len({making.content_hash(one) for one in [table, *others]}) == 5
