@@ -46,6 +46,20 @@ def test_a_claim_holds_is_reversed_or_is_not_shown():
     assert (alone.verdict, alone.interval) == ("not shown", None)
 
 
+def test_a_claim_on_an_undefined_metric_is_not_shown():
+    found = [{"method": method, "seed": seed, "accuracy": 0.5} for method in "ab" for seed in range(3)]
+    judged = judge(Claim(better="a", than="b", metric="worst_group_accuracy"), found)
+    assert (judged.difference, judged.interval, judged.verdict) == (None, None, "not shown")
+    assert "| a is ahead of b in worst group | – | **not shown** |" in reproduction._claims([judged])
+
+
+def test_a_claim_on_an_unheard_of_metric_is_told(tmp_path):
+    body = "extends: experiments/demo\nname: bad\nreproduction: {title: t, paper: p, claims: [%s]}\n"
+    (tmp_path / "bad.yaml").write_text(body % "{better: ffr, than: usb, metric: worst_group}")
+    with pytest.raises(ConfigError, match=r"reproduction\.claims\.0[\s\S]*did you mean 'worst_group_accuracy'"):
+        reproduction.reproduce(str(tmp_path / "bad.yaml"), [], tmp_path)
+
+
 def test_settings_are_averaged_within_a_seed():
     found = rows(a={"x": [0.8, 0.6], "y": [0.6, 0.81]}, b={"x": [0.7, 0.5], "y": [0.5, 0.7]})
     judged = judge(Claim(better="a", than="b", metric="accuracy"), found)
