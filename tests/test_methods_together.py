@@ -453,7 +453,7 @@ def experiment(case, value, method, there, store):
 
 def facts(job, method):
     """All that a method comes to before its own training, which follows from the addresses."""
-    (one,) = (task for task in job.tasks if task.experiment.method == method)
+    (one,) = (task for task in job.method_runs if task.experiment.method == method)
     return {
         "prompts": job.prompts[method].to_json(),
         "rounds": [

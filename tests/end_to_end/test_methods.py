@@ -79,7 +79,7 @@ def test_synthetic_test_images_are_none_that_were_trained_on(tmp_path):
         return run(tmp_path, [method], "shapes", biased, f"{SHAPES}/diffusion")
 
     ((outcome,), job) = usb(18)
-    views = job.views_of(job.experiments[0])
+    views = job.views(job.suite.shared.method)
     assert [cell["n"] for cell in outcome.test["cells"]] == [6] * 4
     assert set(views["held_out"].column("index")) == set(range(18, 24))
     assert set(views["usb"].column("index")) == set(range(18))

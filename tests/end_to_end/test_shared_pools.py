@@ -64,7 +64,7 @@ def test_each_method_is_judged_by_its_own_filters(run):
         alone, _ = run(*methods, only=method)
         assert images(alone, method) == images(job, method)
         assert [task.key for task in alone.tasks] == [
-            task.key for task in job.tasks if task.experiment.method == method
+            task.key for task in job.method_runs if task.experiment.method == method
         ]
 
 

@@ -82,14 +82,15 @@ def test_evaluate_trains_and_prints_what_there_is(trained):
         assert 0 <= float(row[2]) <= 100
         assert row[3:] == ["–", "–"]
     told = json.loads(call("evaluate", trained, "--json").stdout.splitlines()[-1])
-    assert {"accuracy", "class_balanced_accuracy"} <= told["metrics"].keys()
-    assert not MISSING & told["metrics"].keys()
-    assert {cell["accuracy"] for cell in told["cells"]} == {None}
+    for means in told["summary"].values():
+        assert {"accuracy", "class_balanced_accuracy"} <= means.keys()
+        assert not MISSING & means.keys()
+    assert {cell["accuracy"] for row in told["rows"] for cell in row["cells"]} == {None}
 
 
 def test_progress_tells_the_metric_that_judges(trained):
     with Run(compose.load(str(trained))) as job:
-        (outcome, *_), (task, *_) = job.outcomes, job.tasks
+        (outcome, *_), (task, *_) = job.outcomes, job.method_runs
     note = outcomes._measurement(task).note
     assert note == f"erm seed 0: class mean {outcome.test['metrics']['class_balanced_accuracy']:.1%}"
 

@@ -36,7 +36,7 @@ def fill(job):
         pool.prepare()
         with sampler_here(SamplingSpec.of(pool)) as sample:
             for label in range(2):
-                for group in range(job.names.shape[1]):
+                for group in range(job.dataset.names.shape[1]):
                     for number in range(2):
                         shard = Shard(label, group, number)
                         pool.store.create(shard.key(pool.digest), making.to_parquet(sample(shard)))

@@ -48,7 +48,7 @@ def loader(job):
     def load(override):
         key, _, value = override.partition("=")
         section, _, leaf = key.partition(".")
-        tree = job.first.model_dump()
+        tree = job.suite.shared.model_dump()
         tree[section][leaf] = float(value) if section == "generator" else value
         return [Experiment.model_validate(tree)]
 
@@ -63,7 +63,7 @@ def test_its_images_are_the_pools_first_ones(make_job):
     """Shards of 8 in the pool, 3 images here; and the tiny model's last bits are finer than a pixel's."""
     job = make_job()
     pool = pool_of(job)
-    (shown,), criteria, _ = previewing._sample([Column(None, job.first, pool)], [(1, 0), (2, 1)], 3, pool)
+    (shown,), criteria, _ = previewing._sample([Column(None, job.suite.shared, pool)], [(1, 0), (2, 1)], 3, pool)
     assert criteria == [None]  # nothing guides
     with sampler_here(SamplingSpec.of(pool)) as sample:
         for cell, images in shown.items():
@@ -110,9 +110,9 @@ def test_a_sweep_keeps_the_seeds(make_job, tmp_path, monkeypatch):
 
 def test_a_sweep_changes_pixels_and_not_the_noise(make_job):
     job = make_job()
-    columns = previewing._columns(job.first, job, loader(job), "generator.guidance_scale=7.5,1")
+    columns = previewing._columns(job.suite.shared, job, loader(job), "generator.guidance_scale=7.5,1")
     (base, other), _, _ = previewing._sample(columns, [(0, 0)], 2, pool_of(job))
-    (same,), _, _ = previewing._sample([Column(None, job.first, pool_of(job))], [(0, 0)], 2, pool_of(job))
+    (same,), _, _ = previewing._sample([Column(None, job.suite.shared, pool_of(job))], [(0, 0)], 2, pool_of(job))
     assert base == same  # 7.5 is what the config says
     assert base[0, 0] != other[0, 0]
 
@@ -152,7 +152,7 @@ def test_defects_are_counted_and_grey(make_job, tmp_path):
 
 
 def test_a_method_with_plans_is_shown_before_one_without(make_job):
-    with_plans = make_job().first
+    with_plans = make_job().suite.shared
     without = with_plans.model_copy(update={"method": "plain", "plans": {}})
     nothing = without.model_copy(update={"generator": None})
     assert previewing._shown([nothing, without, with_plans]) is with_plans

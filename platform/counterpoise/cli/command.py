@@ -59,12 +59,18 @@ def one_method(config: str, overrides: tuple[str, ...], method: str | None) -> l
 
 FOLDER = click.Path(file_okay=False, path_type=Path)
 METHOD = click.option("--method", help="Only this method of the file.")
+_NO_CONTROL = click.option("--no-control", is_flag=True, help="Do not add plain training for as many gradient steps.")
 
 
 def command(
-    name: str, short_help: str, *options: Callable, choose: Callable = one_method, choices: tuple = (METHOD,)
+    name: str,
+    short_help: str,
+    *options: Callable,
+    choose: Callable = one_method,
+    choices: tuple = (METHOD,),
+    control: bool = False,
 ) -> Callable:
-    """A command over experiments: reads CONFIG and overrides, hands a job to the body, prints what it returns.
+    """A command over experiments: reads CONFIG and overrides, hands a run to the body, prints what it returns.
 
     Args:
         name: What it is called.
@@ -72,7 +78,9 @@ def command(
         options: The body's own.
         choose: Takes config, overrides and ``choices``, and gives the experiments.
         choices: Options that say which experiments.
+        control: Methods are compared, so plain training for as many steps is added unless ``--no-control`` is given.
     """
+    options += (_NO_CONTROL,) if control else ()
 
     def decorate(body: Callable[..., tuple[dict, Any]]) -> click.Command:
         @main.command(name, short_help=short_help)
@@ -83,10 +91,11 @@ def command(
         def command(config: str, overrides: tuple[str, ...], as_json: bool, **rest: Any) -> None:
             chosen = {key: rest.pop(key) for key in inspect.signature(choose).parameters if key in rest}
             experiments = choose(config, overrides, **chosen)
+            with_control = control and not rest.pop("no_control")
             from counterpoise.workflow.run import Run
 
-            with Run(experiments, command=typed(), step=name) as job:
-                result, tables = body(job, **rest)
+            with Run(experiments, command=typed(), step=name, with_control=with_control) as run:
+                result, tables = body(run, **rest)
             if as_json:
                 click.echo(json.dumps(result, allow_nan=False))
             else:

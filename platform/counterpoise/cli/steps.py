@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 @command("audit", "Count what each class × group cell has.")
-def audit(job: Run) -> tuple[dict, Any]:
+def audit(run: Run) -> tuple[dict, Any]:
     """Count what each class × group cell has, and say what that may do to a classifier.
 
     \b
@@ -23,12 +23,12 @@ def audit(job: Run) -> tuple[dict, Any]:
     """
     from counterpoise.cli import tables
 
-    found = job.audit()
+    found = run.audit
     return found.to_json(), tables.audit(found)
 
 
 @command("plan", "Show what each cell will get, and what is held.")
-def plan(job: Run) -> tuple[dict, Any]:
+def plan(run: Run) -> tuple[dict, Any]:
     """Show how many synthetic images each cell will get, what the pool holds, and how long the rest will take.
 
     \b
@@ -36,12 +36,12 @@ def plan(job: Run) -> tuple[dict, Any]:
     """
     from counterpoise.cli import tables
 
-    planned = job.plan()
-    return planned, tables.plan(planned, job.names)
+    planned = run.plan
+    return planned, tables.plan(planned, run.dataset.names)
 
 
 @command("synthesize", "Sample, score and commit what the plans lack.")
-def synthesize(job: Run) -> tuple[dict, Any]:
+def synthesize(run: Run) -> tuple[dict, Any]:
     """Sample, score and commit the images that the plans lack. Go on after any interruption by running it again.
 
     \b
@@ -50,46 +50,51 @@ def synthesize(job: Run) -> tuple[dict, Any]:
     """
     from counterpoise.cli import tables
 
-    done = job.synthesize()
+    done = run.synthesis
     return done, tables.synthesis(done)
 
 
 @command("train", "Train each method for each seed.")
-def train(job: Run) -> tuple[dict, Any]:
-    """Train each method's stages for each seed; `metrics` and `cells` are of the validation split.
+def train(run: Run) -> tuple[dict, Any]:
+    """Train each method's stages for each seed, and measure them on the validation split.
 
-    With several methods, `metrics` and `cells` speak of the last one; `rows` has them all.
+    With --json, `summary` has each method's means over seeds with intervals, `rows` every method and seed.
 
     \b
     Example:  counterpoise train demo --method ffr training.epochs=5
     """
     from counterpoise.cli import tables
+    from counterpoise.workflow import reporting
 
-    trained = job.train()
+    trained = reporting.results(run, "validation")
     return trained, tables.rows(trained)
 
 
 @command("evaluate", "Measure each method on the test split.")
-def evaluate(job: Run) -> tuple[dict, Any]:
+def evaluate(run: Run) -> tuple[dict, Any]:
     """Measure each method on the test split: per cell, worst group, fairness, with intervals.
 
-    With several methods, `metrics` and `cells` speak of the last one; `rows` has them all.
+    With --json, `summary` has each method's means over seeds with intervals, `rows` every method and seed.
 
     \b
     Example:  counterpoise evaluate demo --method ffr --json
     """
     from counterpoise.cli import tables
+    from counterpoise.workflow import reporting
 
-    scored = job.evaluate()
+    scored = reporting.results(run, "test")
     return scored, tables.rows(scored)
 
 
 _OUT = click.option("--out", type=FOLDER, help="Folder for report.html and results.json [reports/NAME].")
 
 
-@command("run", "All of it: from audit to report.", _OUT)
-def run(job: Run, out: Path | None) -> tuple[dict, Any]:
+@command("run", "All of it: from audit to report.", _OUT, control=True)
+def run(run: Run, out: Path | None) -> tuple[dict, Any]:
     """Do it all: audit, plan, synthesize, train, evaluate, report.
+
+    If a method uses synthetic images, a control is added: the baseline trained on real images for as many gradient
+    steps as the costliest method. Gains are stated against the best rival without synthesis.
 
     \b
     Example:  counterpoise run demo --out demo
@@ -98,12 +103,12 @@ def run(job: Run, out: Path | None) -> tuple[dict, Any]:
     from counterpoise.cli import tables
     from counterpoise.workflow import reporting
 
-    done = reporting.run(job, out)
+    done = reporting.run_all(run, out)
     return done, tables.run(done)
 
 
-@command("report", "Write the report from what is in the store.", _OUT)
-def report(job: Run, out: Path | None) -> tuple[dict, Any]:
+@command("report", "Write the report from what is in the store.", _OUT, control=True)
+def report(run: Run, out: Path | None) -> tuple[dict, Any]:
     """Write report.html and results.json from what is in the store; what is missing is computed first.
 
     \b
@@ -112,5 +117,5 @@ def report(job: Run, out: Path | None) -> tuple[dict, Any]:
     from counterpoise.cli import tables
     from counterpoise.workflow import reporting
 
-    written = reporting.write(job, out)
+    written = reporting.write(run, out)
     return written, tables.files(written["files"])

@@ -31,14 +31,14 @@ def _entries(config: str, overrides: tuple[str, ...], methods: str | None, seeds
     "A leaderboard of methods over seeds.",
     click.option("--by", metavar="METRIC", help=f"Rank by it [the first that is defined of {', '.join(JUDGES)}]."),
     click.option("--out", type=FOLDER, help="Folder for leaderboard.html and leaderboard.json [reports/NAME]."),
-    click.option("--no-control", is_flag=True, help="Do not add plain training for as many steps."),
     choose=_entries,
     choices=(
         click.option("--methods", metavar="A,B,…", help="The file's methods, method files by name, or paths [all]."),
         click.option("--seeds", metavar="N|A,B,…", help="So many seeds from 0 on, or these [the file's]."),
     ),
+    control=True,
 )
-def compare(job: Run, by: str | None, out: Path | None, no_control: bool) -> tuple[dict, Any]:
+def compare(run: Run, by: str | None, out: Path | None) -> tuple[dict, Any]:
     """Train and measure methods on the same seeds, rank them, and say which differences the seeds can show.
 
     Each method is held against erm, which is added if it is not there, and, if one uses synthetic images, against
@@ -52,7 +52,7 @@ def compare(job: Run, by: str | None, out: Path | None, no_control: bool) -> tup
     from counterpoise.cli import tables
     from counterpoise.comparison import leaderboard
 
-    told = leaderboard.compare(job, by, out, not no_control)
+    told = leaderboard.compare(run, by, out)
     return told, tables.leaderboard(told)
 
 
@@ -66,7 +66,7 @@ def compare(job: Run, by: str | None, out: Path | None, no_control: bool) -> tup
         "--out", type=click.Path(dir_okay=False, path_type=Path), default="preview.png", help="PNG [preview.png]."
     ),
 )
-def preview(job: Run, per_cell: int, cells: int, sweep: str | None, out: Path) -> tuple[dict, Any]:
+def preview(run: Run, per_cell: int, cells: int, sweep: str | None, out: Path) -> tuple[dict, Any]:
     """Sample a few images of each cell in this process and draw them: a look before the long run.
 
     They are the first images of the pool's cells, but for the last bits; nothing is put into the pool.
@@ -84,7 +84,7 @@ def preview(job: Run, per_cell: int, cells: int, sweep: str | None, out: Path) -
     def load(override: str) -> list:
         return compose.load(typed["config"], (*typed["overrides"], override), only_method=typed["method"])
 
-    drawn = preview(job, load, out, per_cell, cells, sweep)
+    drawn = preview(run, load, out, per_cell, cells, sweep)
     return drawn, tables.preview(drawn)
 
 
@@ -105,7 +105,7 @@ def preview(job: Run, per_cell: int, cells: int, sweep: str | None, out: Path) -
         "--per-file", type=click.IntRange(1), default=1000, help="Images per Parquet, tar or Arrow file [1000]."
     ),
 )
-def export(job: Run, form: str, out: Path, plans: tuple[str, ...], with_real: bool, per_file: int) -> tuple[dict, Any]:
+def export(run: Run, form: str, out: Path, plans: tuple[str, ...], with_real: bool, per_file: int) -> tuple[dict, Any]:
     """Write the images that a method's plans take, with labels, prompts, seeds and a card, for other tools to read.
 
     What the pool lacks is sampled first. The folder is there whole at the end, or not at all.
@@ -117,7 +117,7 @@ def export(job: Run, form: str, out: Path, plans: tuple[str, ...], with_real: bo
     from counterpoise.cli import tables
     from counterpoise.export.write import export
 
-    written = export(job, form, out, plans, with_real, per_file)
+    written = export(run, form, out, plans, with_real, per_file)
     return written, tables.export(written)
 
 
@@ -126,7 +126,7 @@ def export(job: Run, form: str, out: Path, plans: tuple[str, ...], with_real: bo
     "Check the pool's files; sample some images anew.",
     click.option("--regenerate", type=click.IntRange(0), default=0, help="Images to sample anew and compare [0]."),
 )
-def verify(job: Run, regenerate: int) -> tuple[dict, Any]:
+def verify(run: Run, regenerate: int) -> tuple[dict, Any]:
     """Check every shard of the pools: hash, rows, seeds, pixels that decode. Exit with status 1 if one is bad.
 
     With --regenerate, images are sampled anew, in this process, and must come out as they are in the pool. The seed of
@@ -137,8 +137,10 @@ def verify(job: Run, regenerate: int) -> tuple[dict, Any]:
               counterpoise verify demo --method ffr --regenerate 64 --json
     """
     from counterpoise.cli import tables
+    from counterpoise.workflow.synthesis import verify
 
-    found = job.verify(regenerate)
+    found = verify(run.pools, regenerate, run.suite.shared.seed)
+    run.session.tracked.json("verify.json", found)
     return found, tables.verify(found)
 
 

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from counterpoise.comparison import equal_compute
 from counterpoise.config import ActorResources, Experiment, compose
 from counterpoise.errors import ConfigError, did_you_mean, one_of
 from counterpoise.evaluation import catalogue
@@ -23,7 +22,7 @@ from counterpoise.evaluation.scores import evaluate
 from counterpoise.report.leaderboard import Leaderboard
 from counterpoise.report.page import render_leaderboard
 from counterpoise.synthesis.pool.pool import sampler_seconds
-from counterpoise.workflow import reporting, run_log, suite
+from counterpoise.workflow import equal_compute, reporting, run_log, suite
 from counterpoise.workflow.outcomes import MethodResult
 from counterpoise.workflow.run import Run
 
@@ -50,35 +49,32 @@ def load_entries(
     return compose.load(config, overrides, methods=[_REFERENCE, *(methods or present)], seeds=seeds)
 
 
-def compare(job: Run, by: str | None, out: Path | None, with_control: bool) -> dict[str, Any]:
+def compare(run: Run, by: str | None, out: Path | None) -> dict[str, Any]:
     """Trains and measures everything, and writes leaderboard.html and leaderboard.json into ``out``.
 
     Args:
-        job: Of :func:`load_entries`.
+        run: Of :func:`load_entries`.
         by: The metric to rank by, which is also the one that judges; by default the first of
             :data:`counterpoise.evaluation.catalogue.JUDGES` that is defined for the test images.
         out: By default ``reports/NAME``.
-        with_control: Whether plain training for as many steps as the costliest method is added, if any has plans.
 
     Raises:
         ConfigError: ``by`` is no metric of this dataset, or the folder cannot be written; before anything is sampled.
     """
-    by = _judge(job, by)
-    folder = reporting.folder(job, out)
+    by = _judge(run, by)
+    folder = reporting.folder(run, out)
     reporting.save(folder, {})
-    added = _control(job) if with_control else None
-    if added:
-        job.join(added.experiments)
-    board = tell(job, by, added)
+    board = build_leaderboard(run, by)
     page, told = render_leaderboard(board), board.to_json()
     files = reporting.save(folder, {"leaderboard.html": page, "leaderboard.json": run_log.to_text(told)})
-    run_log.leaderboard(job.tracked, page, board)
-    return {"run_id": job.tracked.id, **told, "files": files}
+    run.log()
+    run_log.leaderboard(run.session.tracked, page, board)
+    return {"run_id": run.session.tracked.id, **told, "files": files}
 
 
-def _judge(job: Run, by: str | None) -> str:
+def _judge(run: Run, by: str | None) -> str:
     """The metric to rank by: the one asked for, if it is defined, or the first of those that judge by default."""
-    there = _defined(job)
+    there = _defined(run)
     if by is None:
         return catalogue.judge(there)
     if by not in there:
@@ -95,63 +91,50 @@ def _judge(job: Run, by: str | None) -> str:
     return by
 
 
-def _defined(job: Run) -> Collection[str]:
+def _defined(run: Run) -> Collection[str]:
     """The metrics that are defined for the test images: a perfect classifier has every one that any has.
 
     They follow from the test images' labels and groups, which are known before anything is sampled, also where the
     test images are those of a plan.
     """
-    evaluation, names = job.first.evaluation, job.names
-    test = job.splits["test"]
+    evaluation, names = run.suite.shared.evaluation, run.dataset.names
+    test = run.dataset.splits["test"]
     labels, groups = test.labels, test.groups
     if evaluation.test != "test":
-        cells = np.argwhere(job.wanted[job.first.method, evaluation.test])
+        cells = np.argwhere(run.wanted[run.suite.shared.method, evaluation.test])
         labels, groups = cells[:, 0], cells[:, 1]
     perfect = np.eye(len(names.classes))[labels]
     settings = evaluation.model_copy(update={"bootstrap": 0})
-    return evaluate(labels, groups, perfect, names, job.train_view.counts, settings).metrics
+    return evaluate(labels, groups, perfect, names, run.dataset.train.counts, settings).metrics
 
 
-def _control(job: Run) -> equal_compute.EqualComputeBaseline | None:
-    """The control to add: none if no method has plans, if there is nothing to train longer, or if one is listed."""
-    base = suite.baseline(job.experiments)
-    listed = any(experiment.method == equal_compute.NAME for experiment in job.experiments)
-    if listed or base is None or not any(experiment.plans for experiment in job.experiments):
-        return None
-    first = {experiment.method: experiment for experiment in reversed(job.experiments)}
-    views = {name: job.views_of(one) | {"validation": job.splits["validation"]} for name, one in first.items()}
-    shown = {name: equal_compute.images_shown(one, views[name]) for name, one in first.items()}
-    return equal_compute.equal_compute(job.experiments, base, shown, views[base])
-
-
-def tell(job: Run, by: str, added: equal_compute.EqualComputeBaseline | None) -> Leaderboard:
-    """The leaderboard of a job; what is missing is trained first."""
+def build_leaderboard(run: Run, by: str) -> Leaderboard:
+    """Return the leaderboard of a run; what is missing is trained first."""
     rows = []
-    for outcome, experiment in zip(job.outcomes, job.experiments, strict=True):
+    for outcome, experiment in zip(run.outcomes, run.entries.experiments, strict=True):
         row = reporting.result_row(outcome)
-        rows.append(replace(row, metrics={**row.metrics, **costs(job, outcome, experiment)}))
+        rows.append(replace(row, metrics={**row.metrics, **costs(run, outcome, experiment)}))
     metrics = list(dict.fromkeys(name for row in rows for name, value in row.metrics.items() if value is not None))
     flat = [{"method": r.method, "seed": r.seed, "intervals": r.intervals, **r.metrics} for r in rows]
-    summary = table(flat, metrics, job.first.evaluation.confidence)
+    summary = table(flat, metrics, run.suite.shared.evaluation.confidence)
     places = ranks(summary, by)
     order = list(places)
-    names = [experiment.method for experiment in job.experiments]
     return Leaderboard(
-        **reporting.common_fields(job),
+        **reporting.common_fields(run),
         rows=sorted(rows, key=lambda row: order.index(row.method)),
         summary=summary,
-        control=equal_compute.NAME if equal_compute.NAME in names else None,
+        control=equal_compute.NAME if equal_compute.NAME in run.entries.methods else None,
         by=by,
         of_images=len({row.seed for row in rows}) == 1,
         places=places,
         regimes={row.method: row.regime for row in rows},
-        synthetic=[name for name in order if any(e.method == name and e.plans for e in job.experiments)],
-        control_of=_described(added),
-        stages=job.stages,
+        synthetic=[name for name in order if name in run.suite.planned],
+        control_of=_described(run.control),
+        stages={"fitted": run.training.fitted, "found": run.training.found},
         results=[
             {**outcome.result_row(), **{name: row.metrics[name] for name in COSTS}, "config": digest, "run_id": run}
             for outcome, row, digest, run in zip(
-                job.outcomes, rows, map(run_log.config_digest, job.experiments), job.runs, strict=True
+                run.outcomes, rows, map(run_log.config_digest, run.entries.experiments), run.run_ids, strict=True
             )
         ],
     )
@@ -163,7 +146,7 @@ def _described(added: equal_compute.EqualComputeBaseline | None) -> dict[str, An
     return {"method": added.of, "base": added.base, "epochs": added.epochs, "images_shown": added.shown}
 
 
-def costs(job: Run, outcome: MethodResult, experiment: Experiment) -> dict[str, int | float | None]:
+def costs(run: Run, outcome: MethodResult, experiment: Experiment) -> dict[str, int | float | None]:
     """What a method takes with one seed if nothing is there before; so it does not matter who asked first, or when.
 
     Returns:
@@ -174,11 +157,11 @@ def costs(job: Run, outcome: MethodResult, experiment: Experiment) -> dict[str, 
     training = experiment.training
     seconds: float | None = outcome.seconds * training.num_workers * _devices(training.resources)
     drawn = 0
-    for one in job.synthesized.rounds.get(experiment.method, ()):
+    for one in run.synthesized.rounds.get(experiment.method, ()):
         views = one.images.methods[experiment.method].views.values()
         shards = {key for view in views for key in view.index["key"].to_pylist()}
         images = len(shards) * experiment.pool.shard_size
-        each = sampler_seconds(job.store, one.pool.digest) if images else 0.0
+        each = sampler_seconds(run.store, one.pool.digest) if images else 0.0
         spent = None if each is None else images * each * _devices(experiment.pool.sampling)
         seconds = None if seconds is None or spent is None else seconds + spent
         drawn += images

@@ -92,8 +92,8 @@ def reproduce(name: str, overrides: Sequence[str], out: Path) -> dict[str, Any]:
     _check(spec, name, [experiment for experiments in by_setting.values() for experiment in experiments])
     rows: list[dict[str, Any]] = []
     for setting, experiments in by_setting.items():
-        with Run(experiments, command=command, step="reproduce") as job:
-            rows += [{"setting": setting, **outcome.result_row()} for outcome in job.outcomes]
+        with Run(experiments, command=command, step="reproduce") as run:
+            rows += [{"setting": setting, **outcome.result_row()} for outcome in run.outcomes]
     judged = [judge(claim, rows) for claim in spec.claims]
     claims = [{**one.claim.model_dump(), **{key: vars(one)[key] for key in _JUDGED}} for one in judged]
     seconds = max(round(time.monotonic() - started, 1), _seconds_before(out / f"{name}.json", rows))

@@ -57,11 +57,11 @@ class Content:
             yield {name: _finite(row[name]) for name in columns}, image
 
 
-def content(job: Run, plans: Sequence[str], with_real: bool) -> Content:
+def content(run: Run, plans: Sequence[str], with_real: bool) -> Content:
     """The views of the job's one method with plans, sampled as needed.
 
     Args:
-        job: Of one method, or of several of which one has plans.
+        run: Of one method, or of several of which one has plans.
         plans: Names of the plans to take; none are all.
         with_real: Add the training images.
 
@@ -70,7 +70,7 @@ def content(job: Run, plans: Sequence[str], with_real: bool) -> Content:
         PlanError: The plans want no image.
         CounterpoiseError: Sampling failed.
     """
-    experiment = _the_method(job)
+    experiment = _the_method(run)
     for name in plans:
         if name not in experiment.plans:
             raise ConfigError(
@@ -80,23 +80,21 @@ def content(job: Run, plans: Sequence[str], with_real: bool) -> Content:
                 allowed=one_of(experiment.plans),
                 remedy=did_you_mean(name, experiment.plans),
             )
-    made = job.synthesized.views(experiment.method)
+    made = run.synthesized.views(experiment.method)
     views = {name: made[name] for name in plans or experiment.plans}
     view = together(views)
     if not len(view):
         raise PlanError("there is no image to export", where=f"plans of {experiment.method}", found=one_of(views))
-    pool = job.synthesized.pool(experiment.method)
-    return Content(experiment, pool, views, view + job.train_view if with_real else view)
+    pool = run.synthesized.pool(experiment.method)
+    return Content(experiment, pool, views, view + run.dataset.train if with_real else view)
 
 
-def _the_method(job: Run) -> Experiment:
-    found = {experiment.method: experiment for experiment in job.experiments if experiment.plans}
+def _the_method(run: Run) -> Experiment:
+    found = run.suite.planned
     if len(found) == 1:
         return next(iter(found.values()))
     if not found:
-        raise ConfigError(
-            "there is no plan to export", where="--method", found=one_of(e.method for e in job.experiments)
-        )
+        raise ConfigError("there is no plan to export", where="--method", found=one_of(run.suite.methods))
     remedy = f"say whose: --method {next(iter(found))}"
     raise ConfigError("several methods have plans", where="--method", found=one_of(found), remedy=remedy)
 

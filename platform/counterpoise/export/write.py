@@ -19,12 +19,12 @@ from counterpoise.workflow.run import Run
 
 
 def export(
-    job: Run, form: str, out: Path, plans: Sequence[str] = (), with_real: bool = False, per_file: int = 1000
+    run: Run, form: str, out: Path, plans: Sequence[str] = (), with_real: bool = False, per_file: int = 1000
 ) -> dict[str, Any]:
     """Writes a method's views into a new folder, with a card.
 
     Args:
-        job: Whose method and plans; see :func:`counterpoise.export.content.content`.
+        run: Whose method and plans; see :func:`counterpoise.export.content.content`.
         form: A key of :data:`counterpoise.export.formats.FORMATS`.
         out: The folder. It must be empty or not there.
         plans: Names of plans; none are all.
@@ -37,10 +37,10 @@ def export(
     """
     check_free(out)
     check(form)
-    chosen = content(job, plans, with_real)
+    chosen = content(run, plans, with_real)
     with whole(out) as folder:
         FORMATS[form](folder, chosen, _counted(chosen), per_file)
-        (folder / "README.md").write_text(card(chosen, form, job.loaded.view.digest), encoding="utf-8")
+        (folder / "README.md").write_text(card(chosen, form, run.dataset.loaded.view.digest), encoding="utf-8")
     sizes = [path.stat().st_size for path in out.rglob("*") if path.is_file()]
     return {"format": form, "out": str(out), "images": len(chosen), "bytes": sum(sizes), "files": len(sizes)}
 

@@ -24,8 +24,11 @@ from counterpoise.storage.store import Store, read
 from counterpoise.storage.view import ImageView
 from counterpoise.training import stages
 from counterpoise.training.stages import StageFit
+from counterpoise.workflow.planning import Dataset
+from counterpoise.workflow.synthesis import Synthesized
 
 _FORMAT = 1
+_NOTHING = Synthesized({})
 
 
 @dataclass(frozen=True)
@@ -106,7 +109,13 @@ class TrainingSummary:
     found: int
 
 
-def run_all(tasks: Sequence[MethodRun]) -> TrainingSummary:
+def method_run(experiment: Experiment, views: Mapping[str, ImageView], dataset: Dataset, store: Store) -> MethodRun:
+    """Return an experiment with the images that it trains on and, by ``evaluation.test``, is measured on."""
+    test = {**dataset.splits, **views}[experiment.evaluation.test]
+    return MethodRun(experiment, views, dataset.validation, test, store)
+
+
+def run_all(tasks: Sequence[MethodRun], synthesized: Synthesized = _NOTHING) -> TrainingSummary:
     """Trains and measures all tasks; what the store holds is read.
 
     Stages of one worker and measurements run side by side as Ray tasks, or in this process if there is never more than
@@ -122,7 +131,17 @@ def run_all(tasks: Sequence[MethodRun]) -> TrainingSummary:
             progress.advance(note=node.note)
     fitted = len(all_stages & todo.keys())
     outcomes = [_outcome(task) for task in tasks]
+    with_rounds = [_with_earlier_rounds(task, synthesized) for task in tasks]
+    outcomes = attribute_samples(outcomes, with_rounds, synthesized.fresh)
     return TrainingSummary(outcomes, fitted, len(all_stages) - fitted)
+
+
+def _with_earlier_rounds(task: MethodRun, synthesized: Synthesized) -> MethodRun:
+    """Return the run with the images of earlier rounds of feedback as well, which were sampled for it, too."""
+    views = dict(task.views)
+    for number, images in enumerate(synthesized.earlier(task.experiment.method), start=1):
+        views |= {f"{name} of round {number}": view for name, view in images.items()}
+    return replace(task, views=views)
 
 
 def selection_regime(experiment: Experiment, grouped: bool) -> str:

@@ -40,11 +40,11 @@ class Column:
     pool: Pool
 
 
-def preview(job: Run, load: Load, out: Path, per_cell: int, cells: int, sweep: str | None) -> dict[str, Any]:
+def preview(run: Run, load: Load, out: Path, per_cell: int, cells: int, sweep: str | None) -> dict[str, Any]:
     """Samples ``per_cell`` images of up to ``cells`` cells in this process and draws them as a PNG.
 
     Args:
-        job: Its first method with plans is shown, or its first one if none has plans.
+        run: Its first method with plans is shown, or its first one if none has plans.
         load: The experiments of the same file and overrides with one more ``key.path=value``.
         out: The file; what is there is replaced.
         per_cell: Images of a cell.
@@ -56,19 +56,21 @@ def preview(job: Run, load: Load, out: Path, per_cell: int, cells: int, sweep: s
         ModelError: The generator cannot be loaded.
     """
     _check_file(out)
-    experiment = _shown(job.experiments)
-    base = job.pool_of(experiment)
-    columns = _columns(experiment, job, load, sweep) if sweep else [Column(None, experiment, base)]
+    experiment = _shown(run.suite.experiments)
+    base = run.factory.pool(experiment)
+    columns = _columns(experiment, run, load, sweep) if sweep else [Column(None, experiment, base)]
     for column in columns:
-        job.teach(column.pool, column.experiment)
-    chosen = spread(job.names.shape, cells)
+        if column.pool.teacher is not None:
+            run.factory.guide_training(column.experiment).train(column.pool.teacher)
+    chosen = spread(run.dataset.names.shape, cells)
     images, criteria, seconds = _sample(columns, chosen, per_cell, base)
-    figure = figures.grid(*_laid_out(images, columns, chosen, job.names), _title(experiment, base, sweep, chosen))
-    job.tracked.figure("preview.png", figure)
+    names = run.dataset.names
+    figure = figures.grid(*_laid_out(images, columns, chosen, names), _title(experiment, base, sweep, chosen))
+    run.session.tracked.figure("preview.png", figure)
     data = io.BytesIO()
     figure.savefig(data, format="png", dpi=100)
     _write(out, data.getvalue())
-    left_out = [job.names.cell(*cell) for cell in np.ndindex(job.names.shape) if cell not in chosen]
+    left_out = [names.cell(*cell) for cell in np.ndindex(names.shape) if cell not in chosen]
     count = len(columns) * len(chosen) * per_cell
     return {
         "file": str(out),
@@ -106,7 +108,7 @@ def _shown(experiments: Sequence[Experiment]) -> Experiment:
 # -- the sweep ---------------------------------------------------------------------------------------------------------
 
 
-def _columns(shown: Experiment, job: Run, load: Load, sweep: str) -> list[Column]:
+def _columns(shown: Experiment, run: Run, load: Load, sweep: str) -> list[Column]:
     key, values = parse_sweep(sweep)
     columns = []
     for value in values:
@@ -114,7 +116,7 @@ def _columns(shown: Experiment, job: Run, load: Load, sweep: str) -> list[Column
         if experiment.data != shown.data or experiment.generator is None:
             allowed = "keys of what makes the images: generator, prompts"
             raise ConfigError("this key is not the generator's", where="--sweep", found=key, allowed=allowed)
-        columns.append(Column(value, experiment, job.pool_of(experiment)))
+        columns.append(Column(value, experiment, run.factory.pool(experiment)))
     if len({column.pool.digest for column in columns}) < len(columns):
         found = f"{key}={','.join(values)}"
         remedy = "sweep something that decides pixels, such as generator.guidance_scale=1,3,5"

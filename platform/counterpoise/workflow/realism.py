@@ -30,6 +30,9 @@ from counterpoise.storage.schema import LabelSpace
 from counterpoise.storage.store import Store, read
 from counterpoise.storage.view import ImageView
 from counterpoise.training import stages
+from counterpoise.workflow.outcomes import TrainingSummary
+from counterpoise.workflow.suite import Suite
+from counterpoise.workflow.synthesis import Synthesized
 
 _FORMAT = 2  # of stored measurements: raise it when the same images would get other values
 _LIBRARIES = ("torch", "torchvision", "open_clip_torch", "numpy", "scikit-learn")
@@ -81,6 +84,45 @@ def compared_by(experiments: Sequence[Experiment]) -> Experiment:
 def _compared_on(experiment: Experiment) -> tuple[str, Any]:
     kind, scorer = resolve_extractor(experiment), experiment.scorer
     return kind, scorer.model_dump(exclude={"device"}) if kind == "clip" and scorer is not None else None
+
+
+def of_suite(
+    suite: Suite,
+    real: ImageView,
+    synthesized: Synthesized,
+    store: Store,
+    train: Callable[[], TrainingSummary],
+) -> list[dict[str, Any]]:
+    """Return the realism of each method's images in its last round; nothing where no method has plans.
+
+    Args:
+        suite: The methods.
+        real: The real training images.
+        synthesized: Their images.
+        store: The store that keeps measurements.
+        train: Trains the methods; called only if the features are a trained classifier's.
+
+    Raises:
+        ConfigError: The methods would be compared on different features.
+    """
+    planned = list(suite.planned.values())
+    if not planned:
+        return []
+    experiment = compared_by(planned)
+    kind = resolve_extractor(experiment)
+    if kind == "none":
+        return []
+    images = {method: list(synthesized.views(method).values()) for method in suite.planned}
+    classifier = _feature_classifier(suite, train()) if kind == "model" else None
+    scorers = {method: synthesized.pool(method).generation["scorer"] for method in images}
+    return measure(experiment, real, images, store, classifier, scorers)
+
+
+def _feature_classifier(suite: Suite, trained: TrainingSummary) -> FeatureClassifier:
+    """Return the first classifier that saw no synthetic images; the first of all if there is none."""
+    experiments = suite.experiments
+    index = next((n for n, experiment in enumerate(experiments) if not experiment.plans), 0)
+    return FeatureClassifier(experiments[index], stages.Fitted(**trained.outcomes[index].stages[-1]))
 
 
 def measure(

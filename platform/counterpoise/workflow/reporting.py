@@ -1,9 +1,9 @@
-"""What a job has to tell: its report and rows, written from what the steps left behind."""
+"""What a run has to tell: its report and rows, written from what the steps left behind."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -28,7 +28,7 @@ from counterpoise.report.page import render
 from counterpoise.report.verdict import verdict
 from counterpoise.storage.view import ImageView
 from counterpoise.synthesis.selection.verdicts import QUARANTINED
-from counterpoise.workflow import run_log, suite
+from counterpoise.workflow import run_log
 from counterpoise.workflow.outcomes import MethodResult
 from counterpoise.workflow.run import Run
 
@@ -38,36 +38,68 @@ _PROMPTS, _REFUSALS = 5, 20  # shown of each cell, and of each set
 _LIBRARIES = ("torch", "diffusers", "open_clip_torch", "ray", "mlflow")
 
 
-def run(job: Run, out: Path | None) -> dict[str, Any]:
-    """All steps and the report."""
+def run_all(run: Run, out: Path | None) -> dict[str, Any]:
+    """Take every step, log each as it ends, and write the report.
+
+    Returns:
+        The steps' JSON-able results: ``audit``, ``plan``, ``synthesize``, ``realism``, those of :func:`results` and of
+        :func:`write`, and ``seconds``.
+    """
     started = time.monotonic()
-    result: dict[str, Any] = {"audit": job.audit().to_json(), "plan": job.plan(), "synthesize": job.synthesize()}
-    result |= {"realism": job.realism()} | job.evaluate() | write(job, out)
-    return result | {"seconds": round(time.monotonic() - started, 1)}
+    steps: dict[str, Callable[[], Any]] = {
+        "audit": lambda: run.audit.to_json(),
+        "plan": lambda: run.plan,
+        "synthesize": lambda: run.synthesis,
+        "realism": lambda: run.realism,
+    }
+    done = {}
+    for name, step in steps.items():
+        done[name] = step()
+        run.log()
+    done |= results(run, "test") | write(run, out)
+    return done | {"seconds": round(time.monotonic() - started, 1)}
 
 
-def write(job: Run, out: Path | None) -> dict[str, Any]:
-    """Writes report.html and results.json into ``out`` (by default ``reports/NAME``).
+def results(run: Run, split: str) -> dict[str, Any]:
+    """Return what training came to on a split.
+
+    Returns:
+        ``summary`` (method -> metric -> mean and bounds over seeds), ``confidence``, ``rows`` (one for each method and
+        seed: metrics, cells, the MLflow run), ``stages`` (fitted now, found in the store) and ``run_id``.
+    """
+    rows = [outcome.table_row(split) for outcome in run.outcomes]
+    return {
+        "run_id": run.session.tracked.id,
+        "summary": {method: dict(metrics) for method, metrics in summary(run, split).items()},
+        "confidence": run.suite.shared.evaluation.confidence,
+        "rows": [{**row, "run_id": run_id} for row, run_id in zip(rows, run.run_ids, strict=True)],
+        "stages": {"fitted": run.training.fitted, "found": run.training.found},
+    }
+
+
+def write(run: Run, out: Path | None) -> dict[str, Any]:
+    """Write report.html and results.json into ``out`` (by default ``reports/NAME``).
 
     Raises:
         ConfigError: The folder cannot be written.
     """
-    told = build_report(job)
-    page, results = render(told), [outcome.result_row() for outcome in job.outcomes]
-    files = save(folder(job, out), {"report.html": page, "results.json": run_log.to_text(results)})
-    run_log.report(job.tracked, page, results, told)
-    said = verdict(told)
+    report = build_report(run)
+    page, rows = render(report), [outcome.result_row() for outcome in run.outcomes]
+    files = save(folder(run, out), {"report.html": page, "results.json": run_log.to_text(rows)})
+    run.log()
+    run_log.report(run.session.tracked, page, rows, report)
+    conclusion = verdict(report)
     return {
         "files": files,
-        "summary": {method: dict(metrics) for method, metrics in told.summary.items()},
-        "confidence": told.confidence,
-        "verdict": [said.headline, *said.lines],
+        "summary": {method: dict(metrics) for method, metrics in report.summary.items()},
+        "confidence": report.confidence,
+        "verdict": [conclusion.headline, *conclusion.lines],
     }
 
 
-def folder(job: Run, out: Path | None) -> Path:
+def folder(run: Run, out: Path | None) -> Path:
     """Where files go: ``out``, or ``reports/NAME``."""
-    return out or Path("reports") / job.first.name
+    return out or Path("reports") / run.suite.shared.name
 
 
 def save(folder: Path, files: Mapping[str, str]) -> dict[str, str]:
@@ -86,41 +118,42 @@ def save(folder: Path, files: Mapping[str, str]) -> dict[str, str]:
     return {name: str(folder / name) for name in files}
 
 
-def build_report(job: Run) -> Report:
-    """The report of a job whose steps are done; the metric that judges is one that every method has."""
-    means = summary(job)
+def build_report(run: Run) -> Report:
+    """The report of a run whose steps are done; the metric that judges is one that every method has."""
+    means = summary(run)
     return Report(
-        **common_fields(job),
-        dataset=_dataset(job),
-        audit=job.audit().to_json(),
-        rows=[result_row(outcome) for outcome in job.outcomes],
+        **common_fields(run),
+        dataset=_dataset(run),
+        audit=run.audit.to_json(),
+        rows=[result_row(outcome) for outcome in run.outcomes],
         summary=means,
+        control=run.control.method if run.control else None,
         by=judge(set.intersection(*map(set, means.values()))),
-        plans=_plans(job),
-        prompts=_prompts(job),
-        synthesis=job.synthesize() if job.wanted else None,
-        realism=job.realism(),
-        filtered=_filtered(job) if job.wanted else [],
-        samples=_samples(job),
-        seconds=job.seconds,
+        plans=_plans(run),
+        prompts=_prompts(run),
+        synthesis=run.synthesis if run.wanted else None,
+        realism=run.realism,
+        filtered=_filtered(run) if run.wanted else [],
+        samples=_samples(run),
+        seconds=run.session.seconds,
     )
 
 
-def common_fields(job: Run) -> dict[str, Any]:
-    """What every page says of a job whose images are there: see :class:`counterpoise.report.content.Results`."""
-    pools = {f"pool of {method}": job.synthesized.pool(method).digest for method in job.synthesized.rounds}
+def common_fields(run: Run) -> dict[str, Any]:
+    """What every page says of a run whose images are there: see :class:`counterpoise.report.content.Results`."""
+    pools = {f"pool of {method}": run.synthesized.pool(method).digest for method in run.synthesized.rounds}
     return {
-        "title": job.first.name,
-        "command": job.command,
+        "title": run.suite.shared.name,
+        "command": run.command,
         "created": datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
-        "config_yaml": run_log.effective_config(job.experiments),
-        "classes": list(job.names.classes),
-        "groups": list(job.names.groups),
-        "baseline": suite.baseline(job.experiments),
-        "digests": {"dataset": job.loaded.view.digest} | pools,
+        "config_yaml": run.entries.to_yaml(),
+        "classes": list(run.dataset.names.classes),
+        "groups": list(run.dataset.names.groups),
+        "baseline": run.suite.baseline,
+        "digests": {"dataset": run.dataset.loaded.view.digest} | pools,
         "versions": {"counterpoise": __version__, **{name: version(name) for name in _LIBRARIES}},
-        "confidence": job.first.evaluation.confidence,
-        **_tested_on(job.first.evaluation.test),
+        "confidence": run.suite.shared.evaluation.confidence,
+        **_tested_on(run.suite.shared.evaluation.test),
     }
 
 
@@ -144,32 +177,32 @@ def result_row(outcome: MethodResult) -> ResultRow:
     )
 
 
-def summary(job: Run) -> dict[str, dict[str, Interval]]:
-    """Method → metric → (mean, low, high) over seeds; no bounds for one seed."""
-    rows = [{"method": outcome.method, **outcome.test["metrics"]} for outcome in job.outcomes]
+def summary(run: Run, split: str = "test") -> dict[str, dict[str, Interval]]:
+    """Return method → metric → (mean, low, high) over seeds on a split; no bounds for one seed."""
+    rows = [{"method": outcome.method, **outcome.table_row(split)["metrics"]} for outcome in run.outcomes]
     metrics = list(dict.fromkeys(name for row in rows for name in row if name != "method"))
-    return table(rows, metrics, job.first.evaluation.confidence)
+    return table(rows, metrics, run.suite.shared.evaluation.confidence)
 
 
-def _dataset(job: Run) -> str:
-    names, view = job.names, job.train_view
+def _dataset(run: Run) -> str:
+    names, view = run.dataset.names, run.dataset.train
     groups = f" × {len(names.groups)} groups" if names.groups else ""
-    return f"{len(view):,} training images, {len(names.classes)} classes{groups} ({job.first.data.adapter})"
+    return f"{len(view):,} training images, {len(names.classes)} classes{groups} ({run.suite.shared.data.adapter})"
 
 
-def _plans(job: Run) -> list[PlanTable]:
+def _plans(run: Run) -> list[PlanTable]:
     plans = []
-    for (method, name), counts in job.wanted.items():
-        chosen = job.synthesized.views(method)[name].counts
+    for (method, name), counts in run.wanted.items():
+        chosen = run.synthesized.views(method)[name].counts
         plans.append(PlanTable(name, [method], counts.tolist(), chosen.tolist()))
     return plans
 
 
-def _prompts(job: Run) -> list[PromptTable]:
+def _prompts(run: Run) -> list[PromptTable]:
     """The prompt sets in use, each with its methods."""
-    names = job.names
+    names = run.dataset.names
     sets: dict[tuple[str, str], list[str]] = {}
-    for method, prompts in job.prompts.items():
+    for method, prompts in run.prompts.items():
         sets.setdefault((prompts.digest, prompts.origin), []).append(method)
     return [
         PromptTable(
@@ -188,14 +221,14 @@ def _prompts(job: Run) -> list[PromptTable]:
             refusals=[(one["prompt"], f"{one['cell']}: {one['reason']}") for one in prompts.refused[:_REFUSALS]],
         )
         for methods in sets.values()
-        for prompts in [job.prompts[methods[0]]]
+        for prompts in [run.prompts[methods[0]]]
     ]
 
 
-def _samples(job: Run) -> list[CellSamples]:
-    names, train = job.names, job.train_view
-    rejects = _rejects(job) if job.wanted else None
-    chosen = [entry for result in job.synthesized.realized for entry in result.views.items()]
+def _samples(run: Run) -> list[CellSamples]:
+    names, train = run.dataset.names, run.dataset.train
+    rejects = _rejects(run) if run.wanted else None
+    chosen = [entry for result in run.synthesized.realized for entry in result.views.items()]
     samples = []
     for label, group in np.ndindex(names.shape):
         cell: dict[str, Any] = {"label": names.classes[label], "group": names.groups[group] if names.groups else None}
@@ -204,7 +237,7 @@ def _samples(job: Run) -> list[CellSamples]:
         if rejects is not None:
             views = [(method, view.where(**where)) for (method, _), view in chosen]
             method, largest = max(views, key=lambda entry: len(entry[1]))
-            prompt = job.prompts[method].prompts[label][group][0]
+            prompt = run.prompts[method].prompts[label][group][0]
             cell |= {"prompt": prompt, "accepted": _images(largest, _ACCEPTED)}
             cell["rejected"] = _with_reasons(rejects.where(**where), np.arange(_REJECTED))
         samples.append(CellSamples(**cell))
@@ -216,16 +249,16 @@ def _images(view: ImageView, count: int) -> list[bytes]:
     return [data for _, data in sorted(first.images())]
 
 
-def _rejects(job: Run) -> ImageView:
+def _rejects(run: Run) -> ImageView:
     """The rejected images of all pools."""
-    first, *others = (result.rejects for result in job.synthesized.realized)
+    first, *others = (result.rejects for result in run.synthesized.realized)
     return sum(others, first)
 
 
-def _filtered(job: Run) -> list[FilterExamples]:
+def _filtered(run: Run) -> list[FilterExamples]:
     """What each filter kept out, with examples from all over the cells."""
-    rejects, filtered = _rejects(job), []
-    done = job.synthesize()
+    rejects, filtered = _rejects(run), []
+    done = run.synthesis
     for name in (*done["rejected"], *([QUARANTINED] if done["quarantined"] else [])):
         view = rejects.where(filter=name)
         spread = np.unique(np.linspace(0, max(len(view) - 1, 0), _FILTERED).round().astype(int))

@@ -1,36 +1,75 @@
-"""What each step leaves in MLflow: a nested run for every step and every fit."""
+"""Logging of results to MLflow: a nested run for every step and every fit."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import yaml
 
 from counterpoise.config import Experiment
 from counterpoise.core.digest import digest
 from counterpoise.data.audit import Audit
 from counterpoise.report.content import Report, Results
 from counterpoise.scoring.realism import METRICS
-from counterpoise.storage.view import ImageView
+from counterpoise.synthesis.selection.selected_images import summary
 from counterpoise.tracking.mlflow import TrackedRun
 
 if TYPE_CHECKING:  # what only runs that train need is imported where it is used: audit and plan answer at once
     from counterpoise.report.leaderboard import Leaderboard
     from counterpoise.workflow.outcomes import MethodResult, MethodRun
+    from counterpoise.workflow.planning import Dataset
+    from counterpoise.workflow.session import Session
 
 _EXAMPLES = 8  # images that a logged model's signature is taken from
 
 
-def audit(parent: TrackedRun, found: Audit, splits: Mapping[str, ImageView], quarantined: int) -> None:
+class RunLog:
+    """The results of a run that were logged.
+
+    Attributes:
+        run_ids: The MLflow run of each outcome; empty before these are logged.
+    """
+
+    def __init__(self) -> None:
+        self.run_ids: list[str | None] = []
+        self._logged: set[str] = set()
+
+    def update(self, session: Session, results: Mapping[str, Any]) -> None:
+        """Log the results that are there and were not logged before.
+
+        Args:
+            session: The MLflow run to log to, and the seconds of each step.
+            results: Step -> result, as of :class:`counterpoise.workflow.run.Run`.
+        """
+        run, seconds = session.tracked, session.seconds
+        steps: dict[str, Callable[[Any], None]] = {
+            "suite": lambda suite: run.file("config.yaml", suite.to_yaml()),
+            "entries": lambda suite: run.file("config.yaml", suite.to_yaml()),
+            "audit": lambda found: audit(run, found, results["dataset"]),
+            "plan": lambda planned: plan(run, planned),
+            "synthesized": lambda made: synthesis(run, summary(made.realized), seconds.get("synthesize", 0.0)),
+            "realism": lambda measured: realism(run, measured, seconds["realism"]),
+            "training": lambda trained: self._outcomes(session, trained.outcomes, results["method_runs"]),
+        }
+        for step, log in steps.items():
+            if step in results and step not in self._logged:
+                self._logged.add(step)
+                log(results[step])
+
+    def _outcomes(self, session: Session, outcomes: Sequence[MethodResult], tasks: Sequence[MethodRun]) -> None:
+        with session.timed("track"):
+            self.run_ids = [outcome(session.tracked, *pair) for pair in zip(outcomes, tasks, strict=True)]
+
+
+def audit(parent: TrackedRun, found: Audit, dataset: Dataset) -> None:
     """Counts per cell, their figure, and the splits as inputs."""
     with parent.child("audit", {"step": "audit"}) as run:
-        numbers = {"imbalance_factor": found.imbalance_factor, "cramers_v": found.cramers_v, "quarantined": quarantined}
-        run.metrics({**numbers, "empty_cells": len(found.empty_cells)})
+        numbers = {"imbalance_factor": found.imbalance_factor, "cramers_v": found.cramers_v}
+        run.metrics({**numbers, "quarantined": dataset.loaded.quarantined, "empty_cells": len(found.empty_cells)})
         run.json("audit.json", found.to_json())
-        for split, view in splits.items():
+        for split, view in dataset.splits.items():
             run.dataset(split, view, split)
 
 
@@ -53,6 +92,8 @@ def synthesis(parent: TrackedRun, done: Mapping[str, Any], seconds: float) -> No
 
 def realism(parent: TrackedRun, measured: Sequence[Mapping[str, Any]], seconds: float) -> None:
     """Each method's measures in all (``usb/fid``) and per class (``usb/fid/circle``), and on whose features."""
+    if not measured:
+        return
     with parent.child("realism", {"step": "realism"}) as run:
         for found in measured:
             for method in found["methods"]:
@@ -147,15 +188,3 @@ def to_text(value: object) -> str:
 def config_digest(experiment: Experiment) -> str:
     """What a method is, whatever its seed, and wherever it runs and is tracked."""
     return digest(experiment.model_dump(mode="json", exclude={"name", "store", "seed", "tracking"}))
-
-
-def effective_config(experiments: Sequence[Experiment]) -> str:
-    """The experiments as YAML: what they share once, then each method's own part."""
-    trees = [experiment.model_dump(mode="json", exclude={"seed"}) for experiment in experiments]
-    shared = {key: value for key, value in trees[0].items() if all(tree[key] == value for tree in trees)}
-    methods = {
-        tree["method"]: {key: value for key, value in tree.items() if key not in shared and key != "method"}
-        for tree in trees
-    }
-    seeds = sorted({experiment.seed for experiment in experiments})
-    return yaml.safe_dump({**shared, "methods": methods, "seeds": seeds}, sort_keys=False, allow_unicode=True)

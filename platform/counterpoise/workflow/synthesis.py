@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from counterpoise.config import Experiment
 from counterpoise.errors import ConfigError
@@ -82,7 +82,7 @@ class GuideTraining:
     validation: ImageView
     stage: str | None  # None: the classifier comes from a file
 
-    def teacher(self) -> GuideClassifier:
+    def guide(self) -> GuideClassifier:
         """Return the classifier by its address; nothing is trained."""
         from counterpoise.synthesis.feedback import classifier as feedback
 
@@ -90,18 +90,18 @@ class GuideTraining:
             return feedback.of_checkpoint(self.experiment, self.views["real"])
         return feedback.of_stage(self.experiment, self.views, self.validation, self.stage)
 
-    def teach(self, teacher: GuideClassifier) -> None:
+    def train(self, guide: GuideClassifier) -> None:
         """Train the classifier, unless the store holds it, and takes the statistics that it needs."""
         from counterpoise.synthesis.feedback import classifier as feedback
 
         if self.stage is not None:
             feedback.train_guide(self.experiment, self.views, self.validation, self.stage)
-        teacher.compute_statistics(self.views["real"])
+        guide.compute_statistics(self.views["real"])
 
 
 def synthesize(
     pools: Mapping[str, Pool],
-    lessons: Mapping[str, GuideTraining],
+    guides: Mapping[str, GuideTraining],
     requests: Sequence[PlanRequest],
     pool_of: PoolOf,
     timed: Timed,
@@ -110,7 +110,7 @@ def synthesize(
 
     Args:
         pools: Each method's first pool.
-        lessons: What trains the classifiers of the first round, for methods with feedback.
+        guides: What trains the classifiers of the first round, for methods with feedback.
         requests: Those of all methods.
         pool_of: The pool of an experiment that this classifier guides.
         timed: What measures the steps ``teach`` and ``synthesize``.
@@ -124,19 +124,32 @@ def synthesize(
         for pool, methods in sharing(pools):
             if pool.teacher is not None:
                 with timed("teach"):
-                    lessons[methods[0]].teach(pool.teacher)
+                    guides[methods[0]].train(pool.teacher)
             with timed("synthesize"):
                 images = select_images(pool, [request for request in requests if request.method in methods])
             for method in methods:
                 rounds[method].append(Round(pool, images))
         synthesized = Synthesized(rounds)
-        lessons = {
-            method: _next(lessons[method], synthesized.views(method))
+        guides = {
+            method: _next(guides[method], synthesized.views(method))
             for method in pools
-            if method in lessons and len(rounds[method]) < _rounds(lessons[method].experiment)
+            if method in guides and len(rounds[method]) < _rounds(guides[method].experiment)
         }
-        pools = {method: pool_of(lesson.experiment, lesson.teacher()) for method, lesson in lessons.items()}
+        pools = {method: pool_of(guide.experiment, guide.guide()) for method, guide in guides.items()}
     return Synthesized(rounds)
+
+
+def verify(pools: Mapping[str, Pool], regenerate: int, seed: int) -> dict[str, Any]:
+    """Return what is wrong with the pools' shards, and whether images come out again.
+
+    Args:
+        pools: By method.
+        regenerate: Images of each pool to sample anew and compare.
+        seed: Chooses these images.
+    """
+    from counterpoise.synthesis.pool import verify as verifying
+
+    return verifying.summary([verifying.verify(pool, regenerate, seed) for pool, _ in sharing(pools)])
 
 
 def sharing(pools: Mapping[str, Pool]) -> Iterator[tuple[Pool, list[str]]]:
@@ -169,7 +182,7 @@ def _rounds(experiment: Experiment) -> int:
     return experiment.feedback.rounds if experiment.feedback else 1
 
 
-def _next(lesson: GuideTraining, views: Mapping[str, ImageView]) -> GuideTraining:
-    """The lesson of the next round: all stages, on this round's images."""
-    last = lesson.experiment.stages[-1].name
-    return GuideTraining(lesson.experiment, {"real": lesson.views["real"], **views}, lesson.validation, last)
+def _next(guide: GuideTraining, views: Mapping[str, ImageView]) -> GuideTraining:
+    """Return what trains the guide classifier of the next round: all stages, on the images of this one."""
+    last = guide.experiment.stages[-1].name
+    return GuideTraining(guide.experiment, {"real": guide.views["real"], **views}, guide.validation, last)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from counterpoise.config import Experiment, Optimizer, Stage
 from counterpoise.storage.view import ImageView
 from counterpoise.training.loading.stage_dataset import epoch_size, epochs_of
+from counterpoise.workflow.suite import Suite
 
 NAME = "control"
 
@@ -35,6 +36,11 @@ class EqualComputeBaseline:
     base: str
     epochs: int
 
+    @property
+    def method(self) -> str:
+        """The control's name among the methods."""
+        return NAME
+
 
 def images_shown(experiment: Experiment, views: Mapping[str, ImageView]) -> int:
     """How many images training shows in all stages together, repeats counted: gradient steps × batch size.
@@ -54,6 +60,23 @@ def images_shown(experiment: Experiment, views: Mapping[str, ImageView]) -> int:
 
 def _trained(stage: Stage, views: Mapping[str, ImageView]) -> list[ImageView]:
     return [views[name] for name in stage.data]
+
+
+def control(suite: Suite, views: Mapping[str, Mapping[str, ImageView]]) -> EqualComputeBaseline | None:
+    """Return the control of a suite.
+
+    Args:
+        suite: The methods.
+        views: By method, everything that its stages train on: ``real``, ``validation`` and its plans'.
+
+    Returns:
+        None if no method has plans, if there is nothing to train longer, or if the suite has a method of this name.
+    """
+    base = suite.baseline
+    if NAME in suite.methods or base is None or not suite.planned:
+        return None
+    shown = {method: images_shown(experiment, views[method]) for method, experiment in suite.methods.items()}
+    return equal_compute(suite.experiments, base, shown, views[base])
 
 
 def equal_compute(

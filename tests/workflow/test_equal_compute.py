@@ -2,10 +2,9 @@
 
 import pytest
 
-from counterpoise.comparison import equal_compute
 from counterpoise.config import Experiment
 from counterpoise.storage.uri import open_store
-from counterpoise.workflow import suite
+from counterpoise.workflow import equal_compute, suite
 from toy_bias import make_view
 
 REAL = {"name": "real", "data": ["real"]}
@@ -97,7 +96,7 @@ def test_the_baseline_is_plain_if_there_is_one():
     weighted = experiment({**REAL, "sampling": "group_balanced"}, method="resample", plans=())
     focal = experiment({**REAL, "objective": {"loss": "focal"}}, method="focal", plans=())
     plain, synthetic = experiment(REAL, plans=()), experiment(REAL, method="usb")
-    assert suite.baseline([synthetic, weighted, focal, plain]) == "erm"
-    assert suite.baseline([synthetic, focal, weighted]) == "focal"
-    assert suite.baseline([synthetic]) is None
+    assert suite.Suite.of([synthetic, weighted, focal, plain]).baseline == "erm"
+    assert suite.Suite.of([synthetic, focal, weighted]).baseline == "focal"
+    assert suite.Suite.of([synthetic]).baseline is None
     assert [suite.is_plain(one) for one in (plain, weighted, focal)] == [True, False, False]
