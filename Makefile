@@ -3,8 +3,12 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+# Two processes; each test file stays in one of them, with its fixtures. The order is that of the files: the longest,
+# end_to_end and faults, come early.
+PARALLEL := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: install demo test check lock clean
+.PHONY: install demo check test test-fast lock clean
 
 install: $(STAMP)
 
@@ -20,11 +24,19 @@ $(STAMP): requirements.lock pyproject.toml
 demo: $(STAMP)
 	$(BIN)/counterpoise run demo store=demo/store --out demo
 
-test: $(STAMP)
+# Style, types and who may import whom: under a minute.
+check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	$(PYTEST) --quiet tests/test_layers.py
+
+test: check
+	$(PYTEST) $(PARALLEL)
+
+# Without the tests marked slow (tests/conftest.py): no Ray, no training of more than some seconds; under three minutes.
+test-fast: $(STAMP)
+	$(PYTEST) $(PARALLEL) -m "not slow" --timeout 60
 
 # Resolves the versions anew; commit the result together with whatever it made necessary.
 lock:

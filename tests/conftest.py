@@ -1,4 +1,8 @@
-"""What all tests share: a home of their own, one thread per process, no telemetry, real images when they are there."""
+"""What all tests share: a home of their own, one thread per process, no telemetry, one Ray cluster, real images.
+
+Tests that take long are marked ``slow``: all of end_to_end and faults, all that use the fixture ``ray_cluster``, and
+those that say so themselves. The others cannot reach Ray, so one that starts it without the mark fails.
+"""
 
 import os
 import subprocess
@@ -27,6 +31,26 @@ for name in ("MLFLOW_TRACKING_URI", "RAY_ADDRESS", "AWS_ENDPOINT_URL"):
     os.environ.pop(name, None)
 
 _ROOT = Path(__file__).parents[1]
+_SLOW_FOLDERS = {"end_to_end", "faults"}
+_NOBODY = "127.0.0.1:9"  # no cluster answers at this address
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if _SLOW_FOLDERS.intersection(item.path.parts) or "ray_cluster" in item.fixturenames:
+            item.add_marker("slow")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item):
+    """Keep tests without the mark ``slow`` from Ray, in this process and in those that they start."""
+    if item.get_closest_marker("slow"):
+        return (yield)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_ADDRESS", _NOBODY)
+        if "ray" in sys.modules:  # a cluster that slow tests use may be connected
+            patch.setattr(sys.modules["ray"], "is_initialized", lambda: False)
+        return (yield)
 
 
 @pytest.fixture(scope="session")
@@ -53,6 +77,16 @@ def tiny_models(tmp_path_factory) -> Path:
     tiny.make_diffusion(folder / "diffusion")
     tiny.make_clip(folder / "clip")
     return folder
+
+
+@pytest.fixture(scope="session")
+def ray_cluster():
+    """A Ray cluster on this machine, shared by all tests of this process that start none of their own."""
+    from counterpoise.execution import cluster
+
+    cluster.connect()
+    yield
+    cluster.disconnect()
 
 
 @pytest.fixture(scope="session")

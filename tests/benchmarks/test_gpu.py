@@ -12,6 +12,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 GPU = ROOT / "benchmarks" / "gpu"
 CASES = {"sampling": 4, "guidance": 4, "independence": 1, "training": 3, "scoring": 2, "denoiser": 2}

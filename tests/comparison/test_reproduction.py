@@ -67,6 +67,7 @@ def test_settings_are_averaged_within_a_seed():
     assert judged.interval == (pytest.approx(0.1025 - 0.0025 * 12.706, abs=1e-4), pytest.approx(0.1343, abs=1e-4))
 
 
+@pytest.mark.usefixtures("ray_cluster")
 def test_a_reproduction_runs_and_is_written(tmp_path, monkeypatch):
     monkeypatch.setenv("COUNTERPOISE_CACHE", str(tmp_path / "cache"))
     file = tmp_path / "small.yaml"

@@ -8,11 +8,14 @@ from click.testing import CliRunner
 
 from counterpoise.cli import main
 
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
 SMALL = [
     "data.per_cell={train: 40, validation: 12, test: 20}",
     "data.imbalance={kind: biased, rate: 0.9}",
     "generator.num_inference_steps=2",
     "pool.shard_size=8",
+    "pool.sampling.workers=1",
     "training.epochs=2",
     "evaluation.bootstrap=50",
 ]

@@ -54,7 +54,8 @@ def test_a_submitted_job_runs_the_experiment(cluster, tmp_path, repository):
     small = [
         "methods=[asb]", "seeds=[0]", "data.per_cell={train: 20, validation: 8, test: 8}", "training.epochs=1",
         "data.imbalance={kind: biased, rate: 0.9}", "generator.num_inference_steps=2", "pool.shard_size=8",
-        "evaluation.bootstrap=0", f"store={tmp_path / 'store'}", "--out", str(tmp_path / "out"), "--json",
+        "pool.sampling.workers=1", "evaluation.bootstrap=0", f"store={tmp_path / 'store'}",
+        "--out", str(tmp_path / "out"), "--json",
     ]  # fmt: skip
     submit = [BIN / "ray", "job", "submit", "--address", address, "--working-dir", ".", "--"]
     for _ in range(30):

@@ -7,12 +7,15 @@ from click.testing import CliRunner
 
 from counterpoise.cli import main
 
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
 SMALL = [
     "data.per_cell={train: 20, validation: 2, test: 2}",
     "data.imbalance={kind: biased, rate: 0.9}",
     "data.classes=[circle, ring]",
     "generator.num_inference_steps=2",
     "pool.shard_size=8",
+    "pool.sampling.workers=1",
     "methods=[ffr]",
     "tracking.enabled=false",
 ]

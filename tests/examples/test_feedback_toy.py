@@ -8,6 +8,7 @@ import pytest
 sys.path.append(str(Path(__file__).parents[2] / "examples"))
 
 
+@pytest.mark.slow
 def test_minority_modes_gain_mass(tmp_path):
     import feedback_toy
 

@@ -42,7 +42,7 @@ print("well")
 """
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.slow
 def test_a_cluster_of_our_own(tmp_path):
     folder = Path("/tmp") / f"cp{os.getpid()}"  # short: Ray's sockets lie in it
     ended = subprocess.Popen(["true"])

@@ -42,13 +42,6 @@ def node(store):
     return Node
 
 
-@pytest.fixture(scope="module")
-def ray():
-    cluster.connect()
-    yield
-    cluster.disconnect()
-
-
 def digests(nodes):
     return [node.digest for node in nodes]
 
@@ -79,7 +72,7 @@ def test_a_chain_runs_in_this_process(node, store, monkeypatch):
     assert list(graph.run({})) == []
 
 
-def test_branches_run_side_by_side_and_the_shared_beginning_once(node, store, ray):
+def test_branches_run_side_by_side_and_the_shared_beginning_once(node, store, ray_cluster):
     def method(name):
         return node(name, node(f"{name} 2", node("shared", seconds=0.2), seconds=1.0))
 
@@ -91,7 +84,7 @@ def test_branches_run_side_by_side_and_the_shared_beginning_once(node, store, ra
     assert os.getpid() not in {left(store, digest)[2] for digest in done}
 
 
-def test_no_more_run_at_once_than_allowed(node, store, ray):
+def test_no_more_run_at_once_than_allowed(node, store, ray_cluster):
     names = [f"node {n}" for n in range(5)]
     done = digests(graph.run(graph.needed([node(name, seconds=0.2, at_once=2) for name in names])))
     assert sorted(done) == names
@@ -100,7 +93,7 @@ def test_no_more_run_at_once_than_allowed(node, store, ray):
     assert max(overlaps) <= 1
 
 
-def test_nodes_of_several_workers_run_from_here_one_at_a_time(node, store, ray):
+def test_nodes_of_several_workers_run_from_here_one_at_a_time(node, store, ray_cluster):
     large = [node(f"large {n}", node("small"), num_workers=2, seconds=0.2) for n in range(2)]
     done = digests(graph.run(graph.needed([*large, node("end", *large)])))
     assert done == ["small", "large 0", "large 1", "end"]
@@ -109,7 +102,7 @@ def test_nodes_of_several_workers_run_from_here_one_at_a_time(node, store, ray):
     assert left(store, "end")[2] != os.getpid()
 
 
-def test_a_failure_ends_the_rest_and_is_raised_as_it_was(node, store, ray):
+def test_a_failure_ends_the_rest_and_is_raised_as_it_was(node, store, ray_cluster):
     wrong = ConfigError("training diverged", where="stage 'a'", remedy="lower the learning rate")
     slow = node("slow", seconds=60)
     needed = graph.needed([node("after", node("bad", seconds=0.5, fails=wrong)), node("later", slow)])

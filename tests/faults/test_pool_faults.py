@@ -1,7 +1,6 @@
 """Killed at random moments and run again, the pool ends up with the same bytes as if nothing had happened."""
 
 import hashlib
-import json
 import os
 import random
 import signal
@@ -17,6 +16,8 @@ from fill_pool import SHARDS, fill
 from processes import Run, descendants
 
 SCRIPT = Path(fill_pool.__file__)
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 
 def listed(store, pattern):
@@ -96,14 +97,13 @@ def test_bytes_do_not_depend_on_workers_or_kills(tiny_models, tmp_path, start):
     run.kill_driver()
     second = shards(store)
 
-    run = start("plain", store)
-    done = json.loads(run.finish())
+    done = fill("plain", tiny_models, store, workers=2)
     last = shards(store)
     assert hashes(store) == expected  # none lost, none different
     assert first.items() <= second.items() <= last.items()  # none written twice: not a file was touched
     assert len(first) < len(second) < len(last)
-    assert set(done["fresh"]) == set(last) - set(second)
-    assert (done["sampled"], done["reused"]) == (8 * (SHARDS["plain"] - len(second)), 8 * len(second))
+    assert done.fresh == set(last) - set(second)
+    assert (done.sampled, done.reused) == (8 * (SHARDS["plain"] - len(second)), 8 * len(second))
     temporary = list((store / ".tmp").iterdir())
     assert len(temporary) <= 2  # what the killed were writing; swept after a day
     for killed in (begun, again):

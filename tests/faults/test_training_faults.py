@@ -13,7 +13,6 @@ import torch
 
 import toy_bias
 from counterpoise.errors import ConfigError
-from counterpoise.execution import cluster
 from counterpoise.storage.store import read
 from counterpoise.storage.uri import open_store
 from counterpoise.training import models, stages
@@ -63,6 +62,7 @@ def test_a_killed_process_goes_on_and_ends_with_the_same_bytes(store, views, val
     assert read(other, fitted.key) == read(store, expected.key)
 
 
+@pytest.mark.usefixtures("ray_cluster")
 @pytest.mark.timeout(600)  # Ray Train starts two groups of workers
 def test_a_killed_ray_train_worker_is_replaced_and_two_workers_end_where_one_does(store, views, validation, tmp_path):
     stage = {"name": "dro", "data": ["real"], "objective": {"risk": "group_dro", "step_size": 0.1}}
@@ -83,13 +83,10 @@ def test_a_killed_ray_train_worker_is_replaced_and_two_workers_end_where_one_doe
             "training": alone.training.model_copy(update={"num_workers": 2, "max_failures": 1}),
         }
     )
-    try:
-        fitted = stages.run(together, views, validation, kill_once)[0]
-        crowd = together.model_copy(update={"training": together.training.model_copy(update={"num_workers": 32})})
-        with pytest.raises(ConfigError, match=r"no room[\s\S]*training\.num_workers"):  # Ray Train would wait for ever
-            stages.run(crowd.model_copy(update={"seed": 1}), views, validation)
-    finally:
-        cluster.disconnect()
+    fitted = stages.run(together, views, validation, kill_once)[0]
+    crowd = together.model_copy(update={"training": together.training.model_copy(update={"num_workers": 32})})
+    with pytest.raises(ConfigError, match=r"no room[\s\S]*training\.num_workers"):  # Ray Train would wait for ever
+        stages.run(crowd.model_copy(update={"seed": 1}), views, validation)
     epochs, processes = zip(*(line.split() for line in log.read_text().splitlines()), strict=True)
     assert epochs == ("1", "2", "3", "4")  # nothing was trained twice
     assert processes[0] == processes[1] != processes[2] == processes[3]

@@ -126,6 +126,7 @@ def test_channels_last_changes_no_more_than_rounding(tiny_models):
     assert np.abs(sampler.sample(PROMPTS, "", SEEDS).pixels - plain).max() <= 1
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
 @pytest.mark.filterwarnings("ignore")  # of torch's compiler
 def test_a_compiled_denoiser_is_the_same_denoiser(tiny_models):

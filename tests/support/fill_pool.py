@@ -1,6 +1,5 @@
-"""Fills a pool in a process of its own, to be killed: ``python fill_pool.py MODELS STORE KIND``. Prints what it did."""
+"""Fills a pool in a process of its own, to be killed: ``python fill_pool.py MODELS STORE KIND``."""
 
-import json
 import sys
 from pathlib import Path
 
@@ -61,5 +60,4 @@ def fill(kind, models, store, workers):
 
 if __name__ == "__main__":
     models, store, kind = sys.argv[1:]
-    done = fill(kind, models, store, 2)
-    print(json.dumps({"sampled": done.sampled, "reused": done.reused, "fresh": sorted(done.fresh)}))
+    fill(kind, models, store, 2)

@@ -27,8 +27,7 @@ class Run:
         self.process = subprocess.Popen(
             [str(part) for part in command],
             env={**os.environ, "RAY_TMPDIR": self.folder},
-            stdout=subprocess.PIPE,
-            text=True,
+            stdout=subprocess.DEVNULL,
         )
 
     def wait_for(self, count, things):
@@ -51,12 +50,6 @@ class Run:
             assert time.monotonic() < deadline, f"left behind: {[self.family[pid] for pid in alive]}"
             time.sleep(0.5)
 
-    def finish(self):
-        """The last line of its output."""
-        output = self.process.stdout.read()
-        assert self.process.wait() == 0
-        return output.splitlines()[-1]
-
     def kill_all(self):
         """The driver and its cluster at once, as when a machine goes down."""
         for pid in [*descendants(self.process.pid), self.process.pid]:
@@ -66,7 +59,6 @@ class Run:
 
     def end(self):
         self.kill_all()
-        self.process.stdout.close()
         shutil.rmtree(self.folder, ignore_errors=True)
 
 

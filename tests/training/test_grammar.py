@@ -263,6 +263,7 @@ def test_arcface_trains_on_a_cosine_head(store, views, validation):
         assert "backbone.fc.bias" not in weights(store, fitted)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 def test_compiled_training_comes_to_the_same(store, views, validation, tmp_path):
     """In a process of its own: dynamo cannot look through the checks of shapes that are on in tests."""

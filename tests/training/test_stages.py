@@ -211,6 +211,7 @@ def test_the_stored_weights_are_the_best_epochs(store, views, validation):
     assert fits["last"].epoch == 6
 
 
+@pytest.mark.slow
 def test_group_aware_methods_and_balanced_synthetic_images_help_the_minority(store):
     views = {
         "real": make_view(store, "biased", [[190, 8], [8, 190]]),

@@ -39,6 +39,7 @@ def records(store):
     return {key: (Path(store.uri) / key).stat().st_mtime_ns for key in store.list("stages/") if key.endswith(".json")}
 
 
+@pytest.mark.usefixtures("ray_cluster")
 def test_a_shared_first_stage_is_fitted_once(task, store):
     """Three methods, two of which begin alike under different names; then one more that shares both stages of one."""
     methods = [
@@ -46,21 +47,18 @@ def test_a_shared_first_stage_is_fitted_once(task, store):
         task(FIRST, SECOND, method="tuned"),
         task(FIRST, {**SECOND, "name": "again", "start": "scratch"}, method="scratch"),
     ]
-    try:
-        done = outcomes.run_all(methods)
-        assert (done.fitted, done.found) == (3, 0)  # real = first, second, again
-        assert [outcome.method for outcome in done.outcomes] == ["erm", "tuned", "scratch"]
-        shared = {outcome.stages[0]["digest"] for outcome in done.outcomes}
-        assert len(shared) == 1
-        before = records(store)
-        assert len(before) == 3
+    done = outcomes.run_all(methods)
+    assert (done.fitted, done.found) == (3, 0)  # real = first, second, again
+    assert [outcome.method for outcome in done.outcomes] == ["erm", "tuned", "scratch"]
+    shared = {outcome.stages[0]["digest"] for outcome in done.outcomes}
+    assert len(shared) == 1
+    before = records(store)
+    assert len(before) == 3
 
-        again = outcomes.run_all([*methods, task(FIRST, SECOND, {**FIRST, "name": "third"}, method="longer")])
-        assert (again.fitted, again.found) == (1, 3)
-        assert again.outcomes[:3] == done.outcomes
-        assert before.items() <= records(store).items()
-    finally:
-        cluster.disconnect()
+    again = outcomes.run_all([*methods, task(FIRST, SECOND, {**FIRST, "name": "third"}, method="longer")])
+    assert (again.fitted, again.found) == (1, 3)
+    assert again.outcomes[:3] == done.outcomes
+    assert before.items() <= records(store).items()
 
 
 def test_what_methods_share_has_the_stage_names_of_each(task):

@@ -52,6 +52,7 @@ def in_process(pool, shard):
     return making.to_parquet(table)
 
 
+@pytest.mark.usefixtures("ray_cluster")
 def test_shards_are_what_a_plain_loop_makes(make_pool):
     pool = make_pool()
     receipts = sampling.sample(pool, SHARDS)
@@ -71,6 +72,7 @@ def test_shards_are_what_a_plain_loop_makes(make_pool):
     assert Verdicts(pool, config.Selection()).available_counts().tolist() == [[16, 0], [0, 8]]
 
 
+@pytest.mark.usefixtures("ray_cluster")
 def test_the_way_over_s3_and_without_a_scorer(make_pool, s3_store):
     pool = make_pool(store=s3_store, scorer=None)
     wanted = {"p": np.array([[10, 0], [0, 8]])}
@@ -87,6 +89,7 @@ def test_the_way_over_s3_and_without_a_scorer(make_pool, s3_store):
     assert select.select_images(make_pool(store=s3_store, scorer=None), ask(wanted)).sampled == 0
 
 
+@pytest.mark.usefixtures("ray_cluster")
 def test_the_testbeds_pool_through_filters(make_pool):
     """Real scores of real samples: CLIP finds nearly all in their cell, and what is taken passes every filter."""
     model = "package:counterpoise/testbed/models/shapes"
@@ -94,6 +97,7 @@ def test_the_testbeds_pool_through_filters(make_pool):
         names=LabelSpace(("circle", "ring"), ("red", "blue")),
         generator={"model": f"{model}/diffusion", "num_inference_steps": 10, "guidance_scale": 3.0},
         scorer={"model": f"{model}/clip"},
+        pool={"shard_size": 24, "sampling": {"workers": 1}},  # enough in the first round
     )
     requests = ask({"p": np.array([[0, 12], [12, 0]])}, zero_shot="cell", near_duplicate=0.999, grey=0.76)
     realized = select.select_images(pool, requests)
@@ -110,6 +114,7 @@ def test_the_testbeds_pool_through_filters(make_pool):
     assert len(view) + len(realized.rejects) <= realized.sampled
 
 
+@pytest.mark.usefixtures("ray_cluster")
 def test_a_broken_generator_is_an_error(make_pool, tmp_path):
     import tiny
 
@@ -125,6 +130,7 @@ def test_a_broken_generator_is_an_error(make_pool, tmp_path):
     assert rows["clip_margin"].null_count == 8
 
 
+@pytest.mark.usefixtures("ray_cluster")
 def test_a_generator_that_cannot_be_loaded(make_pool, tiny_models, tmp_path):
     shutil.copytree(tiny_models / "diffusion", tmp_path / "torn")
     weights = tmp_path / "torn" / "vae" / "diffusion_pytorch_model.safetensors"

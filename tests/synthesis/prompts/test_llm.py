@@ -197,6 +197,7 @@ def test_models_that_are_not_there(tmp_path, tiny_models):
         assert caught.value.where == "prompts.contextual.llm.model"
 
 
+@pytest.mark.usefixtures("ray_cluster")
 def test_through_ray_noise_is_an_error_that_says_so(tiny_llm, names):
     """Also that the user's mistake comes back from the actor as what it is."""
     llm = Llm(model=str(tiny_llm))

@@ -17,6 +17,7 @@ STAGES = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_two_workers_end_where_one_does(store, views, validation, tmp_path):
     # 31 images a batch and 48 validation images: shares of unequal size
     plain = {"name": "sgd", "lr": 0.05}  # Adam would hide gradients that are off by a factor
