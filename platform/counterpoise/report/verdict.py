@@ -85,7 +85,8 @@ def _judged(results: Results, measured: Sequence[str], rival: str, to_base: Agai
     metric, value = _metric(results), _shown(results, best)
     change = f"with {best}, {metric} goes from {_shown(results, base)} to {value}"
     if _helped(best, to_base, to_rival):
-        return Conclusion("good", f"Synthetic images helped: {change}.", [])
+        gain = change if rival == base else _gain(results, best, rival, to_rival[best])
+        return Conclusion("good", f"Synthetic images helped: {gain}.", [])
     if all(_is(to_rival, method, "worse") for method in measured):
         if rival == base:
             return Conclusion("bad", f"Synthetic images made it worse: {change}.", [])
@@ -97,6 +98,12 @@ def _judged(results: Results, measured: Sequence[str], rival: str, to_base: Agai
         )
         return Conclusion("open", headline, [])
     return Conclusion("open", "Synthetic images are not shown to help.", [])
+
+
+def _gain(results: Results, best: str, rival: str, found: Difference) -> str:
+    """A gain over the best method without synthetic images."""
+    value, without = _shown(results, best), _shown(results, rival)
+    return f"{_metric(results)} is {value} with {best} and {without} with {rival}, the best without ({_change(found)})"
 
 
 def _named(results: Results, measured: Sequence[str], to_base: Against, to_rival: Against) -> str:
