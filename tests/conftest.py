@@ -32,7 +32,7 @@ for name in ("MLFLOW_TRACKING_URI", "RAY_ADDRESS", "AWS_ENDPOINT_URL"):
 
 _ROOT = Path(__file__).parents[1]
 _SLOW_FOLDERS = {"end_to_end", "faults"}
-_NOBODY = "127.0.0.1:9"  # no cluster answers at this address
+_NOWHERE = "/nonexistent"  # no cluster can be started in this folder
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -47,7 +47,7 @@ def pytest_runtest_protocol(item: pytest.Item):
     if item.get_closest_marker("slow"):
         return (yield)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_ADDRESS", _NOBODY)
+        patch.setenv("RAY_TMPDIR", _NOWHERE)
         if "ray" in sys.modules:  # a cluster that slow tests use may be connected
             patch.setattr(sys.modules["ray"], "is_initialized", lambda: False)
         return (yield)

@@ -182,7 +182,7 @@ CASES = [
     Case("selection.zero_shot", None, "cell", "selection"),
     Case("selection.near_duplicate", None, 0.5, "selection"),
     Case("selection.grey", None, 40.0, "selection"),
-    Case("selection.custom", {}, {"own_filters:odd": None}, "selection"),
+    Case("selection.custom", {}, {"filters_of_two_methods:odd": None}, "selection"),
     Case("selection.max_draw", 1.0, 3.0, "selection", {"selection.clip_margin": 0.5}),
     # how the pool is filled
     Case("pool.shard_size", 4, 8, "pixels"),
@@ -363,7 +363,7 @@ def there(tiny_models, tmp_path_factory):
     (folder / "local" / "config.json").write_text("{}")
     rows = [f"- {{label: {c}, group: {g}, prompt: one {g} {c}}}" for c in ("circle", "ring") for g in ("red", "blue")]
     (folder / "prompts.yaml").write_text("\n".join(rows))
-    (folder / "own_filters.py").write_text(
+    (folder / "filters_of_two_methods.py").write_text(
         "def odd(candidates, settings):\n"
         "    return ['odd' if row['index'] % 2 else None for row in candidates.rows.to_pylist()]\n"
     )

@@ -12,7 +12,7 @@ OWN = """
 import os, subprocess, sys
 from pathlib import Path
 import ray
-from counterpoise.cluster import connect, disconnect
+from counterpoise.execution.cluster import connect, disconnect
 
 connect()
 connect()

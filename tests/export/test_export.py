@@ -72,7 +72,7 @@ def test_our_adapters_read_what_was_written(job, tmp_path, images_of, form, grou
     done = export(one, form, folder, with_real=with_real, per_file=5)
     expected = images_of(content(one, (), with_real).view)
     made = 6 + 5 + 3 if groups else 6 + 3
-    assert done["images"] == made + (len(one.train_view) if with_real else 0) == sum(map(len, expected.values()))
+    assert done["images"] == made + (len(one.dataset.train) if with_real else 0) == sum(map(len, expected.values()))
     assert (done["format"], done["out"], done["files"]) == (form, str(folder), len(tree(folder)))
     assert done["bytes"] == sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     for section in sections(folder, form, groups):
@@ -112,7 +112,7 @@ def test_tar_files(job, tmp_path, images_of):
                 assert [m.name.partition(".")[2] for m in (png, row, code)] == ["png", "json", "cls"]
                 assert len({m.name.partition(".")[0] for m in (png, row, code)}) == 1
                 row = json.load(tar.extractfile(row))
-                assert one.names.classes[int(tar.extractfile(code).read())] == row["label"]
+                assert one.dataset.names.classes[int(tar.extractfile(code).read())] == row["label"]
                 pixels = decode_image(tar.extractfile(png).read()).tobytes()
                 found.setdefault((row["label"], row["group"]), []).append(pixels)
     assert sizes == [4, 4, 4, 2]
@@ -187,7 +187,7 @@ def test_rows_of_unknown_group(job, tmp_path):
     groups = view.index["group"].to_numpy().copy()
     groups[-2:] = -1
     index = view.index.set_column(view.index.schema.get_field_index("group"), "group", [groups])
-    some = Content(one.experiments[0], one.pools["two"], {}, ImageView(view.store, view.names, index))
+    some = Content(one.suite.shared, one.pools["two"], {}, ImageView(view.store, view.names, index))
     expected = Counter(view.names.groups[g] if g >= 0 else None for g in groups)
     assert expected[None] == 2
     for form in ("imagefolder", "parquet", "huggingface"):

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from counterpoise.config import Selection
+from counterpoise.execution import graph
 from counterpoise.storage.schema import LabelSpace
 from counterpoise.storage.uri import open_store
 from counterpoise.synthesis.feedback import classifier as feedback
@@ -47,7 +48,7 @@ def pool_of(kind, models, store, workers):
     teacher = None
     if experiment.feedback:
         teacher = feedback.of_stage(experiment, {"real": real}, real, "teacher")
-        feedback.train_guide(experiment, {"real": real}, real, "teacher")
+        graph.run_all(feedback.guide_fits(experiment, {"real": real}, real, "teacher"))
         teacher.compute_statistics(real)
     return Pool.of(experiment, NAMES, store, resolve(experiment.prompts, NAMES, store), real, teacher)
 

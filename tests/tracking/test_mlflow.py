@@ -249,7 +249,8 @@ def test_the_import_is_lazy_and_writes_nothing_into_home(tmp_path):
     home.mkdir()
     code = f"""
 import sys
-from counterpoise import config, tracking
+from counterpoise import config
+from counterpoise.tracking import mlflow as tracking
 assert not {{"mlflow", "torch", "ray", "matplotlib"}} & set(sys.modules)
 tracker = tracking.Tracker(config.Experiment.model_validate({experiment().model_dump()!r}), {str(store)!r})
 with tracker.run("run") as run:

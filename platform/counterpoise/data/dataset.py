@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -30,6 +31,7 @@ from counterpoise.data.adapters import Picture, Rows, open_source
 from counterpoise.data.choose import SelectedRows, choose
 from counterpoise.data.tint import TINTS, tint
 from counterpoise.errors import DataError, did_you_mean, one_of
+from counterpoise.execution import graph
 from counterpoise.storage.codec import decode_image, encode_image
 from counterpoise.storage.schema import REAL, make_table
 from counterpoise.storage.store import Store
@@ -76,8 +78,7 @@ def load(data: config.Data, store: Store) -> Loaded:
     what = data.model_dump(mode="json", exclude={"imbalance", "max_quarantined", *_PLACE})
     address = digest({"format": _FORMAT, "data": what, "source": source.fingerprint})
     key, aside = f"tables/{address}.parquet", f"tables/{address}.quarantine.parquet"
-    if not store.exists(key):
-        _import(source.rows(), data, store, key, aside)
+    graph.run_all([_Import(data, store, key, aside)])
     view = ImageView.open(store, [key])
     with store.open(aside) as file:
         defects = pq.read_table(file)
@@ -112,6 +113,32 @@ def _check_share(data: config.Data, total: int, ids: list[str], reasons: list[st
 
 
 # -- import ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Import:
+    """The import of a dataset: a node of :mod:`counterpoise.execution.graph`.
+
+    On a cluster it runs where there is room for it, so a folder of images must be there on every node.
+    """
+
+    data: config.Data
+    store: Store
+    key: str
+    aside: str
+    parents: tuple[Any, ...] = ()
+    num_workers = 1
+    resources = config.ActorResources(num_cpus=1.0)
+
+    @property
+    def digest(self) -> str:
+        return self.key
+
+    def done(self) -> bool:
+        return self.store.exists(self.key)
+
+    def run(self) -> None:
+        _import(open_source(self.data).rows(), self.data, self.store, self.key, self.aside)
 
 
 def _import(rows: Rows, data: config.Data, store: Store, key: str, aside: str) -> None:

@@ -6,6 +6,7 @@ where it was: what is there is not done again. Two nodes with one digest are the
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
@@ -67,20 +68,32 @@ def needed(goals: Iterable[AnyNode]) -> dict[str, AnyNode]:
 
 
 def run(nodes: Mapping[str, AnyNode]) -> Iterator[AnyNode]:
-    """Does the nodes, each after its parents, and yields each one that is done.
+    """Do the nodes, each after its parents, and yield each one that is done.
 
-    In this process if never two of them could run at once: a small job must not wait for Ray. Otherwise as Ray tasks.
-    One that fails ends the others, and its exception is raised as it was.
+    As Ray tasks on a cluster that this process joins, whose head may be small. Without one they run in this process if
+    never two of them could run at once: a small job must not wait for Ray's start. A node that fails ends the others,
+    and its exception is raised as it was.
 
     Args:
         nodes: From :func:`needed`.
     """
-    if _one_by_one(nodes):
+    if not _joins_a_cluster() and _one_by_one(nodes):
         for node in nodes.values():
             node.run()
             yield node
     else:
         yield from _on_cluster(dict(nodes))
+
+
+def run_all(goals: Iterable[AnyNode]) -> None:
+    """Do what the goals need, if anything; see :func:`run`."""
+    for _ in run(needed(goals)):
+        pass
+
+
+def _joins_a_cluster() -> bool:
+    """Return whether work goes to a cluster that is there already: the driver may then be on a small head node."""
+    return os.environ.get("RAY_ADDRESS", "local") not in ("", "local")
 
 
 def _ready(left: Mapping[str, AnyNode]) -> list[AnyNode]:

@@ -20,6 +20,7 @@ from counterpoise import config
 from counterpoise.core.digest import digest
 from counterpoise.core.model_source import hash_of_file
 from counterpoise.errors import ModelError, PlanError
+from counterpoise.execution import graph
 from counterpoise.storage.schema import LabelSpace
 from counterpoise.storage.store import Store, read
 from counterpoise.storage.uri import open_store
@@ -92,7 +93,7 @@ def run(
     validation: ImageView,
     on_epoch: OnEpoch | None = None,
 ) -> list[Fitted]:
-    """Fits the experiment's stages in order; what the store holds is not fitted again.
+    """Fit the experiment's stages from this process, in order; what the store holds is not fitted again.
 
     With ``training.num_workers`` = 1 a fit runs in this process, otherwise in as many Ray Train workers. A fit that was
     killed goes on after its last whole epoch.
@@ -108,15 +109,11 @@ def run(
         DataError: There are no validation images, or group labels are missing where they are needed.
         PlanError: A stage has no images to train on.
     """
-    results = []
-    for task in tasks(experiment, views, validation):
-        reused = task.done()
-        if not reused:
-            for parent in task.parents:
-                parent.run()
-            task.run(on_epoch)
-        results.append(fitted(task, reused))
-    return results
+    goals = tasks(experiment, views, validation)
+    pending = graph.needed(goals)
+    for node in pending.values():
+        node.run(on_epoch) if isinstance(node, StageFit) else node.run()
+    return [fitted(goal, goal.digest not in pending) for goal in goals]
 
 
 def fitted(task: Fit, reused: bool) -> Fitted:

@@ -224,7 +224,7 @@ def _measurement(task: MethodRun) -> _Measurement:
 
 def _measure(task: MethodRun) -> None:
     experiment = task.experiment
-    fitted = stages.run(experiment, dict(task.views), task.validation)  # all of them are there
+    fitted = [stages.fitted(fit, True) for fit in stages.tasks(experiment, task.views, task.validation)]
     train_counts = task.views["real"].counts
     measured: dict[str, Any] = {}
     for name, view in (("validation", task.validation), ("test", task.test)):

@@ -18,10 +18,11 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from counterpoise.config import Experiment, Realism
+from counterpoise.config import ActorResources, Experiment, Realism
 from counterpoise.core.digest import digest
 from counterpoise.core.progress import Progress
 from counterpoise.errors import ConfigError
+from counterpoise.execution import graph
 from counterpoise.scoring import features
 from counterpoise.scoring.features import Extractor, Images
 from counterpoise.scoring.identity import identify_scorer
@@ -149,7 +150,7 @@ def measure(
         as of :func:`counterpoise.scoring.realism.realism`, ``versions``, ``digest`` and ``reused``.
     """
     settings = experiment.realism
-    identity, open_extractor = _source(experiment, real.names, judge)
+    identity, _ = _source(experiment, real.names, judge)
     real = subsample_per_class(real, settings.max_images, settings.seed)
     methods: dict[str, list[str]] = {}
     views: dict[str, ImageView] = {}
@@ -164,12 +165,49 @@ def measure(
             if whose is not None and scorers is not None and scorers.get(method) == whose:
                 scored.add(key)
     missing = {key: view for key, view in views.items() if not store.exists(_place(key))}
-    if missing:
-        _measure(open_extractor(), settings, real, missing, scored, store)
+    graph.run_all([_Scoring(experiment, real, missing, frozenset(scored), store, judge)])
     return [
         {"methods": methods[key], **json.loads(read(store, _place(key))), "digest": key, "reused": key not in missing}
         for key in views
     ]
+
+
+@dataclass(frozen=True)
+class _Scoring:
+    """Missing measurements, made together since they share the real images' features: a graph node.
+
+    Attributes:
+        experiment: Its realism and scorer sections count.
+        real: The real images, subsampled.
+        missing: Address -> synthetic images.
+        scored: Addresses of those whose features the pool holds.
+        store: Where the measurements go.
+        classifier: For the extractor ``model``.
+    """
+
+    experiment: Experiment
+    real: ImageView
+    missing: Mapping[str, ImageView]
+    scored: frozenset[str]
+    store: Store
+    classifier: FeatureClassifier | None
+    parents: tuple[Any, ...] = ()
+    num_workers = 1
+
+    @property
+    def digest(self) -> str:
+        return digest(sorted(self.missing))
+
+    @property
+    def resources(self) -> ActorResources:
+        return self.experiment.training.resources
+
+    def done(self) -> bool:
+        return all(self.store.exists(_place(key)) for key in self.missing)
+
+    def run(self) -> None:
+        _, open_extractor = _source(self.experiment, self.real.names, self.classifier)
+        _measure(open_extractor(), self.experiment.realism, self.real, self.missing, self.scored, self.store)
 
 
 def union(views: Sequence[ImageView]) -> ImageView:

@@ -91,12 +91,14 @@ class GuideTraining:
         return feedback.of_stage(self.experiment, self.views, self.validation, self.stage)
 
     def train(self, guide: GuideClassifier) -> None:
-        """Train the classifier, unless the store holds it, and takes the statistics that it needs."""
-        from counterpoise.synthesis.feedback import classifier as feedback
+        """Train the classifier, unless the store holds it, and take the statistics that it needs."""
+        from counterpoise.execution import graph
+        from counterpoise.synthesis.feedback.classifier import FeatureStatistics, guide_fits
 
+        fits: list[Any] = []
         if self.stage is not None:
-            feedback.train_guide(self.experiment, self.views, self.validation, self.stage)
-        guide.compute_statistics(self.views["real"])
+            fits = list(guide_fits(self.experiment, self.views, self.validation, self.stage))
+        graph.run_all([*fits, FeatureStatistics(guide, self.views["real"], tuple(fits[-1:]))])
 
 
 def synthesize(

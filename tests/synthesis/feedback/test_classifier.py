@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 
 from counterpoise.config import Feedback
 from counterpoise.errors import DataError, ModelError
+from counterpoise.execution import graph
 from counterpoise.storage.codec import encode_image
 from counterpoise.storage.schema import REAL, make_table
 from counterpoise.storage.uri import open_store
@@ -62,7 +63,7 @@ def guided_pool(tiny_models, tmp_path, names, real):
             teacher = feedback.of_checkpoint(experiment, real)
         if taught:
             if experiment.feedback.stage:
-                feedback.train_guide(experiment, {"real": real}, real, "teacher")
+                graph.run_all(feedback.guide_fits(experiment, {"real": real}, real, "teacher"))
             teacher.compute_statistics(real)
         prompts = resolve(experiment.prompts, names, real.store)
         return Pool.of(experiment, names, real.store, prompts, real, teacher)

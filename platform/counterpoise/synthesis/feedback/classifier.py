@@ -127,6 +127,40 @@ class GuideClassifier:
         self.store.create(self.statistics_key, save_safetensors(vars(found)))
 
 
+@dataclass(frozen=True)
+class FeatureStatistics:
+    """Statistics of the real images' features, computed once: a :class:`counterpoise.execution.graph.Node`.
+
+    Attributes:
+        guide: The classifier whose features they are.
+        real: The real images.
+        parents: The fits that train the classifier.
+    """
+
+    guide: GuideClassifier
+    real: ImageView
+    parents: tuple[Any, ...] = ()
+    num_workers = 1
+
+    @property
+    def digest(self) -> str:
+        """The key of the statistics in the store."""
+        return self.guide.statistics_key
+
+    @property
+    def resources(self) -> config.ActorResources:
+        """The reservations of a fit."""
+        return self.guide.training.resources
+
+    def done(self) -> bool:
+        """Return whether they are in the store, or not needed."""
+        return not self.guide.needs_statistics or self.guide.store.exists(self.guide.statistics_key)
+
+    def run(self) -> None:
+        """Compute and store them."""
+        self.guide.compute_statistics(self.real)
+
+
 def of_stage(
     experiment: config.Experiment, views: Mapping[str, ImageView], validation: ImageView, stage: str
 ) -> GuideClassifier:
@@ -150,11 +184,11 @@ def of_checkpoint(experiment: config.Experiment, real: ImageView) -> GuideClassi
     return _teacher(experiment, real.store, address, None, real, real.names)
 
 
-def train_guide(
+def guide_fits(
     experiment: config.Experiment, views: Mapping[str, ImageView], validation: ImageView, stage: str
-) -> None:
-    """Trains the stages up to ``stage``; what the store holds is not trained again."""
-    stages.run(teaching(experiment, stage), views, validation)
+) -> list[stages.StageFit]:
+    """Return the fits of the stages up to ``stage``, nodes of :mod:`counterpoise.execution.graph`."""
+    return stages.tasks(teaching(experiment, stage), views, validation)
 
 
 def teaching(experiment: config.Experiment, stage: str) -> config.Experiment:

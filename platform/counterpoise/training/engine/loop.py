@@ -192,7 +192,8 @@ def validation_metrics(view: ImageView, predicted: Int[np.ndarray, " n"], with_g
         predicted: Their classes.
         with_groups: Whether the view's groups may be looked at; without, there are no values of cells.
     """
-    return selection_metrics(confusion_counts(view.labels, view.groups, predicted, view.names), with_groups)
+    groups = view.groups if with_groups else np.full(len(view), -1)
+    return selection_metrics(confusion_counts(view.labels, groups, predicted, view.names), with_groups)
 
 
 def score(row: Row, select_by: config.SelectBy) -> tuple[float, ...]:
