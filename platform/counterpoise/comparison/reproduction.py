@@ -34,6 +34,7 @@ from counterpoise.errors import ConfigError, did_you_mean, one_of
 from counterpoise.evaluation import catalogue
 from counterpoise.evaluation.compare import differences
 from counterpoise.evaluation.scores import Summary, summarize
+from counterpoise.workflow.planning import Dataset
 from counterpoise.workflow.run import Run
 
 ROOM = "reproductions"
@@ -91,19 +92,33 @@ def reproduce(name: str, overrides: Sequence[str], out: Path) -> dict[str, Any]:
     by_setting = {setting: load(changes) for setting, changes in spec.settings.items()}
     _check(spec, name, [experiment for experiments in by_setting.values() for experiment in experiments])
     rows: list[dict[str, Any]] = []
+    counts: Counts = {}
     for setting, experiments in by_setting.items():
         with Run(experiments, command=command, step="reproduce") as run:
             rows += [{"setting": setting, **outcome.result_row()} for outcome in run.outcomes]
+            counts[setting] = cell_sizes(run.dataset)
     judged = [judge(claim, rows) for claim in spec.claims]
     claims = [{**one.claim.model_dump(), **{key: vars(one)[key] for key in _JUDGED}} for one in judged]
     seconds = max(round(time.monotonic() - started, 1), _seconds_before(out / f"{name}.json", rows))
-    result = {"name": name, "rows": rows, "claims": claims, "seconds": seconds}
+    result = {"name": name, "rows": rows, "counts": counts, "claims": claims, "seconds": seconds}
     text = {
-        f"{name}.md": page(spec, name, rows, judged, command, seconds).encode(),
+        f"{name}.md": page(spec, name, rows, counts, judged, command, seconds).encode(),
         f"{name}.json": (json.dumps(result, indent=1) + "\n").encode(),
     }
     picture = {f"{name}.png": _picture(spec, rows)} if len(spec.settings) > 1 else {}
     return result | {"files": _write(out, text | picture)}
+
+
+Counts = dict[str, dict[str, list[int]]]  # setting -> split -> the different numbers of images of its cells
+ONE_DRAW = (
+    "Each verdict is of *one draw of the data* and of the pool: seeds vary training alone, so the intervals leave out "
+    "what another draw would change."
+)
+
+
+def cell_sizes(dataset: Dataset) -> dict[str, list[int]]:
+    """Return for each split the different numbers of real images that its cells have, largest first."""
+    return {split: sorted(set(view.counts.flatten().tolist()), reverse=True) for split, view in dataset.splits.items()}
 
 
 _JUDGED = ("difference", "interval", "verdict")
@@ -209,6 +224,7 @@ def page(
     spec: Reproduction,
     name: str,
     rows: Sequence[dict[str, Any]],
+    counts: Counts,
     judged: Sequence[ClaimResult],
     command: str,
     seconds: float,
@@ -219,12 +235,13 @@ def page(
         f"{spec.paper}. Ours: `{command}`, {seeds} seeds, {seconds / 60:.0f} min (less what was in the store), "
         "means and 95 % Student t-intervals.",
         spec.setup,
+        _counts(counts),
         "## Ours",
         *_tables(spec, rows),
         f"![{spec.title}]({name}.png)" if len(spec.settings) > 1 else "",
     ]
     if judged:
-        parts += ["## Claims", _claims(judged)]
+        parts += ["## Claims", _claims(judged), ONE_DRAW]
     if spec.theirs:
         parts += ["## The paper", spec.theirs]
     if spec.reading:
@@ -269,6 +286,22 @@ def _tables(spec: Reproduction, rows: Sequence[dict[str, Any]]) -> list[str]:
         body = [[method, *(cell(setting, method, metric) for setting in spec.settings)] for method in methods]
         tables += [f"**{_title(metric)}**, %", _table(["method", *spec.settings], body)]
     return tables
+
+
+def _counts(counts: Counts) -> str:
+    """A table of the images in a cell: training and validation are thinned alike by ``data.imbalance``."""
+    if not counts:
+        return ""
+    splits = list(next(iter(counts.values())))
+    head = ["real images of a cell", *splits]
+    body = [
+        [setting or "all methods", *(_sizes(sizes[split]) for split in splits)] for setting, sizes in counts.items()
+    ]
+    return _table(head, body)
+
+
+def _sizes(sizes: Sequence[int]) -> str:
+    return f"{sizes[0]:,} … {sizes[-1]:,}" if len(sizes) > 4 else ", ".join(f"{size:,}" for size in sizes)
 
 
 def _claims(judged: Sequence[ClaimResult]) -> str:
