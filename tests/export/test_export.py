@@ -371,5 +371,5 @@ def test_a_store_that_fails_is_said_as_it_is(job, tmp_path):
     lost = Content(some.experiment, some.pool, some.plans, ImageView(some.view.store, some.view.names, index))
     for form, write_form in formats.FORMATS.items():
         (tmp_path / form).mkdir()
-        with pytest.raises(CounterpoiseError, match="nothing is stored here"):
+        with pytest.raises(CounterpoiseError, match="nothing is stored at this key"):
             write_form(tmp_path / form, lost, lost.rows(), 10)

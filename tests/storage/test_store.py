@@ -58,7 +58,7 @@ def test_what_is_created_stays(store):
     store.delete("a/b")
     store.delete("a/b")
     assert not store.exists("a/b")
-    with pytest.raises(StoreError, match="nothing is stored here"):
+    with pytest.raises(StoreError, match="nothing is stored at this key"):
         store.open("a/b")
 
 
@@ -161,7 +161,7 @@ def test_is_used_from_other_processes(store, monkeypatch):
 
 def test_a_killed_writer_leaves_no_object(tmp_path):
     code = (
-        "import sys; from counterpoise.storage.store import open_store\n"
+        "import sys; from counterpoise.storage.uri import open_store\n"
         "store = open_store(sys.argv[1]); data = bytes(40_000_000); number = 0\n"
         "while True: store.create(f'k/{number}', data); number += 1; print(number, flush=True)"
     )
