@@ -213,7 +213,11 @@ WRONG = {
     "stage on an unknown view": (["stages.0.data=[fake]"], "stages.0.data", "there are: real"),
     "stage from a later stage": (["stages.0.start=last"], "stages.0.start", "scratch"),
     "no stages": (["stages=[]"], "stages", "at least 1"),
-    "two stages of one name": (["stages=[{name: a, data: [real]}, {name: a, data: [real]}]"], "stages.1.name", "already in use"),
+    "two stages of one name": (
+        ["stages=[{name: a, data: [real]}, {name: a, data: [real]}]"],
+        "stages.1.name",
+        "already in use",
+    ),
     "override out of range": (["stages.3.data=1"], "stages.3", "a list of 1"),
     "override below a number": (["seed=1", "seed.x=2"], "seed", "its parent is 1"),
     "override without a value": (["training.epochs"], "the command line", "key.path=value"),
