@@ -78,7 +78,7 @@ class Dataset(Section):
     # slice of the training rows, such as "1::2"
     rows: str | None = Field(default=None, pattern=r"^(-?\d+)?:(-?\d+)?(:[1-9]\d*)?$")
     splits: Splits | None = None  # for the splits that the dataset lacks
-    seed: NonNegativeInt = 0  # of the drawn splits, tints and imbalance
+    seed: NonNegativeInt = 0  # seed of the drawn splits, tints and imbalance
     imbalance: Imbalance | None = None  # imbalance to impose on train and validation, never on test
     tint: Tint | None = None
     max_quarantined: Annotated[float, Field(ge=0, le=1)] = 0.01  # largest share of unusable rows; more is an error

@@ -30,7 +30,7 @@ class Realism(Section):
     extractor: Literal["auto", "inception", "clip", "model", "none"] = "auto"
     k: PositiveInt = 5  # neighbours, for density and coverage
     max_images: PositiveInt = 500  # largest number per class, of real and of synthetic images each
-    seed: NonNegativeInt = 0  # of the drawn images and of the probe
+    seed: NonNegativeInt = 0  # seed of the drawn images and of the probe
 
 
 class Tracking(Section):
@@ -46,7 +46,7 @@ class Experiment(Section):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     store: str = "counterpoise-store"  # a folder, or s3://bucket/prefix
     method: str
-    seed: NonNegativeInt = 0  # of training; dataset, generator and feedback have seeds of their own
+    seed: NonNegativeInt = 0  # seed of training; dataset, generator and feedback have other seeds
     data: Data
     prompts: Prompts = Prompts()
     generator: Generator | None = None

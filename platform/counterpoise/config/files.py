@@ -13,9 +13,9 @@ from counterpoise.errors import ConfigError, did_you_mean
 CONFIGS = Path(__file__).parents[1] / "configs"  # a link to the checkout's configs/; plain files in a wheel
 
 
-def beside(path: str, room: str, key: str) -> tuple[Path, Any]:
-    """Find a file here or in a folder of ``configs/``; return it and its value at a key outside the experiment."""
-    file = find_file(path, Path(), room)
+def read_section(path: str, folder: str, key: str) -> tuple[Path, Any]:
+    """Find a file here or in a folder of ``configs/``; return it and its section that is no part of an experiment."""
+    file = find_file(path, Path(), folder)
     return file, read_tree(file, ())[0].get(key, {})
 
 
@@ -32,15 +32,15 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def find_file(name: str, beside: Path, room: str) -> Path:
-    """Find the file ``name`` in the folder ``beside`` or in ``configs/``, with or without its suffix."""
+def find_file(name: str, base: Path, folder: str) -> Path:
+    """Find the file ``name`` in ``base``, in ``configs/`` or in its ``folder``, with or without its suffix."""
     tried = []
-    for folder in (beside, CONFIGS, CONFIGS / room):
-        for candidate in (folder / name, folder / f"{name}.yaml"):
+    for place in (base, CONFIGS, CONFIGS / folder):
+        for candidate in (place / name, place / f"{name}.yaml"):
             if candidate.is_file():
                 return candidate
             tried.append(candidate)
-    near = did_you_mean(Path(name).stem, [path.stem for path in (CONFIGS / room).glob("*.yaml")])
+    near = did_you_mean(Path(name).stem, [path.stem for path in (CONFIGS / folder).glob("*.yaml")])
     raise ConfigError("file not found", where=name, found=f"nothing at {tried[0]}", remedy=near or "check the path")
 
 

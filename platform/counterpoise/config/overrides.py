@@ -70,7 +70,7 @@ def _child(node: Any, key: str | int, path: KeyPath) -> Any:
 def _no_place(path: KeyPath, node: Any) -> ConfigError:
     found = f"a list of {len(node)}" if isinstance(node, list) else repr(node)
     return ConfigError(
-        "this override has no such place to set",
+        "the override does not fit the structure of the config",
         where=f"the command line: {dotted(path)}",
         found=f"its parent is {found}",
     )

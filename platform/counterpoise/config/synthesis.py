@@ -81,7 +81,7 @@ class Generator(Section):
     condition: Condition | None = None
     channels_last: bool = False  # memory format of the denoiser: faster convolutions on GPUs
     compile: bool = False  # torch.compile the denoiser: minutes per sampler to start, then faster steps
-    seed: NonNegativeInt = 0
+    seed: NonNegativeInt = 0  # base seed of the noise
 
 
 class Feedback(Section):
@@ -98,7 +98,7 @@ class Feedback(Section):
     decoder: str | None = None  # an AutoencoderTiny for the predicted image, by hub id or folder
     checkpoint_decoder: bool = False  # recompute the decoder in the backward pass to save memory
     rounds: PositiveInt = 1  # rounds of training the classifier and sampling a pool with it
-    seed: NonNegativeInt = 0  # of the classifier; independent of the experiment's seed, so that all seeds share a pool
+    seed: NonNegativeInt = 0  # seed of the classifier; the experiment's seeds share it, and so the pool
 
     @model_validator(mode="after")
     def _consistent(self) -> Feedback:

@@ -235,16 +235,16 @@ class Training(Section):
     head: Literal["linear", "cosine"] = "linear"  # cosine: angles to class directions, for arcface and adaface
     pretrained: bool = False  # start from torchvision's default weights
     image_size: PositiveInt = 32  # pixels per side that images are resized to
-    epochs: PositiveInt | None = None  # of each stage; 20 unless `steps` is given
-    steps: PositiveInt | None = None  # of each stage, instead of epochs: the same for few images and for many
+    epochs: PositiveInt | None = None  # per stage; 20 unless `steps` is given
+    steps: PositiveInt | None = None  # per stage, instead of epochs: the same for few images and for many
     batch_size: PositiveInt = 128  # over all workers
     optimizer: Optimizer = Optimizer()
     augmentation: list[Transform] = []
     select_by: SelectBy = "worst_group_accuracy"
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"  # of forward passes; auto: bfloat16 on a GPU
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"  # precision of forward passes; auto: bfloat16 on a GPU
     compile: bool = False  # torch.compile: a minute per stage to start, then faster steps
     num_workers: PositiveInt = 1  # Ray Train workers of one fit
-    resources: ActorResources = ActorResources(num_cpus=1.0)  # of each worker; resources.workers: fits in parallel
+    resources: ActorResources = ActorResources(num_cpus=1.0)  # per worker; resources.workers: fits in parallel
     max_failures: NonNegativeInt = 2  # restarts of a fit after a worker dies
 
     @model_validator(mode="before")

@@ -128,32 +128,34 @@ def _majorities(
 def _suggestions(
     facts: dict[str, Any], counts: dict[str, Int[np.ndarray, "classes groups"]], names: LabelSpace
 ) -> list[str]:
-    said = []
+    suggestions = []
     if empty := [" × ".join(cell) for cell in facts["empty_cells"]]:
-        said.append(f"no training image in {_cells(empty)}: only synthetic images can fill it")
+        suggestions.append(f"no training image in {_cells(empty)}: only synthetic images can fill it")
     v, factor = facts["cramers_v"], facts["imbalance_factor"]
     if v is not None and v >= _STRONG:
         rates = [rate for rate in facts["majority_rate"].values() if rate is not None]
-        said.append(
+        suggestions.append(
             f"the group predicts the class: Cramér's V = {v:.2f}, and on average {np.mean(rates):.1%} of a class are "
             "in one group; try the method ffr (plan asb), or usb"
         )
     if factor is not None and factor >= _LONG:
-        said.append(
+        suggestions.append(
             f"long tail: the largest class has {factor:.0f} times the images of the smallest; "
             "try the plan uniformize by class"
         )
     if few := [label for label, shot in facts["shots"].items() if shot == "few"]:
-        said.append(f"few-shot classes: {', '.join(few)}")
+        suggestions.append(f"few-shot classes: {', '.join(few)}")
     if facts["unknown_group"]:
-        said.append(f"{facts['unknown_group']} training images are of unknown group and counted in no cell")
+        suggestions.append(f"{facts['unknown_group']} training images are of unknown group and counted in no cell")
     for split, why in (("validation", "model selection ignores"), ("test", "accuracy cannot be measured in")):
         if lacking := [names.cell(*map(int, cell)) for cell in np.argwhere(counts[split] == 0)]:
-            said.append(f"the {split} split lacks {_cells(lacking)}: {why} {'it' if len(lacking) == 1 else 'them'}")
+            suggestions.append(
+                f"the {split} split lacks {_cells(lacking)}: {why} {'it' if len(lacking) == 1 else 'them'}"
+            )
     rare = np.argwhere((counts["test"] > 0) & (counts["test"] < _RARE_TEST))
     if coarse := [names.cell(*map(int, cell)) for cell in rare]:
-        said.append(f"fewer than {_RARE_TEST} test images in {_cells(coarse)}: accuracy there is coarse")
-    return said
+        suggestions.append(f"fewer than {_RARE_TEST} test images in {_cells(coarse)}: accuracy there is coarse")
+    return suggestions
 
 
 def _cells(cells: list[str]) -> str:

@@ -133,7 +133,7 @@ def _order(
     for name in wanted:
         if name not in present:
             raise DataError(
-                f"no image is of this {'class' if key == 'classes' else 'group'}",
+                f"no image of this {'class' if key == 'classes' else 'group'}",
                 where=f"data.{key}",
                 found=name,
                 allowed=one_of(listed, 40) or "this dataset has none",

@@ -22,13 +22,13 @@ from counterpoise.evaluation.intervals import t_interval
 from counterpoise.evaluation.scores import Summary, summarize
 
 Row = Mapping[str, Any]
-Interval = tuple[float, float | None, float | None]  # mean, low, high; no bounds if the noise is unknown
+Estimate = tuple[float, float | None, float | None]  # mean, low, high; no bounds if the noise is unknown
 Outcome = Literal["better", "worse", "not shown"]
 
 _EQUAL = 1e-12  # differences up to here are rounding
 
 
-def table(rows: Iterable[Row], metrics: Iterable[str], confidence: float) -> dict[str, dict[str, Interval]]:
+def table(rows: Iterable[Row], metrics: Iterable[str], confidence: float) -> dict[str, dict[str, Estimate]]:
     """Return the table method → metric → mean and interval.
 
     The interval is Student's t over seeds. With one seed it is the row's entry in ``intervals`` (resampled test
@@ -42,7 +42,7 @@ def table(rows: Iterable[Row], metrics: Iterable[str], confidence: float) -> dic
     }
 
 
-def _bounded(metric: str, summary: Summary, of_images: Sequence[float] | None) -> Interval:
+def _bounded(metric: str, summary: Summary, of_images: Sequence[float] | None) -> Estimate:
     bounds = summary.interval or (of_images if summary.seeds == 1 else None)
     if bounds is None:
         return summary.mean, None, None
@@ -50,7 +50,7 @@ def _bounded(metric: str, summary: Summary, of_images: Sequence[float] | None) -
     return summary.mean, max(low, 0.0), high if entry_of(metric).is_cost else min(high, 1.0)
 
 
-def ranks(means: Mapping[str, Mapping[str, Interval]], metric: str) -> dict[str, int | None]:
+def ranks(means: Mapping[str, Mapping[str, Estimate]], metric: str) -> dict[str, int | None]:
     """Rank methods by their means, from 1, in the order of the ranks.
 
     Methods of equal means share a rank and the next one is skipped (1, 2, 2, 4); they stay in the given order.

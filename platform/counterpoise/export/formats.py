@@ -28,7 +28,7 @@ _SUFFIXES = {b"\x89PNG": "png", b"\xff\xd8\xff": "jpg", b"RIFF": "webp"}
 _UNSAFE = re.compile(r'[\x00-\x1f<>:"/\\|?*]|^\.|[. ]$')  # not a file name on some file system
 _LONGEST = 120  # characters of a file's name
 _ROW_GROUP = 100  # images; the unit that viewers of Parquet datasets read
-_SPLIT = "train"  # of all exported images: synthetic ones and real training images
+_SPLIT = "train"  # split of all exported images: synthetic ones and real training images
 
 
 def image_folder(folder: Path, content: Content, rows: Iterator[Row], per_file: int) -> None:

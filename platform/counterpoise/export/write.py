@@ -37,17 +37,17 @@ def export(
     """
     check_free(out)
     check(form)
-    chosen = content(job, plans, with_real)
+    exported = content(job, plans, with_real)
     with whole(out) as folder:
-        FORMATS[form](folder, chosen, _counted(chosen), per_file)
-        (folder / "README.md").write_text(card(chosen, form, job.loaded.view.digest), encoding="utf-8")
+        FORMATS[form](folder, exported, _counted(exported), per_file)
+        (folder / "README.md").write_text(card(exported, form, job.loaded.view.digest), encoding="utf-8")
     sizes = [path.stat().st_size for path in out.rglob("*") if path.is_file()]
-    return {"format": form, "out": str(out), "images": len(chosen), "bytes": sum(sizes), "files": len(sizes)}
+    return {"format": form, "out": str(out), "images": len(exported), "bytes": sum(sizes), "files": len(sizes)}
 
 
-def _counted(chosen: Content) -> Iterator[Row]:
-    with Progress("exporting", len(chosen), "images") as progress:
-        for row in chosen.rows():
+def _counted(exported: Content) -> Iterator[Row]:
+    with Progress("exporting", len(exported), "images") as progress:
+        for row in exported.rows():
             yield row
             progress.advance()
 

@@ -104,7 +104,7 @@ class _Hook:
         self.kind = prediction_type(self.scheduler)
         self._forward, self._step = denoiser_of(pipeline).forward, self.scheduler.step
         self.number = 0  # current step
-        self.direction: Tensor | None = None  # of its shift, once computed
+        self.direction: Tensor | None = None  # direction of its shift, once computed
         # pipelines inspect the signature of a scheduler's step
         self.step = functools.wraps(self._step)(lambda *args, **kwargs: self._shifted_step(*args, **kwargs))
 

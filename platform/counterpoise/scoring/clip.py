@@ -37,7 +37,7 @@ class Clip:
         name = f"local-dir:{located}" if is_folder(located) else located
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of timm and about quick_gelu, which a user cannot mend
+                warnings.simplefilter("ignore")  # timm's and quick_gelu's, which a user cannot mend
                 model, _, self._preprocess = open_clip.create_model_and_transforms(
                     name, pretrained=scorer.pretrained, device=device
                 )

@@ -43,7 +43,7 @@ SYNTHETIC = pa.schema(
         ("clip_embedding", pa.list_(pa.float16())),
     ]
 )
-BULKY = ("image", "clip_embedding")  # columns that are read only when they are asked for
+BULKY = ("image", "clip_embedding")  # columns that are read on request only
 SPLITS = ("train", "validation", "test")
 
 

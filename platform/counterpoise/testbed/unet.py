@@ -20,7 +20,7 @@ from counterpoise.testbed.clip import WIDTH
 from counterpoise.testbed.loop import Trainer, generators, plateau
 from counterpoise.testbed.pairs import Pair
 
-LEARNING_RATE = {"shapes": 4e-3, "fashion": 2e-3}  # of Muon; AdamW at 2e-3 was worse at equal CPU time on both
+LEARNING_RATE = {"shapes": 4e-3, "fashion": 2e-3}  # Muon's; AdamW at 2e-3 was worse at equal CPU time on both
 UNCONDITIONAL = 0.1  # probability that a caption is replaced by the empty one, for classifier-free guidance
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from counterpoise import __version__
 from counterpoise.errors import ConfigError
 from counterpoise.evaluation.catalogue import judge
-from counterpoise.evaluation.compare import Interval, table
+from counterpoise.evaluation.compare import Estimate, table
 from counterpoise.report.content import (
     CellPrompts,
     CellSamples,
@@ -144,7 +144,7 @@ def result_row(outcome: MethodResult) -> ResultRow:
     )
 
 
-def summary(job: Run) -> dict[str, dict[str, Interval]]:
+def summary(job: Run) -> dict[str, dict[str, Estimate]]:
     """Method → metric → (mean, low, high) over seeds; no bounds for one seed."""
     rows = [{"method": outcome.method, **outcome.test["metrics"]} for outcome in job.outcomes]
     metrics = list(dict.fromkeys(name for row in rows for name in row if name != "method"))
