@@ -1,7 +1,7 @@
-"""What a user can get wrong. Each error says where, what was found, what is allowed and what to do.
+"""Errors that a user can mend. Each says where, what was found, what is allowed and what to do.
 
-The command line prints these in a few lines and exits with status 2. Every other exception is a bug of ours and
-keeps its traceback.
+The command line prints these in a few lines and exits with status 2. Every other exception is a bug in Counterpoise
+and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ class CounterpoiseError(Exception):
     """A mistake that the user can mend.
 
     Args:
-        message: What is wrong, in one sentence.
-        where: The place: a file, a key path such as ``plans.synthetic.ratio``, a row id, a URI.
-        found: What was found there.
-        allowed: What is allowed there.
-        remedy: What to do about it.
+        message: The mistake, in one sentence.
+        where: The place: a file, a key path such as ``plans.synthetic.rate``, a row id, a URI.
+        found: The value found there.
+        allowed: The values allowed there.
+        remedy: The action that mends it.
     """
 
     def __init__(
@@ -50,41 +50,41 @@ def _rebuild(
 
 
 class ConfigError(CounterpoiseError):
-    """The experiment file or an override is wrong."""
+    """A wrong experiment file, option or override."""
 
 
 class DataError(CounterpoiseError):
-    """The dataset is not what the experiment says it is."""
+    """A dataset that is not what the experiment says it is."""
 
 
 class StoreError(CounterpoiseError):
-    """The place where results live cannot be read or written."""
+    """A store that cannot be read or written."""
 
 
 class ModelError(CounterpoiseError):
-    """A generator, a CLIP or a checkpoint cannot be loaded."""
+    """A generator, CLIP model or checkpoint that cannot be loaded."""
 
 
 class PlanError(CounterpoiseError):
-    """The counts asked for are impossible."""
+    """A plan whose counts are impossible."""
 
 
 class SynthesisError(CounterpoiseError):
-    """Sampling failed in a way that retrying does not mend."""
+    """A failure of sampling that retrying does not mend."""
 
 
 class TrackingError(CounterpoiseError):
-    """The tracking server or its database cannot be used."""
+    """A tracking server or database that cannot be used."""
 
 
 def one_of(options: Iterable[object], limit: int = 12) -> str:
-    """The options as a readable list, cut after ``limit`` of them."""
+    """Return the options as a readable list, cut after ``limit`` of them."""
     names = [str(option) for option in options]
     more = f", … ({len(names) - limit} more)" if len(names) > limit else ""
     return ", ".join(names[:limit]) + more
 
 
 def did_you_mean(word: str, options: Iterable[str]) -> str | None:
-    """A remedy that names the option nearest to ``word``, if one is near."""
+    """Return a remedy that names the option nearest to ``word``; None if none is near."""
     near = difflib.get_close_matches(word, list(options), n=1)
     return f"did you mean {near[0]!r}?" if near else None

@@ -109,5 +109,5 @@ def test_a_claim_about_nobody_and_a_wrong_section_are_told(tmp_path):
     file.write_text(body % "{bettter: erm, than: erm, metric: accuracy}")
     with pytest.raises(ConfigError, match=r"reproduction\.claims\.0"):
         reproduction.read(str(file), ())
-    with pytest.raises(ConfigError, match="no such file"):
+    with pytest.raises(ConfigError, match="file not found"):
         reproduction.read("ffr_figure9", ())

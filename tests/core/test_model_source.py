@@ -88,7 +88,7 @@ def test_a_hub_id_is_known_by_its_commit(hub_cache):
 
 
 def test_a_hub_id_that_cannot_be_had(hub_cache):
-    with pytest.raises(ModelError, match="neither a folder nor to be had from the hub") as caught:
+    with pytest.raises(ModelError, match="neither a folder nor available from the hub") as caught:
         fingerprint("owner/other", where="generator.model")
     assert "owner/other" in str(caught.value)
     with pytest.raises(ModelError, match="owner/name"):

@@ -95,7 +95,7 @@ def test_suggestions_name_cells_and_plans(result):
     assert "ffr" in said
     assert "long tail: the largest class has 14 times" in said
     assert "few-shot classes: heart" in said
-    assert "7 training images have no known group" in said
+    assert "7 training images are of unknown group" in said
     assert "the test split lacks cell ring × blue" in said
     assert "fewer than 10 test images in cell heart × blue" in said
 

@@ -144,11 +144,11 @@ def test_rows_of_unknown_group_have_no_place_in_a_biased_dataset():
 @pytest.mark.parametrize(
     ("available", "rule", "says"),
     [
-        ([[100, 3], [50, 50]], {"rate": 0.9}, "more biased already than a rate of 0.9"),
+        ([[100, 3], [50, 50]], {"rate": 0.9}, "already more biased than a rate of 0.9"),
         ([[100, 3], [50, 50]], {"rate": 0.9}, "per_class to at most 27"),
         ([[0, 9], [50, 50]], {"rate": 0.9}, "majority cell a × x has too few"),
         ([[20, 9], [50, 50]], {"rate": 0.9, "per_class": 30}, "at least 30"),
-        ([[20, 9], [9, 50]], {"rate": 0.9, "majority": {"a": "x"}}, "no majority group"),
+        ([[20, 9], [9, 50]], {"rate": 0.9, "majority": {"a": "x"}}, "majority group missing"),
         ([[20, 9], [9, 50]], {"rate": 0.9, "majority": {"a": "z", "b": "y"}}, "unknown group"),
     ],
 )

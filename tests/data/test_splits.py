@@ -49,7 +49,7 @@ def test_shares_say_how_much_of_train_is_taken():
     [
         (("train", "validation"), None, "there is no test split"),
         (("test",), None, "there is no training split"),
-        (("train", "validation", "test"), Splits(), "nothing to draw"),
+        (("train", "validation", "test"), Splits(), "already has all three splits"),
     ],
 )
 def test_what_cannot_be_drawn_is_an_error(parts, shares, says):

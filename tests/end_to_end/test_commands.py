@@ -245,7 +245,7 @@ def test_feedback_in_two_rounds(call, store, tmp_path):
 CUSTOM = "{method: m, plans: {p: {strategy: custom, counts: {ring: {rad: 1}}}}, stages: [{name: s, data: [p]}]}"
 
 WRONG = {
-    "experiment that is not there": (["run", "nothing"], "no such file"),
+    "experiment that is not there": (["run", "nothing"], "file not found"),
     "unknown method": (["run", "demo", "--method", "fff"], "did you mean"),
     "model that is not there": (["run", "demo", "generator.model=./nowhere"], "generator.model"),
     "folder that is no pipeline": (["synthesize", "demo", "generator.model=./configs"], "generator.model"),

@@ -238,7 +238,7 @@ def test_the_card(job, tmp_path, form):
     assert "- a red ring (6)" in body
     assert "| ring | 6 | 5 |" in body
     assert "| ring | 3 | 3 |" in body  # the real ones
-    assert "An image that several plans took is here once" in body
+    assert "An image in several plans is exported once" in body
     config = yaml.safe_load(body.rpartition("```yaml\n")[2].partition("```")[0])
     assert config["plans"]["many"]["counts"]["ring"] == {"red": 6, "blue": 5}
     assert str(one.store.uri) not in text
@@ -371,5 +371,5 @@ def test_a_store_that_fails_is_said_as_it_is(job, tmp_path):
     lost = Content(some.experiment, some.pool, some.plans, ImageView(some.view.store, some.view.names, index))
     for form, write_form in formats.FORMATS.items():
         (tmp_path / form).mkdir()
-        with pytest.raises(CounterpoiseError, match="nothing is stored here"):
+        with pytest.raises(CounterpoiseError, match="nothing is stored at this key"):
             write_form(tmp_path / form, lost, lost.rows(), 10)

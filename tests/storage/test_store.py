@@ -58,7 +58,7 @@ def test_what_is_created_stays(store):
     store.delete("a/b")
     store.delete("a/b")
     assert not store.exists("a/b")
-    with pytest.raises(StoreError, match="nothing is stored here"):
+    with pytest.raises(StoreError, match="nothing is stored at this key"):
         store.open("a/b")
 
 

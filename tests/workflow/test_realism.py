@@ -155,7 +155,7 @@ def test_auto_takes_the_best_that_is_there(experiment, store):
     bare = experiment.model_copy(update={"scorer": None})
     assert likeness.resolve_extractor(bare) == "model"
     path = Path(torch.hub.get_dir(), "checkpoints", "inception_v3_google-0cc3c7bd.pth")
-    with pytest.raises(ModelError, match="fetch them once"):
+    with pytest.raises(ModelError, match="download them"):
         likeness.resolve_extractor(changed(experiment, extractor="inception"))
     path.parent.mkdir(parents=True)
     path.touch()

@@ -154,7 +154,7 @@ def read(name: str, overrides: Sequence[str]) -> tuple[Reproduction, Callable[[S
     Raises:
         ConfigError: There is no such file, or its ``reproduction`` is missing or wrong.
     """
-    file, section = files.beside(name, ROOM, "reproduction")
+    file, section = files.read_section(name, ROOM, "reproduction")
     try:
         spec = Reproduction.model_validate(section)
     except ValidationError as error:

@@ -1,7 +1,7 @@
-"""The sections of an experiment, validated: what each key means, what it may be, and what it is if left out.
+"""Validated sections of an experiment: the meaning, range and default of each key.
 
-:mod:`counterpoise.config.compose` builds experiments from YAML files and command-line overrides. Every model here
-forbids keys that it does not know. Wrong values are found here, before anything is read or loaded.
+:mod:`counterpoise.config.compose` builds experiments from YAML files and command-line overrides. Every section
+rejects unknown keys. Wrong values are reported here, before any data is read or any model is loaded.
 """
 
 from __future__ import annotations

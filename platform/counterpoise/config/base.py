@@ -1,4 +1,4 @@
-"""What all parts of the tree share."""
+"""Base class and number types of all sections."""
 
 from __future__ import annotations
 
@@ -11,6 +11,6 @@ NonNegativeInt = Annotated[int, Field(ge=0)]
 
 
 class Section(BaseModel):
-    """A part of the tree: unknown keys are errors, values do not change, defaults are validated too."""
+    """Section of the configuration. Unknown keys are errors, values are immutable, defaults are validated too."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)

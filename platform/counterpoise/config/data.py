@@ -1,4 +1,4 @@
-"""Where real images come from, and what is done to their counts."""
+"""Configuration of the dataset: adapter, splits, imbalance and tint."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from counterpoise.config.base import NonNegativeInt, Section, Share
 class Splits(Section):
     """Shares of the splits that a dataset lacks, drawn from its training rows by seed within each cell. They sum to 1.
 
-    A dataset without splits gets all three. One with train and test gets ``validation`` from train, also (a tenth)
-    without this section. One without test gets it only if this section is there. See
+    A dataset without splits gets all three. A dataset with train and test gets ``validation`` from train: a tenth by
+    default, even without this section. A dataset without test gets one only if this section is given. See
     :func:`counterpoise.data.splits.draw_splits`.
     """
 
@@ -31,12 +31,12 @@ class Splits(Section):
 
 
 class Biased(Section):
-    """FFR's rule: of each class's images the share ``rate`` is in its majority group, the rest in the others."""
+    """FFR's rule: the share ``rate`` of each class's images is in its majority group, the rest in the other groups."""
 
     kind: Literal["biased"]
     rate: Annotated[float, Field(ge=0.5, lt=1)]
-    majority: dict[str, str] | None = None  # class -> its majority group; by default the i-th class has the i-th group
-    per_class: PositiveInt | None = None  # size of each class's majority cell; by default all there are
+    majority: dict[str, str] | None = None  # class -> its majority group; by default group i for class i
+    per_class: PositiveInt | None = None  # size of each class's majority cell; by default all its images
 
 
 class LongTailed(Section):
@@ -44,11 +44,11 @@ class LongTailed(Section):
 
     kind: Literal["long_tailed"]
     factor: Annotated[float, Field(gt=1)]
-    largest: PositiveInt | None = None  # n_max; by default the smallest class's size before
+    largest: PositiveInt | None = None  # n_max; by default the size of the smallest class
 
 
 class Counts(Section):
-    """Images to keep, per class or per class and group."""
+    """Numbers of images to keep, per class or per class and group."""
 
     kind: Literal["counts"]
     counts: dict[str, NonNegativeInt | dict[str, NonNegativeInt]]
@@ -58,7 +58,7 @@ Imbalance = Annotated[Biased | LongTailed | Counts, Field(discriminator="kind")]
 
 
 class Tint(Section):
-    """A nuisance colour on grey images: the group of an image is the colour it is tinted with."""
+    """Nuisance colour on grey images: the group of an image is the colour it is tinted with."""
 
     colors: list[str] = Field(min_length=2)
 
@@ -71,22 +71,23 @@ class Tint(Section):
 
 
 class Dataset(Section):
-    """What all adapters share."""
+    """Settings that all adapters share."""
 
-    classes: list[str] | None = None  # which classes, in which order; by default all, in the dataset's order or sorted
-    groups: list[str] | None = None
-    rows: str | None = Field(default=None, pattern=r"^(-?\d+)?:(-?\d+)?(:[1-9]\d*)?$")  # of the training rows: "1::2"
-    splits: Splits | None = None  # for what the dataset's own splits lack
-    seed: NonNegativeInt = 0  # draws splits, tints and imbalance
-    imbalance: Imbalance | None = None  # made on purpose; train and validation, never test
+    classes: list[str] | None = None  # classes to use, in this order; by default all, in the dataset's order or sorted
+    groups: list[str] | None = None  # groups to use, in this order; likewise
+    # slice of the training rows, such as "1::2"
+    rows: str | None = Field(default=None, pattern=r"^(-?\d+)?:(-?\d+)?(:[1-9]\d*)?$")
+    splits: Splits | None = None  # for the splits that the dataset lacks
+    seed: NonNegativeInt = 0  # seed of the drawn splits, tints and imbalance
+    imbalance: Imbalance | None = None  # imbalance to impose on train and validation, never on test
     tint: Tint | None = None
-    max_quarantined: Annotated[float, Field(ge=0, le=1)] = 0.01  # share of unreadable rows that is an error
+    max_quarantined: Annotated[float, Field(ge=0, le=1)] = 0.01  # largest share of unusable rows; more is an error
 
     @field_validator("classes", "groups")
     @classmethod
     def _different(cls, names: list[str] | None) -> list[str] | None:
         if names is not None and (not names or len(set(names)) < len(names)):
-            raise ValueError(f"a list of different names, at least one; found {names}")
+            raise ValueError(f"must be a list of at least one name, all different; found {names}")
         return names
 
     @model_validator(mode="after")
@@ -97,7 +98,7 @@ class Dataset(Section):
 
 
 class Columns(Section):
-    """Names of a table's columns."""
+    """Column names of a table."""
 
     image: str = "image"
     label: str = "label"
@@ -107,7 +108,7 @@ class Columns(Section):
 
 
 class CsvFolder(Dataset):
-    """A folder of image files and a CSV file; ``columns.image`` holds paths relative to ``root``."""
+    """Folder of image files and a CSV file; ``columns.image`` holds paths relative to ``root``."""
 
     adapter: Literal["csv"]
     root: str
@@ -124,7 +125,7 @@ class ParquetTable(Dataset):
 
 
 class ImageFolder(Dataset):
-    """A tree of folders whose names say ``layout``: ``{label}``, ``{split}/{label}/{group}`` and the like."""
+    """Tree of folders named by ``layout``: ``{label}``, ``{split}/{label}/{group}`` and so on."""
 
     adapter: Literal["imagefolder"]
     root: str
@@ -133,18 +134,18 @@ class ImageFolder(Dataset):
     @field_validator("layout")
     @classmethod
     def _placeholders(cls, layout: str) -> str:
-        found = re.findall(r"\{(.*?)\}", layout)
-        if "label" not in found or len(set(found)) < len(found) or not set(found) <= {"label", "group", "split"}:
+        fields = re.findall(r"\{(.*?)\}", layout)
+        if "label" not in fields or len(set(fields)) < len(fields) or not set(fields) <= {"label", "group", "split"}:
             raise ValueError(
-                f"a layout has {{label}}, and may have {{group}} and {{split}}, once each; found {layout!r}"
+                f"a layout needs {{label}} and may have {{group}} and {{split}}, each once; found {layout!r}"
             )
         return layout
 
 
 class Torchvision(Dataset):
-    """A dataset class of torchvision by name, downloaded into ``root`` if ``download`` is true.
+    """Dataset class of torchvision by name, downloaded into ``root`` if ``download`` is true.
 
-    For MNIST and its kin ``root`` may also be a plain folder with the four idx files.
+    For MNIST and its variants ``root`` may also be a plain folder with the four idx files.
     """
 
     adapter: Literal["torchvision"]
@@ -164,9 +165,9 @@ class HuggingFace(Dataset):
 
 
 class Testbed(Dataset):
-    """The procedural world; ``label`` and ``group`` choose which of its factors play these parts."""
+    """Procedural world; ``label`` and ``group`` name the factors used as class and group."""
 
-    __test__ = False  # not a test class, whatever pytest thinks of the name
+    __test__ = False  # pytest must not collect this class by its name
 
     adapter: Literal["testbed"]
     label: Literal["shape", "color", "background"] = "shape"

@@ -1,7 +1,7 @@
-"""What a wrong experiment is told: pydantic's findings in the words of the user's own files.
+"""Validation errors of an experiment, with pydantic's findings mapped to the user's files.
 
-Each error names the file or the command line that set the key, the key path, what was found, what is allowed and the
-nearest right spelling.
+Each error names the file or the command line that set the key, the key path, the value found, the values allowed and
+the nearest valid spelling.
 """
 
 from __future__ import annotations
@@ -20,20 +20,19 @@ from counterpoise.errors import ConfigError, did_you_mean, one_of
 
 
 def validate(tree: Tree, sources: Sources, file: Path) -> Experiment:
-    """The experiment that a merged tree describes. Raises ConfigError with everything that is wrong in it."""
+    """Validate a merged tree as an experiment. Raises ConfigError with every mistake in it."""
     try:
         return Experiment.model_validate(tree)
     except ValidationError as error:
-        first = {
-            _place(problem["loc"], tree)[0]: problem for problem in reversed(error.errors())
-        }  # of a union's members
+        # the first problem per key path: each member of a union reports its own
+        first = {_place(problem["loc"], tree)[0]: problem for problem in reversed(error.errors())}
         problems = [_explain(problem, tree, sources, file) for problem in reversed(first.values())]
         raise problems[0] if len(problems) == 1 else _bundle(problems, file) from None
 
 
 def _bundle(problems: list[ConfigError], file: Path, shown: int = 5) -> ConfigError:
     more = [f"… and {len(problems) - shown} more"] if len(problems) > shown else []
-    return ConfigError("\n".join([f"{len(problems)} things are wrong in {file}", *map(str, problems[:shown]), *more]))
+    return ConfigError("\n".join([f"{len(problems)} mistakes in {file}", *map(str, problems[:shown]), *more]))
 
 
 def _explain(problem: Any, tree: Tree, sources: Sources, file: Path) -> ConfigError:
@@ -52,9 +51,9 @@ def _explain(problem: Any, tree: Tree, sources: Sources, file: Path) -> ConfigEr
         key = str(path[-1]) if kind == "missing" else context["discriminator"].strip("'")
         allowed = None if kind == "missing" else one_of(_tags_at(problem["loc"], key))
         where = where if kind == "missing" else f"{where}.{key}"
-        value = f", for example on the command line: {where.split(': ')[-1]}=…"
+        example = f", for example on the command line: {where.split(': ')[-1]}=…"
         return ConfigError(
-            f"`{key}` is required", where=where, found="nothing", allowed=allowed, remedy=f"set it{value}"
+            f"`{key}` is required", where=where, found="nothing", allowed=allowed, remedy=f"set it{example}"
         )
     if kind == "union_tag_invalid":
         key = context["discriminator"].strip("'")
@@ -69,18 +68,18 @@ def _explain(problem: Any, tree: Tree, sources: Sources, file: Path) -> ConfigEr
     remedy = (
         did_you_mean(str(found), context["expected"].replace("'", "").split(", ")) if kind == "literal_error" else None
     )
-    return ConfigError("this value is not possible", where=where, found=repr(found), allowed=message, remedy=remedy)
+    return ConfigError("invalid value", where=where, found=repr(found), allowed=message, remedy=remedy)
 
 
 def _source(path: KeyPath, sources: Sources, file: Path) -> str:
-    """Who set the value at a key path, or the nearest one above it, or the first one below it; and the path."""
+    """Return the source (file or command line) of a key path, else of the nearest path above or first below it."""
     above = (sources[path[:n]] for n in range(len(path), 0, -1) if path[:n] in sources)
     below = (source for keys, source in sources.items() if path and keys[: len(path)] == path)
     return f"{next(above, next(below, file))}: {dotted(path)}" if path else str(file)
 
 
 def _place(location: Sequence[str | int], tree: Tree) -> tuple[KeyPath, Any]:
-    """The user's key path of a pydantic location, without the names of union members, and the value there."""
+    """Map a pydantic location to the user's key path, without the names of union members, and the value there."""
     node: Any = tree
     path: list[str | int] = []
     for number, key in enumerate(location):
@@ -93,7 +92,7 @@ def _place(location: Sequence[str | int], tree: Tree) -> tuple[KeyPath, Any]:
 
 
 def _members(annotation: Any) -> list[Any]:
-    """The types that an annotation may stand for: Annotated and unions are opened, containers give their content."""
+    """Return the types that an annotation allows: Annotated and unions are opened, containers give their content."""
     origin = typing.get_origin(annotation)
     if origin in (typing.Union, types.UnionType):
         return [member for part in typing.get_args(annotation) for member in _members(part)]
@@ -118,7 +117,7 @@ def _models_at(location: Sequence[str | int]) -> list[type[BaseModel]]:
 
 
 def is_always_there(location: Sequence[str | int]) -> bool:
-    """Whether an experiment has a section (or mapping) at this key path even if nobody writes it there."""
+    """Return True if an experiment has a section (or mapping) at this key path by default."""
     fields = (model.model_fields.get(str(location[-1])) for model in _models_at(location[:-1]))
     return any(field and isinstance(field.default, (BaseModel, dict)) for field in fields)
 

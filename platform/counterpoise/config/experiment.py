@@ -1,4 +1,4 @@
-"""The experiment: one validated tree. What each key means, what it may be, and what it is if left out."""
+"""The experiment: one validated tree of sections, with evaluation, realism and tracking."""
 
 from __future__ import annotations
 
@@ -14,25 +14,27 @@ from counterpoise.config.training import Stage, Training
 
 
 class Evaluation(Section):
-    test: str = "test"  # the dataset's split, or a plan: its images must not be those of plans that stages train on
+    """Evaluation on held-out images, with bootstrap intervals."""
+
+    test: str = "test"  # the test split, or a plan whose images no stage trains on
     bootstrap: NonNegativeInt = 1000  # resamples for the intervals
     confidence: Share = 0.95
-    many: PositiveInt = 100  # a class is "many" above this many training images,
-    few: PositiveInt = 20  # and "few" below this many
+    many: PositiveInt = 100  # a class with more training images than this is many-shot
+    few: PositiveInt = 20  # a class with fewer training images than this is few-shot
 
 
 class Realism(Section):
-    """How like the real training images the synthetic ones are: FID, density, coverage, domain probe."""
+    """Realism of the synthetic images against the real training images: FID, density, coverage, domain probe."""
 
-    # on whose features; auto: Inception's if its weights are there, else the scorer's, else the trained classifier's
+    # features; auto: Inception's if its weights are available, else the scorer's, else the trained classifier's
     extractor: Literal["auto", "inception", "clip", "model", "none"] = "auto"
     k: PositiveInt = 5  # neighbours, for density and coverage
-    max_images: PositiveInt = 500  # of each class, real and synthetic each, drawn by seed
-    seed: NonNegativeInt = 0  # of the images drawn and of the probe
+    max_images: PositiveInt = 500  # largest number per class, of real and of synthetic images each
+    seed: NonNegativeInt = 0  # seed of the drawn images and of the probe
 
 
 class Tracking(Section):
-    """MLflow. The server is MLFLOW_TRACKING_URI's, or a SQLite file in the store's folder."""
+    """MLflow tracking, to the server at MLFLOW_TRACKING_URI or a SQLite file in the store's folder."""
 
     enabled: bool = True
     experiment: str | None = None  # by default the experiment's name
@@ -44,7 +46,7 @@ class Experiment(Section):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     store: str = "counterpoise-store"  # a folder, or s3://bucket/prefix
     method: str
-    seed: NonNegativeInt = 0  # of training; the dataset and the pool have their own
+    seed: NonNegativeInt = 0  # seed of training; dataset, generator and feedback have other seeds
     data: Data
     prompts: Prompts = Prompts()
     generator: Generator | None = None
@@ -62,17 +64,17 @@ class Experiment(Section):
     @model_validator(mode="after")
     def _consistent(self) -> Experiment:
         for name in {"real", "validation", "test"} & set(self.plans):
-            raise ValueError(f"a plan cannot be called {name!r}: that is a split of the dataset")
+            raise ValueError(f"a plan cannot be named {name!r}: that is a split of the dataset")
         if self.plans and self.generator is None:
-            raise ValueError("there are plans for synthetic images but no `generator` to sample them")
+            raise ValueError("`plans` need a `generator` to sample their images")
         if self.scorer is None and self.selection.scored:
             raise ValueError(f"`selection.{self.selection.scored[0]}` needs a `scorer`")
         if self.realism.extractor == "clip" and self.scorer is None:
             raise ValueError("`realism.extractor: clip` needs a `scorer`")
         self._check_test()
         self._check_feedback()
-        for number, stage in enumerate(self.stages):
-            self._check_stage(stage, f"stages.{number}", [earlier.name for earlier in self.stages[:number]])
+        for index, stage in enumerate(self.stages):
+            self._check_stage(stage, f"stages.{index}", [earlier.name for earlier in self.stages[:index]])
         return self
 
     def _check_stage(self, stage: Stage, where: str, earlier: list[str]) -> None:
@@ -88,7 +90,7 @@ class Experiment(Section):
                     f"{where}.{key}: {other!r} is not an earlier stage; there are: {', '.join(allowed) or 'none'}"
                 )
         if stage.name in (*earlier, "scratch"):
-            raise ValueError(f"{where}.name: {stage.name!r} is taken")
+            raise ValueError(f"{where}.name: {stage.name!r} is already in use")
         if stage.mixture.real_share is not None and not ("real" in stage.data and set(stage.data) & set(self.plans)):
             raise ValueError(f"{where}.mixture.real_share: `data` must name real and a plan; it is {stage.data}")
         if stage.objective.loss in ("arcface", "adaface") and self.training.head != "cosine":
@@ -96,16 +98,18 @@ class Experiment(Section):
         if stage.dfr and (stage.start == "scratch" or (not earlier and stage.start is None)):
             raise ValueError(f"{where}.dfr: an earlier stage must have trained the features")
         if stage.dfr and self.training.head == "cosine":
-            raise ValueError(f"{where}.dfr: fits a linear layer; it needs `training.head: linear`")
-        normalized = [one.name for one in self.stages if one.dfr and one.dfr.normalize and one.name in earlier]
+            raise ValueError(f"{where}.dfr: it fits a linear layer and needs `training.head: linear`")
+        normalized = [
+            other.name for other in self.stages if other.dfr and other.dfr.normalize and other.name in earlier
+        ]
         if (stage.start or (earlier[-1] if earlier else None)) in normalized:
-            raise ValueError(f"{where}.start: nothing can go on from a head of normalised features (dfr.normalize)")
+            raise ValueError(f"{where}.start: no stage can continue from a head on normalised features (dfr.normalize)")
 
     def _check_test(self) -> None:
         name = self.evaluation.test
         if name != "test" and name not in self.plans:
-            there = ", ".join(["test", *self.plans])
-            raise ValueError(f"evaluation.test: {name!r} is neither the test split nor a plan; there are: {there}")
+            views = ", ".join(["test", *self.plans])
+            raise ValueError(f"evaluation.test: {name!r} is neither the test split nor a plan; there are: {views}")
 
     def _check_feedback(self) -> None:
         if self.feedback is None or self.feedback.stage is None:
@@ -116,6 +120,6 @@ class Experiment(Section):
         for stage in self.stages[: names.index(self.feedback.stage) + 1]:
             if stage.data != ["real"]:
                 raise ValueError(
-                    f"feedback.stage: the classifier is there before any synthetic image, but stage {stage.name!r} "
-                    f"trains on {', '.join(stage.data)}; let it train on real images alone"
+                    f"feedback.stage: the classifier is trained before any image is sampled, but stage {stage.name!r} "
+                    f"trains on {', '.join(stage.data)}; it must train on real images alone"
                 )

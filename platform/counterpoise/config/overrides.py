@@ -12,6 +12,7 @@ from counterpoise.errors import ConfigError
 
 
 def parse_override(text: str) -> tuple[KeyPath, Any]:
+    """Parse ``key.path=value``; the value is YAML. Raises ConfigError if it has no ``=`` or is not YAML."""
     key, equals, value = text.partition("=")
     if not equals or not key:
         remedy = "write key.path=value, for example training.epochs=5"
@@ -24,16 +25,16 @@ def parse_override(text: str) -> tuple[KeyPath, Any]:
 
 
 def apply_override(trees: list[tuple[Tree, Sources]], keys: KeyPath, value: Any, only_method: str | None) -> None:
-    """Sets a value in the methods that have what it leads into; in all of them if none that is asked for has it."""
-    asked = [tree for tree, _ in trees if only_method in (None, tree.get("method"))]
-    everywhere = not any(_leads_in(tree, keys) for tree in asked)
+    """Set a value in the methods that have its parent section; in all of them if no requested method has it."""
+    requested = [tree for tree, _ in trees if only_method in (None, tree.get("method"))]
+    everywhere = not any(_leads_in(tree, keys) for tree in requested)
     for tree, where in trees:
         if everywhere or _leads_in(tree, keys):
             set_value(tree, keys, value, where)
 
 
 def _leads_in(tree: Tree, keys: KeyPath) -> bool:
-    """Whether the section, plan or stage that a key path leads into is in the tree, or there without being written."""
+    """Return True if the section, plan or stage that a key path leads into is in the tree or exists by default."""
     node: Any = tree
     for depth, key in enumerate(keys[:-1], start=1):
         if isinstance(node, list):
@@ -44,6 +45,7 @@ def _leads_in(tree: Tree, keys: KeyPath) -> bool:
 
 
 def set_value(tree: Tree, keys: KeyPath, value: Any, sources: Sources) -> None:
+    """Set the value at a key path in place. Raises ConfigError if a parent is neither a mapping nor a list entry."""
     node: Any = tree
     for position, key in enumerate(keys[:-1]):
         node = _child(node, key, keys[: position + 1])
@@ -68,5 +70,7 @@ def _child(node: Any, key: str | int, path: KeyPath) -> Any:
 def _no_place(path: KeyPath, node: Any) -> ConfigError:
     found = f"a list of {len(node)}" if isinstance(node, list) else repr(node)
     return ConfigError(
-        "this override leads nowhere", where=f"the command line: {dotted(path)}", found=f"its parent is {found}"
+        "the override does not fit the structure of the config",
+        where=f"the command line: {dotted(path)}",
+        found=f"its parent is {found}",
     )

@@ -1,4 +1,4 @@
-"""What is asked of the generator, and where the words come from."""
+"""Configuration of prompts: template, prompt file, grammar or language model."""
 
 from __future__ import annotations
 
@@ -9,45 +9,44 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from counterpoise.config.base import NonNegativeInt, Section
 
-FIELDS = ("label", "group", "modifier", "description")  # what a template may say in braces
+FIELDS = ("label", "group", "modifier", "description")  # placeholders of a template, in braces
 Texts = Annotated[list[str], Field(min_length=1)]
 
 
 class Llm(Section):
-    """Who is asked for prompts: with ``endpoint`` a model served there, without it a local one of transformers."""
+    """Language model that writes prompts: the model served at ``endpoint``, else a local one of transformers."""
 
-    model: str  # the name it is served under; local: a hub id, a folder, or package:NAME/path
-    endpoint: str | None = Field(default=None, pattern=r"^https?://\S+$")  # …/v1, of an OpenAI-compatible server
+    model: str  # the name at the endpoint; local: a hub id, a folder, or package:NAME/path
+    # URL of an OpenAI-compatible server, ending in /v1
+    endpoint: str | None = Field(default=None, pattern=r"^https?://\S+$")
     api_key_env: str | None = None  # the environment variable that holds the key
-    timeout: PositiveFloat = 120.0  # seconds, for an answer of the endpoint
+    timeout: PositiveFloat = 120.0  # seconds to wait for an answer of the endpoint
     temperature: Annotated[float, Field(ge=0)] = 1.0
-    seed: NonNegativeInt | None = 0  # null: the endpoint is told none
-    revision: str | None = None  # local, from the hub
-    num_gpus: Annotated[float, Field(ge=0)] = 0.0  # local: what its Ray actor reserves
+    seed: NonNegativeInt | None = 0  # null: no seed is sent to the endpoint
+    revision: str | None = None  # local: revision on the hub
+    num_gpus: Annotated[float, Field(ge=0)] = 0.0  # local: GPUs that its Ray actor reserves
 
     @model_validator(mode="after")
     def _one_of_two(self) -> Llm:
         kind, other = ("an endpoint", "a local model") if self.endpoint else ("a local model", "an endpoint")
         for key in ("revision", "num_gpus") if self.endpoint else ("api_key_env", "timeout"):
             if getattr(self, key) != type(self).model_fields[key].default:
-                raise ValueError(f"`{key}` is for {other}, and this is {kind}")
+                raise ValueError(f"`{key}` applies to {other} only, and this is {kind}")
         if not self.endpoint and self.seed is None:
             raise ValueError("a local model needs a `seed`")
         return self
 
 
 class Contextual(Section):
-    """Many prompts for each cell, that differ in what is neither class nor group (AIM-Fair, section 3.1)."""
+    """Contextual prompts: many per cell, varied in everything but class and group (AIM-Fair, section 3.1)."""
 
-    number: PositiveInt = 50  # prompts of a cell
-    attributes: dict[str, Texts] = {}  # a grammar: every prompt has one value of each
-    llm: Llm | None = None  # or somebody to ask; then also:
-    task: str = "photographs"  # of what the prompts are
-    details: list[str] = []  # what else they should say, a sentence each
-    format: str = "A photo of a"  # how every prompt begins; empty: as it likes
-    save_to: str | None = (
-        None  # write the prompts to this .yaml or .jsonl file, to edit and then to give as prompts.file
-    )
+    number: PositiveInt = 50  # prompts per cell
+    attributes: dict[str, Texts] = {}  # grammar: attribute -> values, of which every prompt has one
+    llm: Llm | None = None  # or a language model to ask; the keys below are for it
+    task: str = "photographs"  # kind of images that the prompts describe
+    details: list[str] = []  # further instructions, a sentence each
+    format: str = "A photo of a"  # beginning of every prompt; empty: free
+    save_to: str | None = None  # .yaml or .jsonl file to write the prompts to, for editing and use as prompts.file
 
     @model_validator(mode="after")
     def _one_of_two(self) -> Contextual:
@@ -55,35 +54,37 @@ class Contextual(Section):
             raise ValueError("give either `llm` or `attributes`")
         for key in ("task", "details", "format"):
             if self.attributes and getattr(self, key) != type(self).model_fields[key].default:
-                raise ValueError(f"`{key}` is said to an `llm`; with `attributes`, write `prompts.template`")
+                raise ValueError(f"`{key}` applies to an `llm` only; with `attributes`, set `prompts.template`")
         for name, values in self.attributes.items():
             if not name.isidentifier() or name in FIELDS:
-                raise ValueError(f"an attribute cannot be called {name!r}: a word other than {', '.join(FIELDS)}")
+                raise ValueError(
+                    f"invalid attribute name {name!r}: it must be one word, and none of {', '.join(FIELDS)}"
+                )
             _different(values, f"attributes.{name}")
         return self
 
 
 class Prompts(Section):
-    """What is asked of the generator: one prompt for each cell from the template, or many.
+    """Prompts of the generator: one or many per cell, from the template, a file or contextual prompts.
 
     The template's ``{label}`` and ``{group}`` stand for the cell's names, or the words given for them, ``{modifier}``
-    for each of its modifiers in turn (SYNAuG), ``{description}`` for its class's description. What the template says
-    without modifier and description is the cell's plain prompt, by which cells are told apart.
+    for each of its modifiers in turn (SYNAuG), ``{description}`` for its class's description. The template without
+    modifier and description gives the cell's plain prompt, by which CLIP tells cells apart.
     """
 
     template: str = "a photo of a {group} {label}"
-    labels: dict[str, str] = {}  # class -> the words to use for it
-    groups: dict[str, str] = {}
-    descriptions: dict[str, str] = {}  # class -> what it is or looks like
-    modifiers: list[str] | dict[str, Texts] = []  # a prompt for each; for all classes, or class -> its own
-    file: str | None = None  # prompts to use instead: .yaml or .jsonl, rows of label, group, prompt
+    labels: dict[str, str] = {}  # class -> its words in prompts
+    groups: dict[str, str] = {}  # group -> its words in prompts
+    descriptions: dict[str, str] = {}  # class -> its description
+    modifiers: list[str] | dict[str, Texts] = []  # one prompt for each: of all classes, or class -> its modifiers
+    file: str | None = None  # .yaml or .jsonl file of prompts instead of the template: rows of label, group, prompt
     contextual: Contextual | None = None
-    negative: str = ""
+    negative: str = ""  # negative prompt
 
     @model_validator(mode="before")
     @classmethod
     def _with_a_place_for_modifiers(cls, tree: Any) -> Any:
-        """A template that does not say where gets its modifiers before the class: "a photo of a {modifier} {label}"."""
+        """Put ``{modifier}`` before the class in a template without it: "a photo of a {modifier} {label}"."""
         if not isinstance(tree, dict) or not tree.get("modifiers"):
             return tree
         template = tree.get("template", cls.model_fields["template"].default)
@@ -96,9 +97,9 @@ class Prompts(Section):
         given = {"file": self.file, "contextual": self.contextual, "modifiers": self.modifiers}
         sources = [key for key, value in given.items() if value]
         if len(sources) > 1:
-            raise ValueError(f"the prompts come from one of {', '.join(given)}; found {' and '.join(sources)}")
+            raise ValueError(f"set only one of {', '.join(given)}; found {' and '.join(sources)}")
         if self.file and self.descriptions:
-            raise ValueError("`descriptions` are for the template or an LLM, and the prompts come from `file`")
+            raise ValueError("`descriptions` apply to a template or an LLM only, and the prompts come from `file`")
         for where, values in self.modifiers.items() if isinstance(self.modifiers, dict) else [("", self.modifiers)]:
             _different(values, f"modifiers.{where}".rstrip("."))
         return self
@@ -106,5 +107,5 @@ class Prompts(Section):
 
 def _different(values: Iterable[str], where: str) -> None:
     values = list(values)
-    if twice := [value for number, value in enumerate(values) if value in values[:number]]:
+    if twice := [value for index, value in enumerate(values) if value in values[:index]]:
         raise ValueError(f"`{where}` names {twice[0]!r} twice")

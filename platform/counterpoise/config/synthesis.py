@@ -1,4 +1,4 @@
-"""How many synthetic images, of what, made how, and which of them may be taken."""
+"""Configuration of synthesis: plans, generator, feedback, scorer, selection and pool."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ from counterpoise.config.base import NonNegativeInt, Section, Share
 
 
 class Plan(Section):
-    """Number of synthetic images of each cell; strategies: :mod:`counterpoise.synthesis.selection.strategies`."""
+    """Number of synthetic images per cell; strategies: :mod:`counterpoise.synthesis.selection.strategies`."""
 
     strategy: Literal["uniformize", "usb", "asb", "balanced", "biased", "fill", "custom"]
-    by: Literal["class", "cell"] = "cell"  # uniformize, fill: level the classes or the cells
-    budget: PositiveInt | Literal["usb", "real"] = "usb"  # balanced, biased: images in all; real: as many as there are
-    rate: Annotated[float, Field(ge=0.5, lt=1)] | None = None  # biased
-    target: PositiveInt | None = None  # fill
-    counts: dict[str, NonNegativeInt | dict[str, NonNegativeInt]] | None = None  # custom
-    skip: NonNegativeInt = 0  # so many images of each cell are left to other plans; see evaluation.test
+    by: Literal["class", "cell"] = "cell"  # uniformize, fill: level classes or cells
+    budget: PositiveInt | Literal["usb", "real"] = "usb"  # balanced, biased: images in all; real: as many as real ones
+    rate: Annotated[float, Field(ge=0.5, lt=1)] | None = None  # biased: share of the majority group
+    target: PositiveInt | None = None  # fill: images per class or cell after filling
+    # custom: class -> images, or class -> group -> images
+    counts: dict[str, NonNegativeInt | dict[str, NonNegativeInt]] | None = None
+    skip: NonNegativeInt = 0  # images of each cell to leave to other plans; see evaluation.test
 
     @model_validator(mode="after")
     def _complete(self) -> Plan:
@@ -34,39 +35,39 @@ class Plan(Section):
 
 
 class Adapter(Section):
-    """An IP-Adapter: weights that let a pipeline of Stable Diffusion 1, 2 or XL see an image beside the prompt."""
+    """IP-Adapter: weights that add an image condition to a Stable Diffusion 1, 2 or XL pipeline."""
 
     model: str  # a hub id, a folder, or package:NAME/path
     revision: str | None = None
-    weights: str  # a file in it, such as models/ip-adapter_sd15.safetensors
-    encoder: str  # the folder in it of the CLIP vision tower that the adapter was trained with: models/image_encoder
-    scale: Annotated[float, Field(ge=0)] = 1.0  # weight of the image's attention beside the prompt's
+    weights: str  # a file in the model, such as models/ip-adapter_sd15.safetensors
+    encoder: str  # folder in the model with the adapter's CLIP vision tower, such as models/image_encoder
+    scale: Annotated[float, Field(ge=0)] = 1.0  # weight of the image's attention relative to the prompt's
 
 
 class Condition(Section):
-    """Real images as a condition beside the prompt: each synthetic image sees the embedding of one of its cell."""
+    """Image condition: each synthetic image is sampled with the embedding of a real image of its cell."""
 
-    adapter: Adapter | None = None  # without one the pipeline itself takes images (StableUnCLIPImg2Img)
-    dropout: Annotated[float, Field(ge=0, le=1)] = 0.0  # probability that a part of the embedding becomes zero
-    dropout_of: Literal["element", "embedding"] = "element"  # what a part is: each number (as in FG), or all at once
-    rescale: bool = False  # divide what is kept by 1 - dropout
-    noise_level: Annotated[int, Field(ge=0, lt=1000)] = 0  # of the noise that unCLIP adds to the embedding
+    adapter: Adapter | None = None  # null: the pipeline itself takes images (StableUnCLIPImg2Img)
+    dropout: Annotated[float, Field(ge=0, le=1)] = 0.0  # probability that a part of the embedding is zeroed
+    dropout_of: Literal["element", "embedding"] = "element"  # the part: each element (as in FG), or the whole embedding
+    rescale: bool = False  # divide the kept parts by 1 - dropout
+    noise_level: Annotated[int, Field(ge=0, lt=1000)] = 0  # level of the noise that unCLIP adds to the embedding
 
     @model_validator(mode="after")
     def _rescalable(self) -> Condition:
         if self.rescale and self.dropout == 1:
-            raise ValueError("nothing is kept at `dropout: 1`, so nothing can be rescaled")
+            raise ValueError("`rescale` needs `dropout` below 1")
         return self
 
     @model_validator(mode="after")
     def _noise_is_of_unclip(self) -> Condition:
         if self.adapter is not None and self.noise_level:
-            raise ValueError("an adapter adds no noise: leave out `noise_level`")
+            raise ValueError("`noise_level` applies to unCLIP only, not to an adapter")
         return self
 
 
 class Generator(Section):
-    """A pipeline of diffusers: text to image, or with ``condition`` from a prompt and an image."""
+    """Pipeline of diffusers: text to image, or with ``condition`` from a prompt and an image."""
 
     model: str  # a hub id, a folder, or package:NAME/path
     revision: str | None = None
@@ -76,35 +77,35 @@ class Generator(Section):
     num_inference_steps: PositiveInt = 25
     guidance_scale: Annotated[float, Field(ge=0)] = 7.5
     height: PositiveInt | None = None  # by default the model's own
-    width: PositiveInt | None = None
+    width: PositiveInt | None = None  # likewise
     condition: Condition | None = None
-    channels_last: bool = False  # memory format of the denoiser; faster convolutions on GPUs
-    compile: bool = False  # torch.compile the denoiser: minutes at the start of every sampler, then faster steps
-    seed: NonNegativeInt = 0
+    channels_last: bool = False  # memory format of the denoiser: faster convolutions on GPUs
+    compile: bool = False  # torch.compile the denoiser: minutes per sampler to start, then faster steps
+    seed: NonNegativeInt = 0  # base seed of the noise
 
 
 class Feedback(Section):
-    """Guidance by the task's own classifier (FG); see :mod:`counterpoise.synthesis.feedback.criteria`."""
+    """Feedback guidance by the task's classifier (FG); see :mod:`counterpoise.synthesis.feedback.criteria`."""
 
-    criterion: str | dict[str, float] = "entropy"  # loss, entropy, hardness, module:function; or weights of several
-    stage: str | None = None  # the classifier: a stage of this experiment, trained on real images alone;
+    criterion: str | dict[str, float] = "entropy"  # loss, entropy, hardness or module:function; or criterion -> weight
+    stage: str | None = None  # the classifier: a stage of this experiment, trained on real images alone,
     checkpoint: str | None = None  # or weights (safetensors) of the same `training.backbone`
-    scale: float = 0.03  # length of the nudge ÷ length of the latents
-    every: PositiveInt = 5  # guide one step in so many
-    start: Annotated[float, Field(ge=0, le=1)] = 0.0  # share of the steps before guidance
-    stop: Annotated[float, Field(ge=0, le=1)] = 1.0
+    scale: float = 0.03  # norm of the guidance step ÷ norm of the latents
+    every: PositiveInt = 5  # guide every n-th step
+    start: Annotated[float, Field(ge=0, le=1)] = 0.0  # share of the steps before guidance begins
+    stop: Annotated[float, Field(ge=0, le=1)] = 1.0  # share of the steps after which guidance ends
     predicted: Literal["blend", "plain"] = "blend"  # see counterpoise.generators.guidance.Guide.blend
     decoder: str | None = None  # an AutoencoderTiny for the predicted image, by hub id or folder
-    checkpoint_decoder: bool = False  # decode twice to save memory
-    rounds: PositiveInt = 1  # train → sample → train again: how often the classifier is renewed, and the pool with it
-    seed: NonNegativeInt = 0  # of the classifier's training, whatever the experiment's is: one pool for all seeds
+    checkpoint_decoder: bool = False  # recompute the decoder in the backward pass to save memory
+    rounds: PositiveInt = 1  # rounds of training the classifier and sampling a pool with it
+    seed: NonNegativeInt = 0  # seed of the classifier; the experiment's seeds share it, and so the pool
 
     @model_validator(mode="after")
     def _consistent(self) -> Feedback:
         if (self.stage is None) == (self.checkpoint is None):
-            raise ValueError("the classifier is either a `stage` or a `checkpoint`")
+            raise ValueError("give the classifier as either `stage` or `checkpoint`")
         if self.rounds > 1 and self.stage is None:
-            raise ValueError("`rounds` train the classifier anew: name a `stage`, not a `checkpoint`")
+            raise ValueError("`rounds` retrain the classifier: give a `stage`, not a `checkpoint`")
         if self.stop <= self.start:
             raise ValueError(f"`stop` must come after `start`; found {self.start:g} and {self.stop:g}")
         return self
@@ -116,7 +117,7 @@ class Feedback(Section):
 
 
 class Scorer(Section):
-    """A CLIP of open_clip: an architecture and its weights' tag, or a model name alone (hf-hub:…, local-dir:…)."""
+    """CLIP model of open_clip: an architecture and a tag of weights, or a model name alone (hf-hub:…, local-dir:…)."""
 
     model: str = "ViT-B-32"
     pretrained: str | None = None
@@ -124,15 +125,15 @@ class Scorer(Section):
 
 
 class Selection(Section):
-    """Filters of the pool's images (:mod:`counterpoise.synthesis.selection.filters`); each is off at null."""
+    """Filters of synthetic images (:mod:`counterpoise.synthesis.selection.filters`); null switches one off."""
 
-    clip_similarity: float | None = None  # least cosine with the own prompt
-    clip_margin: float | None = None  # least lead of the cell's plain prompt over every rival cell's, as cosines
-    zero_shot: Literal["label", "cell"] | None = None  # CLIP must see the class, or class and group, asked for
-    near_duplicate: Share | None = None  # a cosine with an earlier image of the cell from which on one is too many
-    grey: PositiveFloat | None = None  # levels of 255 by which red must differ from the mean channel
-    custom: dict[str, Any] = {}  # module:function of your own: its settings
-    max_draw: Annotated[float, Field(ge=1)] = 3.0  # a cell may draw at most this many times what its plan wants
+    clip_similarity: float | None = None  # least CLIP cosine with the image's prompt
+    clip_margin: float | None = None  # least CLIP cosine with the cell's plain prompt minus that of any rival cell's
+    zero_shot: Literal["label", "cell"] | None = None  # CLIP's zero-shot class, or class and group, must be the cell's
+    near_duplicate: Share | None = None  # CLIP cosine with an earlier image of the cell from which one is rejected
+    grey: PositiveFloat | None = None  # least difference of mean red from the mean of all channels, in levels of 255
+    custom: dict[str, Any] = {}  # user-defined filter as module:function -> its settings
+    max_draw: Annotated[float, Field(ge=1)] = 3.0  # draw at most this multiple of a cell's target count
 
     @field_validator("custom")
     @classmethod
@@ -145,24 +146,24 @@ class Selection(Section):
 
     @property
     def scored(self) -> list[str]:
-        """The filters that are on and need CLIP's scores."""
+        """Names of the active filters that need CLIP scores."""
         needing = ("clip_similarity", "clip_margin", "zero_shot", "near_duplicate")
         return [name for name in needing if getattr(self, name) is not None]
 
 
 class ActorResources(Section):
-    """How many actors, and what each reserves in Ray."""
+    """Number of Ray workers, and the resources that each reserves."""
 
-    workers: PositiveInt | None = None  # by default as many as the cluster has room for
+    workers: PositiveInt | None = None  # by default as many as the cluster's resources allow
     num_cpus: Annotated[float, Field(ge=0)] = 1.0
     num_gpus: Annotated[float, Field(ge=0)] = 0.0
 
 
 class Pool(Section):
-    """How the pool is filled. Only ``shard_size`` and ``max_attempts`` decide what it holds."""
+    """Sampling of the pool. Only ``shard_size`` and ``max_attempts`` affect its content."""
 
     shard_size: PositiveInt = 32  # images sampled in one batch and committed together
-    max_attempts: PositiveInt = 3  # per image, before it is quarantined
+    max_attempts: PositiveInt = 3  # samples of an image before it is quarantined
     sampling: ActorResources = ActorResources()
-    scoring: ActorResources = ActorResources(workers=1, num_cpus=0.0)  # beside as many samplers as there are CPUs
-    max_quarantined: Annotated[float, Field(ge=0, le=1)] = 0.05  # share of quarantined images that is an error
+    scoring: ActorResources = ActorResources(workers=1, num_cpus=0.0)  # 0 CPUs: samplers may use all
+    max_quarantined: Annotated[float, Field(ge=0, le=1)] = 0.05  # largest share of quarantined images; more is an error

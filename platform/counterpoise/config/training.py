@@ -1,4 +1,4 @@
-"""Stages, and what they share."""
+"""Configuration of training: stages, and the settings that they share."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from counterpoise.config.base import NonNegativeInt, Section, Share
 from counterpoise.config.synthesis import ActorResources
 
-# These two agree with the selectable metrics of counterpoise.evaluation.catalogue: a test holds them together.
+# A test keeps these two equal to the selectable metrics of counterpoise.evaluation.catalogue.
 SelectBy = Literal["worst_group_accuracy", "balanced_accuracy", "class_balanced_accuracy", "accuracy", "last"]
 GROUP_METRICS = ("worst_group_accuracy", "balanced_accuracy")  # to select by these, validation groups must be known
 
@@ -17,28 +17,28 @@ GROUP_METRICS = ("worst_group_accuracy", "balanced_accuracy")  # to select by th
 Transform = Literal["flip", "crop"] | dict[str, dict[str, Any]]
 
 
-def _only(section: Section, chosen: object, takes: dict[str, tuple[str, ...]], needs: bool = False) -> None:
-    """Refuses settings that the chosen name does not take (those that are not at their default)."""
-    own = takes.get(str(chosen), ())
+def _only(section: Section, variant: object, takes: dict[str, tuple[str, ...]], needs: bool = False) -> None:
+    """Reject settings, other than defaults, that the variant does not take."""
+    accepted = takes.get(str(variant), ())
     for name, keys in takes.items():
         for key in keys:
-            if key in own:
+            if key in accepted:
                 continue
             if getattr(section, key) != type(section).model_fields[key].get_default(call_default_factory=True):
-                raise ValueError(f"{chosen!r} does not take `{key}` (that is for {name!r})")
+                raise ValueError(f"{variant!r} does not take `{key}` (that is for {name!r})")
     if needs:
-        for key in own:
+        for key in accepted:
             if getattr(section, key) in (None, []):
-                raise ValueError(f"{chosen!r} needs `{key}`")
+                raise ValueError(f"{variant!r} needs `{key}`")
 
 
 def _one_length(section: Stage | Training) -> None:
     if section.epochs is not None and section.steps is not None:
-        raise ValueError("give `epochs` or `steps`, not both (`epochs: null` takes back what an extended file says)")
+        raise ValueError("give `epochs` or `steps`, not both (`epochs: null` unsets the value of an extended file)")
 
 
 class Objective(Section):
-    """What is minimised: a loss of each image, and a risk that says how much each of a batch's losses counts."""
+    """Training objective: a per-image loss, reduced over the batch by a risk."""
 
     loss: Literal[
         "cross_entropy",
@@ -52,15 +52,15 @@ class Objective(Section):
     ] = "cross_entropy"
     risk: Literal["mean", "group_dro", "cvar_dro", "relative_difficulty"] = "mean"
     tau: PositiveFloat = 1.0  # logit_adjustment: strength
-    gamma: PositiveFloat = 2.0  # focal
-    q: Share = 0.7  # generalized_cross_entropy
+    gamma: PositiveFloat = 2.0  # focal: exponent of the down-weighting of easy images
+    q: Share = 0.7  # generalized_cross_entropy: q; 0 is cross-entropy, 1 mean absolute error
     max_margin: PositiveFloat = 0.5  # ldam: the rarest class's margin
     margin: PositiveFloat | None = None  # arcface (radians, 0.5 by default), adaface (0.4 by default)
     concentration: PositiveFloat = 0.333  # adaface: h
-    scale: PositiveFloat | None = None  # ldam (30 by default): what margined logits are multiplied with
+    scale: PositiveFloat | None = None  # ldam: factor of the logits after the margin, 30 by default
     step_size: PositiveFloat = 0.01  # group_dro: η_q
     adjustment: Annotated[float, Field(ge=0)] = 0.0  # group_dro: C of the generalisation adjustment C / √n_g
-    worst_share: Annotated[float, Field(gt=0, le=1)] = 0.2  # cvar_dro: α, the share of a batch that counts
+    worst_share: Annotated[float, Field(gt=0, le=1)] = 0.2  # cvar_dro: α, the share of the largest losses that counts
 
     @model_validator(mode="after")
     def _consistent(self) -> Objective:
@@ -78,12 +78,14 @@ class Objective(Section):
 
 
 class Optimizer(Section):
+    """Optimizer and learning-rate schedule."""
+
     name: Literal["adam", "adamw", "sgd"] = "adam"
     lr: PositiveFloat = 1e-3
     weight_decay: Annotated[float, Field(ge=0)] = 1e-5
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9  # sgd
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9  # sgd only
     schedule: Literal["constant", "cosine", "step"] = "constant"
-    milestones: list[PositiveInt] = []  # step: epochs after which the rate is multiplied by `decay`
+    milestones: list[PositiveInt] = []  # step: epochs after which the learning rate is multiplied by `decay`
     decay: Share = 0.1  # step
 
     @model_validator(mode="after")
@@ -93,10 +95,10 @@ class Optimizer(Section):
 
 
 class Mixture(Section):
-    """How the views of a stage come together; without either, they are concatenated."""
+    """Combination of a stage's views; without either key, they are concatenated."""
 
     real_share: Share | None = None  # every batch has this share of real images (FG: 0.5), the rest is synthetic
-    subsample: Literal["class", "cell"] | None = None  # as many of each class or cell as the rarest has, drawn by seed
+    subsample: Literal["class", "cell"] | None = None  # reduce each class or cell to the size of the rarest, by seed
 
     @model_validator(mode="after")
     def _one(self) -> Mixture:
@@ -106,25 +108,25 @@ class Mixture(Section):
 
 
 class Mix(Section):
-    """Two images become one, their losses are weighted alike (Zhang et al. 2018; Yun et al. 2019)."""
+    """Mixing of image pairs and of their losses with the same weight (Zhang et al. 2018; Yun et al. 2019)."""
 
     name: Literal["mixup", "cutmix"] = "mixup"
-    alpha: PositiveFloat = 1.0  # of Beta(α, α), drawn once for each batch
-    pairs: Literal["any", "real_synthetic"] = "any"  # with any image of the batch, or with one of the other source
+    alpha: PositiveFloat = 1.0  # weight drawn from Beta(α, α), once per batch
+    pairs: Literal["any", "real_synthetic"] = "any"  # partner: any image of the batch, or one of the other source
 
 
 class Trainable(Section):
-    """Which parameters move; the others leave the optimizer."""
+    """Trainable parameters of a stage; all others are frozen and excluded from the optimizer."""
 
     name: Literal["all", "last_layer", "blocks", "all_but_blocks", "random", "lora", "selective"] = "all"
     blocks: list[str] = []  # blocks, all_but_blocks: names of the backbone's modules, such as layer4
     share: Share | None = None  # random: share of the parameter tensors, drawn by seed
     rank: PositiveInt = 4  # lora
     alpha: PositiveFloat = 8.0  # lora: the update is multiplied by alpha / rank
-    top_k: PositiveInt | Share | None = None  # selective: tensors taken of each ranking, a count or a share
-    similar: list[str] = ["real", "biased"]  # selective: two views whose gradients shall differ little,
-    different: list[str] = ["biased", "balanced"]  # and two whose gradients shall differ much
-    distance: Literal["absolute", "cosine"] = "absolute"  # selective: of two gradients of a tensor
+    top_k: PositiveInt | Share | None = None  # selective: tensors taken from each ranking, as a count or a share
+    similar: list[str] = ["real", "biased"]  # selective: two views; tensors whose gradients differ least are taken
+    different: list[str] = ["biased", "balanced"]  # selective: two views; tensors whose gradients differ most are taken
+    distance: Literal["absolute", "cosine"] = "absolute"  # selective: distance of two gradients of a tensor
 
     @model_validator(mode="after")
     def _consistent(self) -> Trainable:
@@ -142,46 +144,47 @@ class Trainable(Section):
         }
         _only(self, self.name, takes)
         if len(self.similar) != 2 or len(self.different) != 2:
-            raise ValueError("`similar` and `different` name two views each")
+            raise ValueError("`similar` and `different` take two views each")
         return self
 
 
 class Dfr(Section):
     """Deep feature reweighting (Kirichenko et al. 2023): L1 logistic regression as the last layer, no epochs."""
 
-    strengths: list[PositiveFloat] = Field([3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003], min_length=1)  # C, inverse
+    # values of C to try, the inverse strength of the L1 penalty
+    strengths: list[PositiveFloat] = Field([3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003], min_length=1)
     refits: PositiveInt = 20  # on group-balanced draws; coefficients are averaged
-    normalize: bool = False  # features to length 1 first, as FFR's authors' code has it
+    normalize: bool = False  # scale features to length 1 first, as FFR's code does
 
 
 class Stage(Section):
-    """One fit: on which data, with which objective, which parameters, for how long, from where."""
+    """Training stage: data, objective, trainable parameters, length and start of one fit."""
 
-    name: str
+    name: str  # unique in the experiment
     data: list[str] = Field(min_length=1)  # views: "real", "validation", or names of plans
     mixture: Mixture = Mixture()
     start: str | None = None  # an earlier stage, "scratch", or a file of weights; by default the stage before
-    head: Literal["kept", "fresh"] = "kept"  # the last layer's weights: the start's, or new ones
+    head: Literal["kept", "fresh"] = "kept"  # last layer: kept from the start, or new
     objective: Objective = Objective()
     sampling: Literal["uniform", "class_balanced", "square_root", "group_balanced", "errors"] = "uniform"
-    reference: str | None = None  # an earlier stage whose mistakes `errors` and `relative_difficulty` look at
-    upweight: PositiveFloat = 20.0  # errors: how much more often an image that the reference gets wrong is shown
-    groups: Literal["cell", "cell_source"] = "cell"  # what objective and sampling call a group
+    reference: str | None = None  # earlier stage whose mistakes `errors` and `relative_difficulty` use
+    upweight: PositiveFloat = 20.0  # errors: sampling weight of images that the reference misclassifies
+    groups: Literal["cell", "cell_source"] = "cell"  # groups of objective and sampling
     trainable: Trainable = Trainable()
     augmentation: list[Transform] | None = None  # by default training.augmentation
     mix: Mix | None = None
     epochs: PositiveInt | None = None  # by default training.epochs or training.steps
-    steps: PositiveInt | None = None  # instead of epochs: as many whole epochs as come nearest to this many batches
+    steps: PositiveInt | None = None  # instead of epochs: the number of whole epochs nearest to this many batches
     optimizer: Optimizer | None = None  # by default training.optimizer
-    batch_norm: Literal["train", "frozen_statistics", "frozen"] = "train"  # frozen: scale and shift do not move either
+    batch_norm: Literal["train", "frozen_statistics", "frozen"] = "train"  # frozen: scale and shift are frozen too
     select_by: SelectBy | None = None  # by default training.select_by
-    dfr: Dfr | None = None  # instead of epochs
+    dfr: Dfr | None = None  # fit the last layer by DFR instead of epochs
 
     @model_validator(mode="after")
     def _consistent(self) -> Stage:
-        wants = self.sampling == "errors" or self.objective.risk == "relative_difficulty"
-        if wants != (self.reference is not None):
-            verb = "need" if wants else "do not take"
+        needs_reference = self.sampling == "errors" or self.objective.risk == "relative_difficulty"
+        if needs_reference != (self.reference is not None):
+            verb = "need" if needs_reference else "do not take"
             raise ValueError(f"sampling {self.sampling!r} with risk {self.objective.risk!r} {verb} a `reference` stage")
         _one_length(self)
         if self.sampling != "errors" and self.upweight != 20.0:
@@ -205,14 +208,14 @@ class Stage(Section):
 
     @property
     def views(self) -> dict[str, list[str]]:
-        """The views that this stage learns from, by key: those it trains on, and those that a mask looks at."""
+        """Views that this stage uses, by key: those it trains on, and those that a selective mask compares."""
         mask = self.trainable
         looked_at = {"trainable.similar": mask.similar, "trainable.different": mask.different}
         return {"data": self.data} | (looked_at if mask.name == "selective" else {})
 
     @property
     def plain(self) -> bool:
-        """Whether this is nothing but the mean cross-entropy of all images, each as often as the others."""
+        """True for plain training: mean cross-entropy over all images, sampled uniformly."""
         return all(
             getattr(self, key) == type(self).model_fields[key].default
             for key in ("mixture", "objective", "sampling", "trainable", "mix", "dfr")
@@ -220,29 +223,29 @@ class Stage(Section):
 
     @property
     def group_aware(self) -> bool:
-        """Whether training (not selection) looks at the groups of its images."""
+        """True if training (not selection) uses the groups of its images."""
         by_group = self.sampling == "group_balanced" or self.objective.risk == "group_dro"
         return by_group or self.mixture.subsample == "cell" or self.dfr is not None
 
 
 class Training(Section):
-    """What all stages share."""
+    """Settings that all stages share."""
 
     backbone: str = "small_cnn"  # small_cnn, or a torchvision classification model by name
     head: Literal["linear", "cosine"] = "linear"  # cosine: angles to class directions, for arcface and adaface
-    pretrained: bool = False  # torchvision's default weights
-    image_size: PositiveInt = 32  # images are resized to this many pixels a side
-    epochs: PositiveInt | None = None  # of each stage; 20, unless `steps` are given
-    steps: PositiveInt | None = None  # of each stage, instead of epochs: alike for few images and for many
+    pretrained: bool = False  # start from torchvision's default weights
+    image_size: PositiveInt = 32  # pixels per side that images are resized to
+    epochs: PositiveInt | None = None  # per stage; 20 unless `steps` is given
+    steps: PositiveInt | None = None  # per stage, instead of epochs: the same for few images and for many
     batch_size: PositiveInt = 128  # over all workers
     optimizer: Optimizer = Optimizer()
     augmentation: list[Transform] = []
     select_by: SelectBy = "worst_group_accuracy"
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"  # of forward passes; auto: bfloat16 on a GPU
-    compile: bool = False  # torch.compile: a minute at the start of every stage, then faster steps
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"  # precision of forward passes; auto: bfloat16 on a GPU
+    compile: bool = False  # torch.compile: a minute per stage to start, then faster steps
     num_workers: PositiveInt = 1  # Ray Train workers of one fit
-    resources: ActorResources = ActorResources(num_cpus=1.0)  # of each worker; resources.workers: fits at once
-    max_failures: NonNegativeInt = 2
+    resources: ActorResources = ActorResources(num_cpus=1.0)  # per worker; resources.workers: fits in parallel
+    max_failures: NonNegativeInt = 2  # restarts of a fit after a worker dies
 
     @model_validator(mode="before")
     @classmethod

@@ -1,4 +1,4 @@
-"""Trees of keys and values, and the file that each key comes from."""
+"""Trees of keys and values, and the source of each key."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ Tree = dict[str, Any]
 
 
 def dotted(path: Sequence[str | int]) -> str:
-    """A key path as users write it: ``plans.synthetic.rate``."""
+    """Return a key path as users write it: ``plans.synthetic.rate``."""
     return ".".join(map(str, path)) or "(the whole file)"
 
 
 def key_paths(node: object, prefix: KeyPath = ()) -> Iterable[KeyPath]:
+    """Yield the key path of every node below this one."""
     if prefix:
         yield prefix
     items: Iterable = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
@@ -24,7 +25,7 @@ def key_paths(node: object, prefix: KeyPath = ()) -> Iterable[KeyPath]:
 
 
 def merge(tree: Tree, other: Tree, sources: Sources, where: Sources, prefix: KeyPath = ()) -> None:
-    """Lays ``other`` over ``tree`` in place: mappings key by key, anything else whole."""
+    """Merge ``other`` over ``tree`` in place: mappings key by key, anything else whole."""
     for key, value in other.items():
         path = (*prefix, key)
         if isinstance(value, dict) and isinstance(tree.get(key), dict):

@@ -1,1 +1,1 @@
-"""Helpers without a domain noun in them: digests, progress, environment, plugins, model sources."""
+"""Domain-independent helpers: digests, progress, environment, plugins, model sources."""

@@ -1,4 +1,4 @@
-"""Addresses: digests of JSON-able values."""
+"""Content addresses: digests of JSON-serializable values."""
 
 from __future__ import annotations
 
@@ -7,6 +7,6 @@ import json
 
 
 def digest(value: object) -> str:
-    """The address of a JSON-able value: 16 hex digits of the SHA-256 of its canonical form."""
+    """Return the address of a JSON-serializable value: 16 hex digits of the SHA-256 of its canonical form."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""Environment variables for as long as a block lasts."""
+"""Environment variables set for the duration of a block."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 
 @contextlib.contextmanager
 def environment(values: Mapping[str, str]) -> Iterator[None]:
-    """Sets environment variables inside the block."""
+    """Set environment variables inside the block and restore them after it."""
     before = {key: os.environ.get(key) for key in values}
     os.environ.update(values)
     try:

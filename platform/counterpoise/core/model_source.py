@@ -1,7 +1,7 @@
-"""Where models are: a hub id, a folder, or a folder inside an installed Python package.
+"""Model sources: a hub id, a folder, or a folder inside an installed Python package.
 
-Nothing here loads a model. :func:`locate` says what ``from_pretrained`` takes; :func:`fingerprint` says which weights
-those are, so that a pool of images can be addressed by the model that made it, wherever that model lies.
+Nothing here loads a model. :func:`locate` gives the argument of ``from_pretrained``; :func:`fingerprint` identifies
+the weights, so that a pool of images is addressed by the model that sampled it, wherever that model is stored.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ _ALLOWED = "a hub id (owner/name), a folder, or package:NAME/path"
 
 
 def locate(model: str, where: str) -> str:
-    """The folder (absolute) or hub id that ``model`` names.
+    """Return the folder (absolute) or hub id that ``model`` names.
 
     Args:
         model: ``owner/name`` on the hub, a path, or ``package:NAME/path``: a folder inside the Python package NAME.
-            A path that could be mistaken for a hub id is a path if it exists. The prefixes ``hf-hub:`` and
+            A path that has the form of a hub id is a path if it exists. The prefixes ``hf-hub:`` and
             ``local-dir:`` of open_clip are kept.
         where: The key path, for errors.
 
     Raises:
-        ModelError: The folder or the package does not exist, or this can be neither path nor hub id.
+        ModelError: The folder or the package does not exist, or ``model`` is neither a path nor a hub id.
     """
     if not model:
         raise ModelError("no model is named", where=where, found="nothing", allowed=_ALLOWED)
@@ -46,16 +46,16 @@ def locate(model: str, where: str) -> str:
 
 
 def is_folder(located: str) -> bool:
-    """Whether what :func:`locate` returned is a folder on this machine."""
+    """Return True if a result of :func:`locate` is a folder on this machine."""
     return Path(located).is_absolute()
 
 
 def fingerprint(model: str, revision: str | None = None, where: str = "model") -> dict[str, str]:
-    """Which weights a model has, independent of where they lie.
+    """Identify the weights of a model, independent of where they are stored.
 
     Returns:
         ``{"sha256": …}`` of a folder's files (documentation and hidden files aside), or ``{"id": …, "revision": …}``
-        with the commit that the revision stands for on the hub now or, without a network, in the local cache.
+        with the commit that the revision points to on the hub now or, without a network, in the local cache.
 
     Raises:
         ModelError: There is no such model, or the hub cannot be reached and the model is not in its local cache.
@@ -68,7 +68,7 @@ def fingerprint(model: str, revision: str | None = None, where: str = "model") -
 
 
 def hash_of_file(path: Path) -> str:
-    """SHA-256 of a file; computed once per process as long as the file does not change."""
+    """Return the SHA-256 of a file; computed once per process as long as the file does not change."""
     status = path.stat()
     return _hash_of_file(path, status.st_mtime_ns, status.st_size)
 
@@ -119,7 +119,7 @@ def _commit(model: str, revision: str | None, where: str) -> str:
         remedy = "check the name and the network, log in with `hf auth login` if it is gated, or name a folder"
         found = f"{model}: {str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__}"
         raise ModelError(
-            "the model is neither a folder nor to be had from the hub",
+            "the model is neither a folder nor available from the hub",
             where=where,
             found=found,
             allowed=_ALLOWED,

@@ -1,4 +1,4 @@
-"""A user's own function, named in the config as ``module:function``."""
+"""User-defined functions, named in the config as ``module:function``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from counterpoise.errors import ConfigError, did_you_mean
 
 
 def load(reference: str, where: str) -> Callable[..., Any]:
-    """The function ``module:function``; modules in the working folder are found too.
+    """Import the function ``module:function``; modules in the working folder are found too.
 
     Args:
         reference: Module, colon, function.
@@ -24,15 +24,15 @@ def load(reference: str, where: str) -> Callable[..., Any]:
     if "" not in sys.path:
         sys.path.append("")  # python adds the working folder itself, a console script does not
     try:
-        found = importlib.import_module(module)
+        imported = importlib.import_module(module)
     except ImportError as error:
         remedy = "put the module into the working folder or on PYTHONPATH, or install it"
         raise ConfigError(
             "this module cannot be imported", where=where, found=f"{reference}: {error}", remedy=remedy
         ) from error
-    function = getattr(found, name, None)
+    function = getattr(imported, name, None)
     if not callable(function):
-        callables = [key for key, value in vars(found).items() if callable(value)]
+        callables = [key for key, value in vars(imported).items() if callable(value)]
         raise ConfigError(
             "the module has no such function", where=where, found=reference, remedy=did_you_mean(name, callables)
         )

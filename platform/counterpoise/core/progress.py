@@ -1,6 +1,6 @@
-"""Progress of long work, on standard error: a bar with rate and time left in a terminal, plain lines elsewhere.
+"""Progress of long work and warnings, on standard error.
 
-And what a user should know but need not mend.
+A terminal gets a bar with rate and time left, anything else plain lines.
 """
 
 from __future__ import annotations
@@ -14,15 +14,17 @@ _LINE_SECONDS = 5.0
 
 
 class Progress:
-    """Counts work that is done. Used as a context::
+    """Counter of finished units of work, used as a context manager.
+
+    Example::
 
         with Progress("sampling", total=1200, unit="images") as progress:
             progress.advance(32)
 
     Args:
-        title: What is going on, one word or two.
-        total: How many units there are.
-        unit: Their name, in the plural.
+        title: Name of the work, one word or two.
+        total: Number of units.
+        unit: Name of the units, in the plural.
     """
 
     def __init__(self, title: str, total: int, unit: str) -> None:
@@ -43,7 +45,7 @@ class Progress:
             self._line()
 
     def advance(self, count: int = 1, note: str = "") -> None:
-        """Says that ``count`` more units are done; ``note`` is shown beside them."""
+        """Record that ``count`` more units are done; ``note`` is shown after the rate."""
         self.done += count
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], advance=count, note=note, rate=self.rate)
@@ -51,7 +53,7 @@ class Progress:
             self._line(note)
 
     def restart_clock(self, seconds_ago: float) -> None:
-        """Work began so many seconds ago: what was before was start-up, and is no part of the rate."""
+        """Move the start of the work to ``seconds_ago``: start-up time before it does not count in the rate."""
         self._start = time.monotonic() - seconds_ago
 
     @property
@@ -61,8 +63,8 @@ class Progress:
 
     def _line(self, note: str = "") -> None:
         self._last_line = time.monotonic()
-        left = (self.total - self.done) / self.rate if self.done else 0
-        ending = f"{left:.0f} s left" if self.done < self.total else f"{time.monotonic() - self._start:.1f} s"
+        seconds_left = (self.total - self.done) / self.rate if self.done else 0
+        ending = f"{seconds_left:.0f} s left" if self.done < self.total else f"{time.monotonic() - self._start:.1f} s"
         text = f"{self.title}: {self.done}/{self.total} {self.unit}, {self.rate:.2f}/s, {ending} {note}"
         print(text.rstrip(), file=sys.stderr, flush=True)
 
@@ -86,5 +88,5 @@ def _bar(title: str, total: int, unit: str) -> Any:
 
 
 def warn(message: str) -> None:
-    """A line on standard error, not to a logger: libraries that configure logging switch off those that exist."""
+    """Print a warning on standard error, not to a logger: libraries that configure logging disable existing ones."""
     print(f"warning: {message}", file=sys.stderr, flush=True)

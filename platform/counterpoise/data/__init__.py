@@ -1,1 +1,1 @@
-"""Where real images come from, how they are made imbalanced on purpose, and what is wrong with them."""
+"""Real datasets: adapters, import, splits, imposed imbalance, tints and audit."""

@@ -1,4 +1,4 @@
-"""What is wrong with a dataset: which cells are rare or empty, and how well the group predicts the class."""
+"""Audit of a dataset: rare and empty cells, class imbalance, and association of group and class."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ from counterpoise.storage.view import ImageView
 if TYPE_CHECKING:
     from rich.table import Table
 
-_STRONG = 0.3  # Cramér's V from which the group is worth acting on
-_LONG = 10.0  # likewise the imbalance factor
+_STRONG = 0.3  # Cramér's V from which a suggestion is made
+_LONG = 10.0  # imbalance factor from which a suggestion is made
 _RARE_TEST = 10  # below this many test images, an accuracy moves in steps of more than ten points
 
 
 @dataclass(frozen=True)
 class Audit:
-    """Numbers of the training split, if nothing else is said.
+    """Counts and imbalance measures of a dataset, of its training split unless stated otherwise.
 
     Attributes:
         labels: Class names.
         groups: Group names; empty for a dataset without groups.
-        counts: Images of each class × group; one column without groups. Unknown groups are not in it.
+        counts: Images of each class × group; one column without groups. Images of unknown group are not counted.
         split_counts: The same for each split.
-        class_counts: Images of each class, those of unknown group too.
+        class_counts: Images of each class, including those of unknown group.
         imbalance_factor: Largest over smallest class, of the classes that have images; None if there is none.
         cramers_v: Association of class and group in [0, 1], without correction for bias, over the classes and groups
             that have images; None if there are not two of each.
         majority_group: Class -> its most frequent group (the first of equals); None for a class without images.
         majority_rate: Class -> that group's share of the class's images of known group.
         shots: Class -> many, medium or few, by ``evaluation.many`` and ``evaluation.few``.
-        unknown_group: Images whose group is not known, in a dataset with groups.
+        unknown_group: Number of images of unknown group, in a dataset with groups.
         empty_cells: Cells without an image, as [class, group].
-        suggestions: What to know and what to try, in words.
+        suggestions: Sentences on findings and remedies.
     """
 
     labels: list[str]
@@ -57,12 +57,12 @@ class Audit:
     suggestions: list[str]
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON-able dictionary of all attributes."""
+        """Return all attributes as a JSON-serializable dictionary."""
         return asdict(self)
 
 
 def audit(view: ImageView, evaluation: config.Evaluation) -> Audit:
-    """Audits a dataset with all its splits."""
+    """Audit a dataset with all its splits."""
     names = view.names
     splits = {split: view.where(split=split) for split in SPLITS}
     counts = {split: part.counts for split, part in splits.items()}
@@ -90,26 +90,26 @@ def audit(view: ImageView, evaluation: config.Evaluation) -> Audit:
 
 
 def imbalance_factor(counts: Int[np.ndarray, " classes"]) -> float | None:
-    """Largest over smallest count (Cui et al. 2019), empty classes left out; None if all are empty."""
-    there = counts[counts > 0]
-    return float(there.max() / there.min()) if len(there) else None
+    """Return largest over smallest count (Cui et al. 2019) without empty classes; None if all are empty."""
+    present = counts[counts > 0]
+    return float(present.max() / present.min()) if len(present) else None
 
 
 def cramers_v(counts: Int[np.ndarray, "classes groups"]) -> float | None:
-    """Cramér's V = √(χ² / (n · (min(rows, columns) - 1))), without correction for bias.
+    """Compute Cramér's V = √(χ² / (n · (min(rows, columns) - 1))), without correction for bias.
 
     Empty rows and columns are left out; None if less than 2 × 2 remains.
     """
-    there = counts[counts.sum(1) > 0][:, counts.sum(0) > 0]
-    if min(there.shape) < 2:
+    observed = counts[counts.sum(1) > 0][:, counts.sum(0) > 0]
+    if min(observed.shape) < 2:
         return None
-    expected = np.outer(there.sum(1), there.sum(0)) / there.sum()
-    chi2 = ((there - expected) ** 2 / expected).sum()
-    return float(np.sqrt(chi2 / there.sum() / (min(there.shape) - 1)))
+    expected = np.outer(observed.sum(1), observed.sum(0)) / observed.sum()
+    chi2 = ((observed - expected) ** 2 / expected).sum()
+    return float(np.sqrt(chi2 / observed.sum() / (min(observed.shape) - 1)))
 
 
 def shots(counts: Int[np.ndarray, " classes"], evaluation: config.Evaluation) -> list[str]:
-    """many above ``evaluation.many`` training images, few below ``evaluation.few``, else medium (SYNAuG, section 4)."""
+    """Label classes many above ``evaluation.many`` images, few below ``.few``, else medium (SYNAuG, section 4)."""
     return ["many" if n > evaluation.many else "few" if n < evaluation.few else "medium" for n in counts]
 
 
@@ -128,32 +128,34 @@ def _majorities(
 def _suggestions(
     facts: dict[str, Any], counts: dict[str, Int[np.ndarray, "classes groups"]], names: LabelSpace
 ) -> list[str]:
-    said = []
+    suggestions = []
     if empty := [" × ".join(cell) for cell in facts["empty_cells"]]:
-        said.append(f"no training image in {_cells(empty)}: synthetic ones are all there can be")
+        suggestions.append(f"no training image in {_cells(empty)}: only synthetic images can fill it")
     v, factor = facts["cramers_v"], facts["imbalance_factor"]
     if v is not None and v >= _STRONG:
         rates = [rate for rate in facts["majority_rate"].values() if rate is not None]
-        said.append(
+        suggestions.append(
             f"the group predicts the class: Cramér's V = {v:.2f}, and on average {np.mean(rates):.1%} of a class are "
             "in one group; try the method ffr (plan asb), or usb"
         )
     if factor is not None and factor >= _LONG:
-        said.append(
+        suggestions.append(
             f"long tail: the largest class has {factor:.0f} times the images of the smallest; "
             "try the plan uniformize by class"
         )
     if few := [label for label, shot in facts["shots"].items() if shot == "few"]:
-        said.append(f"few-shot classes: {', '.join(few)}")
+        suggestions.append(f"few-shot classes: {', '.join(few)}")
     if facts["unknown_group"]:
-        said.append(f"{facts['unknown_group']} training images have no known group: no cell counts them")
-    for split, why in (("validation", "models are selected without"), ("test", "accuracy cannot be measured in")):
+        suggestions.append(f"{facts['unknown_group']} training images are of unknown group and counted in no cell")
+    for split, why in (("validation", "model selection ignores"), ("test", "accuracy cannot be measured in")):
         if lacking := [names.cell(*map(int, cell)) for cell in np.argwhere(counts[split] == 0)]:
-            said.append(f"the {split} split lacks {_cells(lacking)}: {why} {'it' if len(lacking) == 1 else 'them'}")
+            suggestions.append(
+                f"the {split} split lacks {_cells(lacking)}: {why} {'it' if len(lacking) == 1 else 'them'}"
+            )
     rare = np.argwhere((counts["test"] > 0) & (counts["test"] < _RARE_TEST))
     if coarse := [names.cell(*map(int, cell)) for cell in rare]:
-        said.append(f"fewer than {_RARE_TEST} test images in {_cells(coarse)}: accuracy there is coarse")
-    return said
+        suggestions.append(f"fewer than {_RARE_TEST} test images in {_cells(coarse)}: accuracy there is coarse")
+    return suggestions
 
 
 def _cells(cells: list[str]) -> str:
@@ -161,7 +163,7 @@ def _cells(cells: list[str]) -> str:
 
 
 def render(result: Audit) -> Table:
-    """The counts as a table for the terminal, rare cells marked."""
+    """Render the counts as a table for the terminal, with empty cells marked."""
     from rich.table import Table
 
     table = Table(title="training images", title_justify="left")

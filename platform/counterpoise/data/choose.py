@@ -1,6 +1,6 @@
-"""From a dataset's rows by name to the rows that are taken: their codes, their splits, and what is wrong with the rest.
+"""Selection of a dataset's rows: codes and splits of the selected rows, defects of the others.
 
-Everything here happens before an image is read.
+Nothing here reads an image.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from counterpoise.storage.schema import LabelSpace
 
 @dataclass(frozen=True)
 class SelectedRows:
-    """The rows to take, in source order, and the rows that cannot be taken.
+    """Selected rows in source order, and the rows with defects.
 
     Attributes:
         names: Names of classes and groups.
-        rows: Row numbers in the source.
+        rows: Row indices in the source.
         labels: Class codes.
         groups: Group codes; -1 is unknown.
         splits: train, validation or test.
-        defects: Source row -> why it is quarantined.
+        defects: Source row -> reason for its quarantine.
     """
 
     names: LabelSpace
@@ -41,13 +41,13 @@ class SelectedRows:
 
 
 def choose(rows: Rows, data: config.Data) -> SelectedRows:
-    """Applies ``rows``, ``classes``, ``groups``, ``splits`` and ``tint`` of the configuration, in that order.
+    """Apply ``rows``, ``classes``, ``groups``, ``splits`` and ``tint`` of the configuration, in that order.
 
-    Rows of classes or groups that the configuration does not list are not taken; that is a choice. Rows without a
-    label or with a strange split are quarantined; that is a defect. Rows of unknown group are taken as group -1.
+    Rows of classes or groups that the configuration does not list are left out. Rows without a label or with an
+    unknown split are defects and are quarantined. Rows of unknown group are selected as group -1.
 
     Raises:
-        DataError: The configuration names classes or groups that are not there, ids repeat, or a split is empty.
+        DataError: The configuration names unknown classes or groups, ids repeat, or a split is empty.
     """
     splits = None if rows.splits is None else [name and split_name(name) for name in rows.splits]
     taken = _slice(len(rows.ids), splits, data.rows)
@@ -55,7 +55,7 @@ def choose(rows: Rows, data: config.Data) -> SelectedRows:
     sound = [row for row in taken if row not in defects]
     if not sound:
         counted = one_of(f"{count} × {why}" for why, count in Counter(defects.values()).most_common(5))
-        raise DataError("no row of this dataset can be used", where="data", found=counted or "no rows")
+        raise DataError("the dataset has no usable row", where="data", found=counted or "no rows")
     classes = _order("classes", (rows.labels[row] for row in sound), data.classes, rows.classes)
     of_class = set(classes)
     sound = [row for row in sound if rows.labels[row] in of_class]
@@ -74,41 +74,41 @@ def choose(rows: Rows, data: config.Data) -> SelectedRows:
 
 
 def _slice(size: int, splits: Sequence[str | None] | None, text: str | None) -> list[int]:
-    """The training rows that ``data.rows`` leaves (all rows count as such without splits), and all other rows."""
+    """Return the training rows within ``data.rows`` (without splits, all rows are training rows) and all other rows."""
     if text is None:
         return list(range(size))
     training = [row for row in range(size) if splits is None or splits[row] == "train"]
-    left = training[slice(*(int(bound) if bound else None for bound in text.split(":")))]
-    if not left:
+    remaining = training[slice(*(int(bound) if bound else None for bound in text.split(":")))]
+    if not remaining:
         found = f"{text} of {len(training)} training rows"
-        raise DataError("this slice leaves no training row", where="data.rows", found=found, remedy="start:stop:step")
-    return sorted({*range(size)} - {*training} | {*left})
+        raise DataError("the slice contains no training row", where="data.rows", found=found, remedy="start:stop:step")
+    return sorted({*range(size)} - {*training} | {*remaining})
 
 
 def _groups(rows: Rows, sound: Sequence[int], data: config.Data) -> tuple[str, ...]:
     if data.tint is not None:
         if rows.groups is not None:
             raise DataError(
-                "groups come from a tint or from the dataset, not from both",
+                "groups come either from a tint or from the dataset",
                 where="data.tint",
                 found="a dataset with groups",
-                remedy="leave out data.tint, or what names the group",
+                remedy="leave out data.tint, or the key that names the group",
             )
         return tuple(data.tint.colors)
     if rows.groups is not None:
         return _order("groups", (rows.groups[row] for row in sound), data.groups, rows.group_order)
     if data.groups is not None:
         raise DataError(
-            "this dataset has no groups",
+            "the dataset has no groups",
             where="data.groups",
             found=one_of(data.groups),
-            remedy="say where they are: data.columns.group, {group} in data.layout, or data.group",
+            remedy="name them by data.columns.group, {group} in data.layout, or data.group",
         )
     return ()
 
 
 def _codes(values: Sequence[str | None], names: tuple[str, ...]) -> Int[np.ndarray, " n"]:
-    code: dict[str | None, int] = {name: number for number, name in enumerate(names)}
+    code: dict[str | None, int] = {name: index for index, name in enumerate(names)}
     return np.array([code.get(value, -1) for value in values], dtype=np.int32)
 
 
@@ -125,15 +125,15 @@ def _defect(rows: Rows, splits: Sequence[str | None] | None, row: int) -> str | 
 def _order(
     key: str, values: Iterable[str | None], wanted: Sequence[str] | None, natural: Sequence[str] | None
 ) -> tuple[str, ...]:
-    """Names in the order of the configuration, else the dataset's own, else sorted (digits as numbers)."""
-    there = {value for value in values if value is not None}
-    listed = sorted(there, key=lambda name: (0, int(name), name) if name.lstrip("-").isdecimal() else (1, 0, name))
+    """Return names in the order of the configuration, else the dataset's, else sorted (digits as numbers)."""
+    present = {value for value in values if value is not None}
+    listed = sorted(present, key=lambda name: (0, int(name), name) if name.lstrip("-").isdecimal() else (1, 0, name))
     if wanted is None:
-        return tuple(name for name in natural if name in there) if natural is not None else tuple(listed)
+        return tuple(name for name in natural if name in present) if natural is not None else tuple(listed)
     for name in wanted:
-        if name not in there:
+        if name not in present:
             raise DataError(
-                f"no image is of this {'class' if key == 'classes' else 'group'}",
+                f"no image of this {'class' if key == 'classes' else 'group'}",
                 where=f"data.{key}",
                 found=name,
                 allowed=one_of(listed, 40) or "this dataset has none",
@@ -143,14 +143,14 @@ def _order(
 
 
 def _unique(rows: Rows, sound: Sequence[int]) -> None:
-    seen = Counter(rows.ids[row] for row in sound)
-    twice = [name for name, count in seen.most_common(3) if count > 1]
-    if twice:
-        repeated = sum(count > 1 for count in seen.values())
+    counts = Counter(rows.ids[row] for row in sound)
+    examples = [name for name, count in counts.most_common(3) if count > 1]
+    if examples:
+        repeated = sum(count > 1 for count in counts.values())
         raise DataError(
-            "ids repeat",
+            "duplicate ids",
             where="data.columns.id",
-            found=f"{repeated} ids more than once: {one_of(repr(name) for name in twice)}",
-            allowed="one row for each id (the image's path, if no column of ids is named)",
-            remedy="remove the repeated rows, or name a column with unique ids as data.columns.id",
+            found=f"{repeated} ids more than once: {one_of(repr(name) for name in examples)}",
+            allowed="unique ids (by default the paths of the images)",
+            remedy="remove the duplicate rows, or set data.columns.id to a column with unique ids",
         )

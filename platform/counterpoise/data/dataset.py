@@ -1,8 +1,8 @@
-"""A real dataset in the store: imported once, read as a view.
+"""Import of a real dataset into the store: done once, read as a view.
 
-Whatever the adapter, the rows end in one Parquet file at ``tables/<address>.parquet``, with what could not be used
-beside it in ``tables/<address>.quarantine.parquet``. The address is the digest of the configuration and of a
-fingerprint of the source, so a dataset is imported again when it changes, and not otherwise.
+With any adapter, the rows end in one Parquet file at ``tables/<address>.parquet``, and the unusable rows in
+``tables/<address>.quarantine.parquet``. The address is the digest of the configuration and of a fingerprint of the
+source, so a dataset is imported again if and only if it changes.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ from counterpoise.storage.schema import REAL, make_table
 from counterpoise.storage.store import Store
 from counterpoise.storage.view import ImageView
 
-_FORMAT = 1  # raised when the same source would be imported differently
-_ROWS, _BYTES = 1024, 128 << 20  # a row group is full at either
-_BATCH = 64  # images in work at once
+_FORMAT = 1  # to be raised when the same source would be imported differently
+_ROWS, _BYTES = 1024, 128 << 20  # limits of a row group
+_BATCH = 64  # images processed at once
 _KEPT = ("JPEG", "PNG", "WEBP")  # formats whose files are stored as they are
-_GREY = 16  # how far apart the channels of a grey image may be, for JPEG's sake
+_GREY = 16  # largest difference of the channels of a grey image, to tolerate JPEG
 _ORIENTATION = 0x0112
-_PLACE = ("root", "path", "download")  # where a dataset lies is no part of what it is; the fingerprint is
+_PLACE = ("root", "path", "download")  # the location is not part of the address; the fingerprint is
 
 QUARANTINE = pa.schema([(name, pa.string()) for name in ("id", "label", "group", "split", "reason", "detail")])
 Defect = tuple[int, str, str]  # source row, reason, detail
@@ -51,13 +51,13 @@ Defect = tuple[int, str, str]  # source row, reason, detail
 
 @dataclass(frozen=True)
 class Loaded:
-    """A dataset ready for use.
+    """Imported dataset.
 
     Attributes:
         view: All splits; training and validation rows thinned by ``data.imbalance``.
-        quarantined: Rows that could not be used.
-        reasons: How many of them for which reason.
-        key: The table in the store.
+        quarantined: Number of unusable rows.
+        reasons: Reason -> number of rows quarantined for it.
+        key: Key of the table in the store.
     """
 
     view: ImageView
@@ -67,20 +67,20 @@ class Loaded:
 
 
 def load(data: config.Data, store: Store) -> Loaded:
-    """The dataset, imported into the store if it is not there yet.
+    """Load the dataset, and import it into the store if it is not there yet.
 
     Raises:
-        DataError: It is not what the configuration says, or too many of its rows cannot be used. An import that fails
-            stores nothing.
+        DataError: The dataset is not what the configuration says, or too many of its rows are unusable. A failed
+            import stores nothing.
     """
     _check_tint(data)
     source = open_source(data)
     what = data.model_dump(mode="json", exclude={"imbalance", "max_quarantined", *_PLACE})
     address = digest({"format": _FORMAT, "data": what, "source": source.fingerprint})
-    key, aside = f"tables/{address}.parquet", f"tables/{address}.quarantine.parquet"
-    graph.run_all([_Import(data, store, key, aside)])
+    key, quarantine_key = f"tables/{address}.parquet", f"tables/{address}.quarantine.parquet"
+    graph.run_all([_Import(data, store, key, quarantine_key)])
     view = ImageView.open(store, [key])
-    with store.open(aside) as file:
+    with store.open(quarantine_key) as file:
         defects = pq.read_table(file)
     reasons = defects["reason"].to_pylist()
     _check_share(data, len(view) + len(defects), defects["id"].to_pylist(), reasons)
@@ -92,23 +92,23 @@ def load(data: config.Data, store: Store) -> Loaded:
 
 
 def _check_tint(data: config.Data) -> None:
-    for number, color in enumerate(data.tint.colors if data.tint else ()):
+    for index, color in enumerate(data.tint.colors if data.tint else ()):
         if color not in TINTS:
-            where = f"data.tint.colors.{number}"
+            where = f"data.tint.colors.{index}"
             remedy = did_you_mean(color, TINTS)
             raise DataError("unknown tint", where=where, found=color, allowed=one_of(TINTS, 40), remedy=remedy)
 
 
 def _check_share(data: config.Data, total: int, ids: list[str], reasons: list[str]) -> None:
-    """Raises DataError if the rows with these ids, quarantined for these reasons, are too many of ``total``."""
+    """Raise DataError if the rows with these ids, quarantined for these reasons, are too many of ``total``."""
     if len(ids) > data.max_quarantined * total:
         counted = ", ".join(f"{count} × {reason}" for reason, count in Counter(reasons).most_common(5))
         raise DataError(
-            "too many rows of this dataset cannot be used",
+            "too many rows of the dataset are unusable",
             where=f"rows {one_of(ids, 3)}",
             found=f"{len(ids)} of {total} ({len(ids) / total:.1%}): {counted}",
             allowed=f"data.max_quarantined: {data.max_quarantined:.1%}",
-            remedy="mend these rows, or raise data.max_quarantined",
+            remedy="repair these rows, or raise data.max_quarantined",
         )
 
 
@@ -125,7 +125,7 @@ class _Import:
     data: config.Data
     store: Store
     key: str
-    aside: str
+    quarantine_key: str
     parents: tuple[Any, ...] = ()
     num_workers = 1
     resources = config.ActorResources(num_cpus=1.0)
@@ -138,33 +138,33 @@ class _Import:
         return self.store.exists(self.key)
 
     def run(self) -> None:
-        _import(open_source(self.data).rows(), self.data, self.store, self.key, self.aside)
+        _import(open_source(self.data).rows(), self.data, self.store, self.key, self.quarantine_key)
 
 
-def _import(rows: Rows, data: config.Data, store: Store, key: str, aside: str) -> None:
-    chosen = choose(rows, data)
-    defects: list[Defect] = [(row, why, "") for row, why in chosen.defects.items()]
+def _import(rows: Rows, data: config.Data, store: Store, key: str, quarantine_key: str) -> None:
+    selected = choose(rows, data)
+    defects: list[Defect] = [(row, why, "") for row, why in selected.defects.items()]
     with tempfile.TemporaryDirectory(prefix="counterpoise-") as folder:
         table, quarantine = Path(folder, "table.parquet"), Path(folder, "quarantine.parquet")
-        with Progress("importing", total=len(chosen.rows), unit="images") as progress:
-            _write(table, _good(rows, chosen, data, defects, progress), rows, chosen)
-        if len(defects) == len(chosen.rows) + len(chosen.defects):
+        with Progress("importing", total=len(selected.rows), unit="images") as progress:
+            _write(table, _good(rows, selected, data, defects, progress), rows, selected)
+        if len(defects) == len(selected.rows) + len(selected.defects):
             raise DataError("no image of this dataset can be read", where="data", found=defects[-1][2])
         _write_quarantine(quarantine, rows, defects)
-        store.create(aside, quarantine)
-        store.create(key, table)  # last: where the table is, the quarantine is
+        store.create(quarantine_key, quarantine)
+        store.create(key, table)  # last, so that a table always has its quarantine
 
 
 def _good(
-    rows: Rows, chosen: SelectedRows, data: config.Data, defects: list[Defect], progress: Progress
+    rows: Rows, selected: SelectedRows, data: config.Data, defects: list[Defect], progress: Progress
 ) -> Iterator[tuple[int, bytes]]:
-    """(position among the chosen rows, encoded image) of what can be read; the rest is added to ``defects``."""
-    total = len(chosen.rows) + len(chosen.defects)
+    """Yield (position among the selected rows, encoded image) of readable images; add the others to ``defects``."""
+    total = len(selected.rows) + len(selected.defects)
     _check_defects(rows, data, total, defects)
-    for position, image in _images(rows, chosen, data):
+    for position, image in _images(rows, selected, data):
         if isinstance(image, OSError):
-            defects.append((int(chosen.rows[position]), "unreadable image", str(image)))
-            _check_defects(rows, data, total, defects)  # at once: nobody waits for an import that is going to fail
+            defects.append((int(selected.rows[position]), "unreadable image", str(image)))
+            _check_defects(rows, data, total, defects)  # at once, so that a hopeless import fails early
         else:
             yield position, image
         progress.advance()
@@ -175,45 +175,45 @@ def _check_defects(rows: Rows, data: config.Data, total: int, defects: list[Defe
         _check_share(data, total, [rows.ids[row] for row, _, _ in defects], [reason for _, reason, _ in defects])
 
 
-def _write(path: Path, images: Iterator[tuple[int, bytes]], rows: Rows, chosen: SelectedRows) -> None:
-    """Streams images into a Parquet file; at no time is there more than a row group in memory."""
-    schema = REAL.with_metadata(chosen.names.to_metadata())
+def _write(path: Path, images: Iterator[tuple[int, bytes]], rows: Rows, selected: SelectedRows) -> None:
+    """Stream images into a Parquet file; at most one row group is in memory."""
+    schema = REAL.with_metadata(selected.names.to_metadata())
     plain = {name: "none" if name == "image" else "zstd" for name in REAL.names}
     with pq.ParquetWriter(
         path, schema, compression=plain, use_dictionary=["split", "source"], write_statistics=["label", "group"]
     ) as writer:
-        held: list[tuple[int, bytes]] = []
+        batch: list[tuple[int, bytes]] = []
         size = 0
         for position, image in images:
-            held.append((position, image))
+            batch.append((position, image))
             size += len(image)
-            if len(held) == _ROWS or size > _BYTES:
-                writer.write_table(_table(held, rows, chosen))
-                held, size = [], 0
-        if held:
-            writer.write_table(_table(held, rows, chosen))
+            if len(batch) == _ROWS or size > _BYTES:
+                writer.write_table(_table(batch, rows, selected))
+                batch, size = [], 0
+        if batch:
+            writer.write_table(_table(batch, rows, selected))
 
 
-def _table(held: list[tuple[int, bytes]], rows: Rows, chosen: SelectedRows) -> pa.Table:
-    positions = np.array([position for position, _ in held], dtype=np.int64)
+def _table(batch: list[tuple[int, bytes]], rows: Rows, selected: SelectedRows) -> pa.Table:
+    positions = np.array([position for position, _ in batch], dtype=np.int64)
     columns = {
-        "id": [rows.ids[row] for row in chosen.rows[positions]],
-        "image": [image for _, image in held],
-        "label": chosen.labels[positions],
-        "group": chosen.groups[positions],
-        "split": chosen.splits[positions].tolist(),
-        "source": ["real"] * len(held),
+        "id": [rows.ids[row] for row in selected.rows[positions]],
+        "image": [image for _, image in batch],
+        "label": selected.labels[positions],
+        "group": selected.groups[positions],
+        "split": selected.splits[positions].tolist(),
+        "source": ["real"] * len(batch),
     }
-    return make_table(columns, REAL, chosen.names)
+    return make_table(columns, REAL, selected.names)
 
 
 def _write_quarantine(path: Path, rows: Rows, defects: list[Defect]) -> None:
-    numbers = [row for row, _, _ in defects]
+    indices = [row for row, _, _ in defects]
     columns = {
-        "id": [rows.ids[row] for row in numbers],
-        "label": [rows.labels[row] for row in numbers],
-        "group": [rows.groups[row] if rows.groups else None for row in numbers],
-        "split": [rows.splits[row] if rows.splits else None for row in numbers],
+        "id": [rows.ids[row] for row in indices],
+        "label": [rows.labels[row] for row in indices],
+        "group": [rows.groups[row] if rows.groups else None for row in indices],
+        "split": [rows.splits[row] if rows.splits else None for row in indices],
         "reason": [reason for _, reason, _ in defects],
         "detail": [detail for _, _, detail in defects],
     }
@@ -223,10 +223,10 @@ def _write_quarantine(path: Path, rows: Rows, defects: list[Defect]) -> None:
 # -- images ------------------------------------------------------------------------------------------------------------
 
 
-def _images(rows: Rows, chosen: SelectedRows, data: config.Data) -> Iterator[tuple[int, bytes | OSError]]:
-    """(position among the chosen rows, encoded image or why there is none), in order."""
+def _images(rows: Rows, selected: SelectedRows, data: config.Data) -> Iterator[tuple[int, bytes | OSError]]:
+    """Yield (position among the selected rows, encoded image or the error of reading it), in order."""
     wanted = np.zeros(len(rows.ids), dtype=bool)
-    wanted[chosen.rows] = True
+    wanted[selected.rows] = True
     colors = [TINTS[name] for name in data.tint.colors] if data.tint else None
 
     def finish(item: tuple[int, tuple[int, Picture]]) -> tuple[int, bytes | OSError]:
@@ -234,7 +234,7 @@ def _images(rows: Rows, chosen: SelectedRows, data: config.Data) -> Iterator[tup
         try:
             if colors is None:
                 return position, encoded(picture)
-            return position, _tinted(picture, colors[chosen.groups[position]], rows.ids[row])
+            return position, _tinted(picture, colors[selected.groups[position]], rows.ids[row])
         except OSError as error:
             return position, error
 
@@ -245,13 +245,13 @@ def _images(rows: Rows, chosen: SelectedRows, data: config.Data) -> Iterator[tup
 
 
 def encoded(picture: Picture) -> bytes:
-    """An image file that :func:`counterpoise.storage.codec.decode_image` reads.
+    """Encode a picture as an image file that :func:`counterpoise.storage.codec.decode_image` reads.
 
-    JPEG, PNG and WebP files are kept byte for byte. Other formats, pixels, images that a camera marked as rotated, and
-    16-bit grey become PNG.
+    JPEG, PNG and WebP files are kept byte for byte. Other formats, pixels, images with an EXIF rotation and 16-bit
+    grey become PNG.
 
     Raises:
-        OSError: It is not a readable image.
+        OSError: The picture is not a readable image.
     """
     if isinstance(picture, OSError):
         raise picture
@@ -269,7 +269,7 @@ def encoded(picture: Picture) -> bytes:
 
 
 def _png(image: Image.Image) -> bytes:
-    if image.mode.startswith("I;16") or image.mode == "I":  # 16 bits; Pillow would cut them off at 255
+    if image.mode.startswith("I;16") or image.mode == "I":  # 16 bits; Pillow would clip them at 255
         image = Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
     if image.mode == "F":
         raise OSError("images of floating-point pixels have no known range")

@@ -1,9 +1,9 @@
-"""Datasets made imbalanced on purpose: biased, long-tailed, or with counts as given. Pure functions on labels.
+"""Imposed imbalance: biased, long-tailed, or with given counts. Pure functions on labels.
 
 Every row has a priority drawn from the seed, and a cell that keeps n rows keeps the n of highest priority. Settings are
 therefore nested: a more severe one keeps a subset of the rows of a milder one with the same seed. Training and
-validation rows are thinned, test rows never. Validation keeps at least :data:`LEAST` rows of each cell where it has
-them, as FFR's splits do, so that a model can be selected by its worst cell.
+validation rows are thinned, test rows never. Validation keeps at least :data:`LEAST` rows of each cell that has as
+many, as FFR's splits do, so that a model can be selected by its worst cell.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from counterpoise.storage.schema import LabelSpace, cell_counts
 
 LEAST = 10
 _KEY = "data.imbalance"
-_STREAM = 3  # apart from the streams that draw splits (1) and tints (2)
+_STREAM = 3  # distinct from the streams of splits (1) and tints (2)
 
 
 def keep(
@@ -31,20 +31,20 @@ def keep(
     names: LabelSpace,
     seed: int,
 ) -> Int[np.ndarray, " m"]:
-    """The rows that remain under a rule, in their order.
+    """Return the rows that remain under a rule, in their order.
 
-    Where a rule speaks of cells, training and validation rows of unknown group are left out.
+    Under a rule for cells, training and validation rows of unknown group are left out.
 
     Args:
-        rule: What to make.
+        rule: The imbalance to impose.
         labels: Class codes.
         groups: Group codes; -1 is unknown.
         splits: train, validation or test.
         names: Names of the codes.
-        seed: Draws the rows' priorities.
+        seed: Seed of the rows' priorities.
 
     Raises:
-        DataError: The rule names what is not there, or asks for more training rows than there are.
+        DataError: The rule names unknown classes or groups, or needs more training rows than there are.
     """
     order = np.argsort(np.random.default_rng((seed, _STREAM)).random(len(labels)), kind="stable")
     kept = [np.flatnonzero(splits == "test")]
@@ -91,26 +91,26 @@ def _quotas(
 
 
 def minority_size(majority: int, rate: float) -> int:
-    """How many minority rows beside ``majority`` ones make the majority's share ``rate``: ⌈maj · (1 - r) / r⌉.
+    """Return the number of minority rows that gives ``majority`` rows the share ``rate``: ⌈maj · (1 - r) / r⌉.
 
     FFR (ECCV 2024), section 4: "dropping samples appropriately from the minority groups to match the target bias
-    ratio". Rounded up, as the authors' published splits are, so that no minority is empty.
+    ratio". Rounded up, like the authors' published splits, so that no minority is empty.
     """
     share = Fraction(str(rate))
     return math.ceil(majority * (1 - share) / share)
 
 
 def biased(available: Int[np.ndarray, "classes groups"], rule: config.Biased, names: LabelSpace) -> Quotas:
-    """Training rows of each cell: the majority's, and FFR's minority share divided over the class's other groups.
+    """Compute the training rows of each cell: the majority's, and FFR's minority share over the other groups.
 
     Args:
-        available: Rows there are.
+        available: Available rows.
         rule: ``rate`` is the majority's share; see :class:`counterpoise.config.Biased`.
         names: Names of classes and groups.
 
     Returns:
-        A list over groups for each class. Of several minorities the first (cyclically after the majority) take what
-        an even division leaves over.
+        A list over groups for each class. The remainder of an even division goes to the first minorities, cyclically
+        after the majority.
 
     Raises:
         DataError: There is one group or none, a majority has too few rows, or a minority has fewer than the rate needs.
@@ -144,12 +144,12 @@ def _biased_validation(available: Int[np.ndarray, "classes groups"], rule: confi
 
 
 def _cells(size: int, majority: int, rate: float, groups: int, least: int) -> list[int]:
-    """Rows of each group of a class whose majority has ``size`` of them."""
+    """Return the rows of each group of a class whose majority has ``size`` rows."""
     minority = minority_size(size, rate)
     counts = [0] * groups
     counts[majority] = size
-    for place in range(groups - 1):
-        counts[(majority + 1 + place) % groups] = max(-((place - minority) // (groups - 1)), least)
+    for offset in range(groups - 1):
+        counts[(majority + 1 + offset) % groups] = max(-((offset - minority) // (groups - 1)), least)
     return counts
 
 
@@ -165,10 +165,10 @@ def _too_mild(
     have, others = int(available[group]), len(available) - 1
     largest = int(Fraction(str(rate)) / (1 - Fraction(str(rate))) * have * others)
     return DataError(
-        f"class {names.classes[label]!r} is more biased already than a rate of {rate:g}",
+        f"class {names.classes[label]!r} is already more biased than a rate of {rate:g}",
         where=f"{_KEY}.rate",
-        found=f"{have} training images of {names.cell(label, group)} beside {available[majority]} of the majority "
-        f"group {names.groups[majority]!r}, where {count} are needed",
+        found=f"{have} training images of {names.cell(label, group)} and {available[majority]} of the majority "
+        f"group {names.groups[majority]!r}; the rate needs {count}",
         remedy=f"raise data.imbalance.rate, or set data.imbalance.per_class to at most {largest}"
         if largest
         else f"{names.groups[group]!r} does not occur in this class: leave it out with data.groups",
@@ -186,7 +186,7 @@ def _majorities(rule: config.Biased, names: LabelSpace) -> list[int]:
         known(label, names.classes, "class", f"{_KEY}.majority")
         known(group, names.groups, "group", f"{_KEY}.majority.{label}")
     if missing := [name for name in names.classes if name not in rule.majority]:
-        raise DataError("some classes have no majority group", where=f"{_KEY}.majority", found=one_of(missing))
+        raise DataError("majority group missing for some classes", where=f"{_KEY}.majority", found=one_of(missing))
     return [names.groups.index(rule.majority[name]) for name in names.classes]
 
 
@@ -194,10 +194,10 @@ def _majorities(rule: config.Biased, names: LabelSpace) -> list[int]:
 
 
 def long_tailed(available: Int[np.ndarray, " classes"], rule: config.LongTailed, names: LabelSpace) -> list[int]:
-    """Training rows of each class: n_i = ⌊n_max · factor^(-i / (C - 1))⌋, as in CIFAR-LT.
+    """Compute the training rows of each class: n_i = ⌊n_max · factor^(-i / (C - 1))⌋, as in CIFAR-LT.
 
-    The rule is Cui et al.'s (CVPR 2019), and that of SYNAuG's experiments.
-    n_max is ``rule.largest``, by default what the smallest class has. Groups are thinned alike, by chance.
+    The rule is Cui et al.'s (CVPR 2019), and that of SYNAuG's experiments. n_max is ``rule.largest``, by default the
+    size of the smallest class. Rows are drawn at random across groups.
 
     Raises:
         DataError: There is one class, or a class has too few rows.
@@ -225,7 +225,7 @@ def long_tailed(available: Int[np.ndarray, " classes"], rule: config.LongTailed,
 
 
 def _tail(largest: int, factor: float, classes: int) -> list[int]:
-    # rounded first: the power of a factor of ten is a hair below the integer that it stands for
+    # rounded first: floating-point powers may be slightly below the exact integer
     return [math.floor(round(largest * factor ** (-i / (classes - 1)), 9)) for i in range(classes)]
 
 
@@ -238,10 +238,10 @@ def custom(
     available: Int[np.ndarray, "classes groups"],
     names: LabelSpace,
 ) -> Quotas:
-    """Training rows as the user counts them. Classes and groups that are not named keep all rows.
+    """Compute the training rows by the given counts. Classes and groups that are not named keep all rows.
 
     Raises:
-        DataError: A class or group is unknown, or has fewer rows than asked for.
+        DataError: A class or group is unknown, or has fewer rows than requested.
     """
     quotas: Quotas = [int(total) for total in totals]
     for name, count in rule.counts.items():
@@ -252,17 +252,17 @@ def custom(
             quotas[label] = count
             continue
         cells = [int(have) for have in available[label]]
-        for group_name, number in count.items():
+        for group_name, group_count in count.items():
             group = known(group_name, names.groups, "group", where)
-            _enough(number, cells[group], f"{where}.{group_name}")
-            cells[group] = number
+            _enough(group_count, cells[group], f"{where}.{group_name}")
+            cells[group] = group_count
         quotas[label] = cells
     return quotas
 
 
 def _enough(count: int, have: int, where: str) -> None:
     if count > have:
-        raise DataError("more images are asked for than there are", where=where, found=count, allowed=f"at most {have}")
+        raise DataError("more images requested than available", where=where, found=count, allowed=f"at most {have}")
 
 
 def _in_proportion(
@@ -270,7 +270,7 @@ def _in_proportion(
     totals: dict[str, Int[np.ndarray, " classes"]],
     available: dict[str, Int[np.ndarray, "classes groups"]],
 ) -> Quotas:
-    """Validation rows: the share that training keeps of each class or cell."""
+    """Compute the validation rows: of each class or cell the share that training keeps."""
 
     def part(count: int, of: int, have: int) -> int:
         return min(have, max(LEAST, round(have * count / max(of, 1))))
@@ -285,7 +285,7 @@ def _in_proportion(
 
 
 def known(name: str, names: tuple[str, ...], kind: str, where: str) -> int:
-    """The code of a class or group name. Raises DataError if there is no such name."""
+    """Return the code of a class or group name. Raises DataError if there is no such name."""
     if name not in names:
         allowed = one_of(names) or f"this dataset has no {kind}s"
         raise DataError(f"unknown {kind}", where=where, found=name, allowed=allowed, remedy=did_you_mean(name, names))

@@ -1,4 +1,4 @@
-"""Tints: a nuisance colour laid over a grey photograph, as a coloured light would."""
+"""Tints: a nuisance colour multiplied onto a grey photograph, like a coloured light."""
 
 import numpy as np
 
@@ -9,13 +9,18 @@ TINTS: dict[str, tuple[int, int, int]] = {
     "yellow": (255, 225, 60),
     "grey": (255, 255, 255),
 }
-"""Name of a tint -> the RGB that white takes under it. "grey" leaves a photograph as it is."""
+"""Name of a tint -> RGB of white under it. "grey" leaves a photograph unchanged."""
 
 
 def tint(grey: np.ndarray, rgb: np.ndarray) -> np.ndarray:
-    """Multiplies grey images by a colour each; black stays black.
+    """Multiply each grey image by a colour; black stays black.
 
-    grey: uint8 (N, H, W). rgb: uint8 (N, 3), one colour per image. Returns uint8 (N, H, W, 3), rounded.
+    Args:
+        grey: uint8 (N, H, W).
+        rgb: uint8 (N, 3), one colour per image.
+
+    Returns:
+        uint8 (N, H, W, 3), rounded.
     """
     if grey.dtype != np.uint8 or rgb.dtype != np.uint8:
         raise TypeError(f"grey and rgb must be uint8, not {grey.dtype} and {rgb.dtype}")

@@ -1,1 +1,1 @@
-"""Classifiers' scores: metrics from predictions, their intervals, and methods against each other."""
+"""Evaluation: metrics of predictions, their intervals, and comparison of methods."""

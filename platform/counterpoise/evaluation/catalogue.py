@@ -1,7 +1,7 @@
-"""The catalogue of metrics: the one place that names them, and says how each is written, compared and selected by.
+"""Catalogue of metrics: the only place that names them, with their titles, directions and use in selection.
 
-How they are computed is in :mod:`counterpoise.evaluation.metrics`. A metric may be undefined for a set of images (see
-``needs_groups``, and the classes that ``many``, ``medium`` and ``few`` stand for); its readers then show "–".
+:mod:`counterpoise.evaluation.metrics` computes them. A metric may be undefined for a set of images (see
+``needs_groups``, and the classes of ``many``, ``medium`` and ``few``); its readers then show "–".
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ Unit = Literal["rate", "gap", "count", "seconds"]
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
-    """A metric, and what its readers need to know of it.
+    """Entry of the catalogue.
 
     Attributes:
         name: Key in results, files and options.
         title: Heading of a column.
-        phrase: Its name within a sentence.
+        phrase: Name within a sentence.
         meaning: Definition in one sentence; empty for a metric that is not in the catalogue.
         higher_is_better: Direction; None for a metric that is not in the catalogue.
         unit: ``rate`` and ``gap`` (a difference or deviation of rates) lie in [0, 1] and are written in percent.
-        needs_groups: It is undefined for images of unknown group. In a dataset without groups the cells are the
-            classes, and what compares groups is undefined.
-        selectable: A stage's epoch may be chosen by it (``training.select_by``).
+        needs_groups: True if undefined for images of unknown group. In a dataset without groups the cells are the
+            classes, and metrics that compare groups are undefined.
+        selectable: True if a stage's epoch may be selected by it (``training.select_by``).
         tie_breaker: Name of the metric that decides between epochs that are equal in this one.
     """
 
@@ -42,7 +42,7 @@ class Metric:
 
     @property
     def is_cost(self) -> bool:
-        """It measures what a method takes, not how good its classifier is."""
+        """True if the metric measures the cost of a method, not the quality of its classifier."""
         return self.unit in ("count", "seconds")
 
 
@@ -175,10 +175,10 @@ METRICS: Mapping[str, Metric] = {  # in reading order
 }
 COSTS = tuple(name for name, entry in METRICS.items() if entry.is_cost)
 
-# The metric that judges methods is the first of these that is defined for the images they are measured on.
+# Methods are judged by the first of these that is defined for the test images.
 JUDGES = (WORST_GROUP.name, BALANCED.name, CLASS_MEAN.name, OVERALL.name)
 PRIMARY = (WORST_GROUP.name, BALANCED.name)  # drawn as dots with intervals
-AVERAGES = (BALANCED.name, OVERALL.name)  # what a method may pay with for the metric that judges
+AVERAGES = (BALANCED.name, OVERALL.name)  # metrics that may fall while the judging metric rises
 IN_SHORT = (OVERALL.name, BALANCED.name, WORST_GROUP.name)  # the columns of a terminal's table
 ON_LEADERBOARDS = (
     *IN_SHORT,
@@ -195,21 +195,21 @@ _WITHOUT_GROUPS = {  # words of titles, phrases and meanings, longest first
 
 
 def metric(name: str, grouped: bool = True) -> Metric:
-    """The entry of a metric; one that is not in the catalogue goes by its own name, and has no direction.
+    """Return the entry of a metric; one outside the catalogue has its name as title, and no direction.
 
     Args:
-        name: Its name.
-        grouped: The dataset has groups. Without them the words say class in place of cell and group.
+        name: Name of the metric.
+        grouped: True if the dataset has groups. Without them the texts say class instead of cell and group.
     """
     words = name.replace("_", " ")
-    found = METRICS.get(name) or Metric(name=name, title=words, phrase=words, meaning="", higher_is_better=None)
+    entry = METRICS.get(name) or Metric(name=name, title=words, phrase=words, meaning="", higher_is_better=None)
     if grouped:
-        return found
+        return entry
     return replace(
-        found,
-        title=_without_groups(found.title),
-        phrase=_without_groups(found.phrase),
-        meaning=_without_groups(found.meaning),
+        entry,
+        title=_without_groups(entry.title),
+        phrase=_without_groups(entry.phrase),
+        meaning=_without_groups(entry.meaning),
     )
 
 
@@ -220,13 +220,13 @@ def _without_groups(text: str) -> str:
 
 
 def judge(defined: Container[str]) -> str:
-    """The metric that judges: the first of :data:`JUDGES` that is defined; where none is, the first of all."""
+    """Return the metric that judges: the first of :data:`JUDGES` that is defined, else the first of all."""
     return next((name for name in JUDGES if name in defined), JUDGES[0])
 
 
 def selection_score(row: Mapping[str, Any], name: str) -> tuple[float, ...]:
-    """What is maximised in selecting by a metric: its value, then its tie-breaker's.
+    """Return the values to maximise in a selection by a metric: its own, then its tie-breaker's.
 
-    The worst group of a small validation set moves in large steps, so that ties are common.
+    Worst-group accuracy of a small validation set changes in large steps, so that ties are common.
     """
     return tuple(float(row[key]) for key in (name, metric(name).tie_breaker) if key is not None)

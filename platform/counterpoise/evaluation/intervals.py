@@ -1,4 +1,4 @@
-"""How sure a number is: resampled test images for one classifier, Student's t for several seeds."""
+"""Confidence intervals: bootstrap of test images for one classifier, Student's t over seeds."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ _CHUNK = 2_000_000  # counts in memory at once
 def resampled_confusions(
     confusion: Int[np.ndarray, "groups classes classes"], resamples: int, seed: int
 ) -> Iterator[Int[np.ndarray, "chunk groups classes classes"]]:
-    """Confusion counts of bootstrap test sets, stratified by cell, in chunks.
+    """Yield confusion counts of bootstrap test sets, stratified by cell, in chunks.
 
     Drawing n of a cell's n images with replacement and counting their predictions is one multinomial draw of n with
-    the cell's own proportions, so nothing is drawn per image.
+    the cell's proportions, so nothing is drawn per image.
     """
     random = np.random.default_rng([seed, 0])
     images = confusion.sum(-1)
-    uniform = np.full(confusion.shape, 1 / confusion.shape[-1])  # any will do for cells without images
+    uniform = np.full(confusion.shape, 1 / confusion.shape[-1])  # any value serves for cells without images
     share = np.divide(confusion, images[..., None], out=uniform, where=images[..., None] > 0)
     while resamples > 0:
         chunk = min(resamples, max(1, _CHUNK // confusion.size))
@@ -30,9 +30,9 @@ def resampled_confusions(
 
 
 def percentile_interval(values: Float[np.ndarray, "resamples ..."], confidence: float) -> Float[np.ndarray, "2 ..."]:
-    """Ends of the interval that holds the middle ``confidence`` of the resampled values (Efron's percentile method).
+    """Return the ends of the central ``confidence`` interval of resampled values (Efron's percentile method).
 
-    Mind that it reads low for a minimum such as worst-group accuracy (the least of several noisy cells is biased
+    The interval is biased low for a minimum such as worst-group accuracy (the least of several noisy cells is biased
     downwards), and has no width for a cell whose images were all classified alike.
     """
     tail = (1 - confidence) / 2
@@ -40,7 +40,7 @@ def percentile_interval(values: Float[np.ndarray, "resamples ..."], confidence: 
 
 
 def t_interval(values: Sequence[int | float], confidence: float) -> tuple[float, float] | None:
-    """Confidence interval of the mean of independent runs (Student's t); None for fewer than two."""
+    """Compute the confidence interval of the mean of independent runs (Student's t); None for fewer than two."""
     if len(values) < 2:
         return None
     mean, error = np.mean(values), np.std(values, ddof=1) / np.sqrt(len(values))

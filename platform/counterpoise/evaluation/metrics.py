@@ -1,10 +1,10 @@
-"""Accuracy per cell and fairness, from counts.
+"""Accuracy and fairness metrics from confusion counts.
 
-All metrics are functions of one array, the *confusion counts* (…, groups, classes, classes): how many test images of a
-group and a class were predicted as each class. Leading dimensions are resamples (see
+All metrics are functions of one array, the *confusion counts* (…, groups, classes, classes): the number of test images
+of a group and a class that were predicted as each class. Leading dimensions are resamples (see
 :mod:`counterpoise.evaluation.intervals`), so a metric is written once for the test set and its bootstrap.
 
-What "equalized odds" means differs between the papers, so both readings have a name of their own here:
+The papers define "equalized odds" in two ways, each with its own name here:
 
 ======================  ================================================================================================
 accuracy                correct / all, over all images, those of unknown group included
@@ -21,8 +21,8 @@ many, medium, few       mean accuracy of the classes with that many training ima
 
 A *gap* is the largest difference between two groups. With two classes, c is the second (label 1, "positive"), and all
 four equal fairlearn's. With more, each class in turn is c against the rest, and the classes' values are averaged; for
-``equalized_odds_max`` the largest counts. FPR is P(ŷ=c | y≠c, group). A group without the images that a rate needs
-takes no part in that gap; what is left without two groups, or without any image, is undefined and left out.
+``equalized_odds_max`` the largest counts. FPR is P(ŷ=c | y≠c, group). A group without the images that a rate needs is
+excluded from that gap; a metric without two groups, or without any image, is undefined and left out.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def confusion_counts(
     predicted: Int[np.ndarray, " n"],
     names: LabelSpace,
 ) -> Int[np.ndarray, "groups_and_unknown classes classes"]:
-    """Images by (group, class, predicted class). The last group holds the images whose group is unknown (-1)."""
+    """Count images by (group, class, predicted class). The last group holds the images of unknown group (-1)."""
     classes, known = names.shape
     group = np.where(groups < 0, known, groups) if names.groups else np.zeros_like(groups)
     counts = np.zeros((known + 1, classes, classes), np.int64)
@@ -67,7 +67,7 @@ def confusion_counts(
 def cell_accuracies(
     confusion: Int[np.ndarray, "*resamples groups_and_unknown classes classes"],
 ) -> Float[np.ndarray, "*resamples classes groups"]:
-    """Accuracy of each cell; NaN where it has no image."""
+    """Compute the accuracy of each cell; NaN for a cell without images."""
     known = confusion[..., :-1, :, :]
     correct = np.diagonal(known, axis1=-2, axis2=-1)
     return np.swapaxes(_ratio(correct, known.sum(-1)), -2, -1)
@@ -76,7 +76,7 @@ def cell_accuracies(
 def class_accuracies(
     confusion: Int[np.ndarray, "*resamples groups_and_unknown classes classes"],
 ) -> Float[np.ndarray, "*resamples classes"]:
-    """Accuracy of each class over all groups, unknown ones included; NaN where it has no image."""
+    """Compute the accuracy of each class over all groups, including unknown; NaN for a class without images."""
     pooled = confusion.sum(-3)
     return _ratio(np.diagonal(pooled, axis1=-2, axis2=-1), pooled.sum(-1))
 
@@ -86,9 +86,9 @@ def all_metrics(
     train_counts: Int[np.ndarray, "classes groups"],
     settings: config.Evaluation,
 ) -> Values:
-    """Every metric that is defined for these counts, each of shape (*resamples,).
+    """Compute every metric that is defined for these counts, each of shape (*resamples,).
 
-    Resamples must agree on how many images each cell has, as the stratified bootstrap's do.
+    Resamples must have equal numbers of images per cell, as in the stratified bootstrap.
     """
     accuracies = cell_accuracies(confusion)
     present = ~np.isnan(accuracies.reshape(-1, *accuracies.shape[-2:])[0])
@@ -108,23 +108,23 @@ def all_metrics(
 def selection_metrics(
     confusion: Int[np.ndarray, "groups_and_unknown classes classes"], with_groups: bool = True
 ) -> dict[str, float]:
-    """The metrics that an epoch may be selected by, where they are defined; :func:`all_metrics` has them, too.
+    """Compute the defined metrics that an epoch may be selected by, a subset of :func:`all_metrics`.
 
     Args:
         confusion: Counts of the validation images.
-        with_groups: The groups of these images may be looked at; without, there are no metrics of cells.
+        with_groups: True if the groups of these images may be used; otherwise there are no metrics of cells.
     """
     classes = class_accuracies(confusion)
-    found = {OVERALL.name: float(_overall(confusion)), CLASS_MEAN.name: float(classes[~np.isnan(classes)].mean())}
+    metrics = {OVERALL.name: float(_overall(confusion)), CLASS_MEAN.name: float(classes[~np.isnan(classes)].mean())}
     accuracies = cell_accuracies(confusion)
     cells = accuracies[~np.isnan(accuracies)]
     if with_groups and len(cells):
-        found |= {BALANCED.name: float(cells.mean()), WORST_GROUP.name: float(cells.min())}
-    return found
+        metrics |= {BALANCED.name: float(cells.mean()), WORST_GROUP.name: float(cells.min())}
+    return metrics
 
 
 def fairness(confusion: Int[np.ndarray, "*resamples groups classes classes"]) -> Values:
-    """The four gaps between groups; empty for fewer than two groups."""
+    """Compute the four gaps between groups; empty for fewer than two groups."""
     groups, classes = confusion.shape[-3], confusion.shape[-1]
     if groups < 2:
         return {}
@@ -152,7 +152,7 @@ def shots(
     train_counts: Int[np.ndarray, " classes"],
     settings: config.Evaluation,
 ) -> Values:
-    """Mean accuracy of the classes with many, medium and few training images (Liu et al. 2019; SYNAuG §4.1)."""
+    """Compute mean accuracy over classes with many, medium and few training images (Liu et al. 2019; SYNAuG §4.1)."""
     many, few = train_counts > settings.many, train_counts < settings.few
     kinds = {MANY.name: many, MEDIUM.name: ~many & ~few, FEW.name: few}
     return {name: _mean_over(accuracies[..., kind]) for name, kind in kinds.items() if kind.any()}
@@ -169,7 +169,7 @@ def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
 
 
 def _gap(rates: Float[np.ndarray, "*resamples groups classes"]) -> Float[np.ndarray, "*resamples classes"]:
-    """Largest minus least rate over the groups that have one; NaN for fewer than two such groups."""
+    """Compute the largest minus the least rate over the groups that have one; NaN for fewer than two such groups."""
     defined: Bool[np.ndarray, "*resamples groups classes"] = ~np.isnan(rates)
     highest = np.where(defined, rates, -np.inf).max(-2)
     lowest = np.where(defined, rates, np.inf).min(-2)
@@ -178,6 +178,6 @@ def _gap(rates: Float[np.ndarray, "*resamples groups classes"]) -> Float[np.ndar
 
 
 def _mean_over(values: Float[np.ndarray, "*resamples k"]) -> Float[np.ndarray, "*resamples"]:
-    """Mean over the last axis of what is defined; NaN if nothing is."""
+    """Average the defined values over the last axis; NaN if there are none."""
     defined = ~np.isnan(values)
     return _ratio(np.asarray(np.where(defined, values, 0).sum(-1)), np.asarray(defined.sum(-1)))

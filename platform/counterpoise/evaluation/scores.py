@@ -1,4 +1,4 @@
-"""A classifier's scores on a test set, and the table of methods × metrics over seeds."""
+"""Scores of a classifier on a test set, and the table of methods × metrics over seeds."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ Interval = tuple[float, float]
 
 @dataclass(frozen=True)
 class Scores:
-    """What a classifier achieves on a test set.
+    """Scores of a classifier on a test set.
 
     Attributes:
-        metrics: Every metric of :mod:`counterpoise.evaluation.metrics` that is defined here.
+        metrics: Every metric of :mod:`counterpoise.evaluation.metrics` that is defined for the test set.
         intervals: Bootstrap intervals of these metrics; empty if ``evaluation.bootstrap`` is 0.
-        cells: One entry for each cell: label, group (names; None without groups), n, accuracy, low, high (None where
-            there is nothing to say).
-        notes: What the metrics leave out, in words.
+        cells: One entry per cell: label, group (names; None without groups), n, accuracy, low, high (None if
+            undefined).
+        notes: Sentences about images and cells that the metrics leave out.
     """
 
     metrics: dict[str, float]
@@ -44,16 +44,16 @@ def evaluate(
     settings: config.Evaluation,
     seed: int = 0,
 ) -> Scores:
-    """Accuracy and fairness of predictions, with bootstrap intervals over the test images of each cell.
+    """Compute accuracy and fairness of predictions, with bootstrap intervals over the test images of each cell.
 
     Args:
         labels: True classes.
-        groups: Groups; -1 where unknown.
-        probabilities: Of each class; the most probable one is the prediction.
+        groups: Groups; -1 if unknown.
+        probabilities: Probability of each class; the most probable one is the prediction.
         names: Names of classes and groups.
-        train_counts: Real training images per cell, which say what classes are many, medium and few.
+        train_counts: Real training images per cell, by which classes are many, medium or few.
         settings: Resamples, confidence, and the limits of many and few.
-        seed: Of the bootstrap.
+        seed: Seed of the bootstrap.
     """
     confusion = confusion_counts(labels, groups, probabilities.argmax(1), names)
     metrics = {name: float(value) for name, value in all_metrics(confusion, train_counts, settings).items()}
@@ -96,7 +96,7 @@ def _notes(counts: np.ndarray, unknown: int, names: LabelSpace) -> list[str]:
     notes = []
     if empty:
         listed = ", ".join(empty[:8]) + (f" and {len(empty) - 8} more" if len(empty) > 8 else "")
-        notes.append(f"no test images of {listed}: left out of what is measured per cell")
+        notes.append(f"no test images of {listed}: left out of all metrics per cell")
     if unknown:
         notes.append(f"{unknown} test images of unknown group count in accuracy and per class only")
     return notes
@@ -108,7 +108,7 @@ def _number(value: Any) -> float | None:
 
 @dataclass(frozen=True)
 class Summary:
-    """A metric of a method over its seeds: the mean, and Student's t interval of the mean (None for one seed)."""
+    """Mean of a metric over a method's seeds, with Student's t interval (None for one seed)."""
 
     mean: float
     interval: Interval | None
@@ -118,18 +118,18 @@ class Summary:
 def summarize(
     rows: Iterable[Mapping[str, Any]], metrics: Iterable[str], confidence: float = 0.95
 ) -> dict[str, dict[str, Summary]]:
-    """The table method → metric → mean and interval over seeds.
+    """Return the table method → metric → mean and interval over seeds.
 
     Args:
         rows: Results, each with ``method`` and metrics; a metric that a row lacks, or that is None, is skipped.
-        metrics: Which metrics.
-        confidence: Of the intervals.
+        metrics: Names of the metrics.
+        confidence: Confidence of the intervals.
     """
     rows, metrics = list(rows), list(metrics)
     table: dict[str, dict[str, Summary]] = {}
     for method in dict.fromkeys(row["method"] for row in rows):
-        own = [row for row in rows if row["method"] == method]
-        columns = {metric: [row[metric] for row in own if row.get(metric) is not None] for metric in metrics}
+        of_method = [row for row in rows if row["method"] == method]
+        columns = {metric: [row[metric] for row in of_method if row.get(metric) is not None] for metric in metrics}
         table[method] = {
             metric: Summary(float(np.mean(values)), t_interval(values, confidence), len(values))
             for metric, values in columns.items()

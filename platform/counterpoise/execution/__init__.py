@@ -1,1 +1,1 @@
-"""Work as a graph of nodes, done once, where its resources are; knows no domain."""
+"""Domain-independent execution: a graph of content-addressed nodes, the Ray cluster, devices."""

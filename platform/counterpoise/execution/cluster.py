@@ -1,4 +1,4 @@
-"""Connecting to Ray: the cluster that is already there, or a quiet one of our own on this machine."""
+"""Connection to Ray: an existing cluster, or a private one on this machine."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ import ray
 
 from counterpoise.errors import ConfigError
 
-# Read by the daemons and workers that Ray starts; what the user has set stays.
-_OWN_CLUSTER = {
+# Read by the daemons and workers that Ray starts; values set by the user take precedence.
+_PRIVATE_CLUSTER = {
     "OMP_NUM_THREADS": "1",  # as many threads as cores in every worker brings a small machine to a standstill
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # Ray warns until this is said
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # without it Ray prints a warning
 }
 _temporary: str | None = None
 
 
 def connect() -> None:
-    """Makes Ray ready in this process; does nothing if it is.
+    """Initialize Ray in this process; do nothing if it is initialized.
 
     Joins the cluster at ``RAY_ADDRESS`` (set inside ``ray job submit``). Without it, starts a cluster on this machine
-    that ends with this process: no dashboard, no usage statistics, and a token of its own, because Ray's ports listen
-    on all interfaces.
+    that ends with this process: no dashboard, no usage statistics, and a token, because Ray's ports listen on all
+    interfaces.
 
     Raises:
         ConfigError: The cluster at RAY_ADDRESS does not answer.
@@ -46,7 +46,7 @@ def connect() -> None:
 
 
 def disconnect() -> None:
-    """Leaves the cluster, and ends it if it is ours."""
+    """Leave the cluster, and end it if this process started it."""
     global _temporary
     ray.shutdown()
     if _temporary is not None:
@@ -68,7 +68,7 @@ def _join(address: str) -> None:
 
 
 def _check_reachable(address: str) -> None:
-    """Raises OSError if nobody listens there: Ray itself would try for more than five minutes."""
+    """Raise OSError if nothing listens at the address: Ray itself would try for more than five minutes."""
     host, _, port = address.rpartition("://")[2].rpartition(":")
     if host and port.isdigit():
         socket.create_connection((host, int(port)), timeout=10).close()
@@ -91,23 +91,23 @@ def _start() -> None:
 
 
 def _sweep(parent: Path) -> None:
-    """Removes the folders of clusters whose process was killed."""
+    """Remove the folders of clusters whose process was killed."""
     for folder in parent.glob("cpray-*-*"):
         try:
             os.kill(int(folder.name.split("-")[1]), 0)
         except ProcessLookupError:
             shutil.rmtree(folder, ignore_errors=True)
         except (PermissionError, ValueError):
-            pass  # another user's, or not ours at all
+            pass  # another user's, or another program's
 
 
 @contextmanager
 def _environment() -> Iterator[None]:
-    """What the daemons inherit. Their own warnings are not our caller's, even if ours are errors."""
-    settings = {name: value for name, value in _OWN_CLUSTER.items() if name not in os.environ}
+    """Set the environment that the daemons inherit. ``PYTHONWARNINGS=error`` of the caller must not apply to them."""
+    settings = {name: value for name, value in _PRIVATE_CLUSTER.items() if name not in os.environ}
     if not any(name in os.environ for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")):
-        # Ray turns authentication on for a cluster of its own. Left alone it would write the token into the home
-        # directory, readable for all. This one stays in the environment: this process needs it as long as the cluster.
+        # Ray turns authentication on for a new cluster and by default writes the token into the home directory,
+        # readable by all. This one stays in the environment: this process needs it as long as the cluster.
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     strict = os.environ.pop("PYTHONWARNINGS", None)
     os.environ.update(settings)

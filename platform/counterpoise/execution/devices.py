@@ -1,4 +1,4 @@
-"""Devices and precision that ``auto`` stands for."""
+"""Resolution of ``auto`` devices and precision."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from counterpoise.errors import ConfigError
 
 @dataclass(frozen=True)
 class Devices:
-    """Where generator and scorer compute, and in which precision the generator does. No more to be resolved."""
+    """Resolved devices of generator and scorer, and the generator's precision."""
 
     generator: str
     dtype: str
@@ -18,7 +18,7 @@ class Devices:
 
 
 def devices(experiment: Experiment) -> Devices:
-    """What ``auto`` stands for. It follows from the config alone, so that every machine finds the same address.
+    """Resolve ``auto``. The result follows from the config alone, so that every machine computes the same address.
 
     A model is on a GPU if its workers reserve one (``pool.sampling.num_gpus``, ``pool.scoring.num_gpus``).
 
@@ -38,5 +38,5 @@ def _device(device: str, num_gpus: float, where: str, reserved: str) -> str:
     if device == "auto":
         return "cuda" if num_gpus > 0 else "cpu"
     if device == "cuda" and num_gpus == 0:
-        raise ConfigError("a GPU is asked for, but none reserved", where=where, found=device, remedy=f"set {reserved}")
+        raise ConfigError("`device: cuda` without a reserved GPU", where=where, found=device, remedy=f"set {reserved}")
     return device

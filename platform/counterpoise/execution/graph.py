@@ -1,7 +1,8 @@
-"""Work that needs other work: each piece once, as soon as what it needs is there, as many at once as there is room for.
+"""Execution of a directed acyclic graph of content-addressed nodes, in this process or as Ray tasks.
 
-A piece of work is a :class:`Node`. What it leaves is in the store under its digest, so a run that was killed goes on
-where it was: what is there is not done again. Two nodes with one digest are the same work, whoever asked for it.
+Each node runs once, after its parents, in parallel as far as resources allow. Its result is in the store under its
+digest, so a run that was killed resumes: finished nodes are not run again. Two nodes with one digest are the same
+work.
 """
 
 from __future__ import annotations
@@ -15,40 +16,40 @@ from counterpoise.config import ActorResources
 
 @runtime_checkable
 class Node(Protocol):
-    """A piece of work. Can be pickled.
-
-    Attributes:
-        digest: What it is; equal digests are the same work.
-        parents: What must be done before.
-        num_workers: 1: it runs in one process, a Ray task's or this one. More: :meth:`run` starts that many itself
-            and is called from this process, one such node at a time.
-        resources: What it reserves in Ray; ``workers``: it starts only where fewer nodes than these are running.
-    """
+    """Unit of work in the graph. It can be pickled."""
 
     @property
-    def digest(self) -> str: ...
+    def digest(self) -> str:
+        """Identity of the work; equal digests are the same work."""
 
     @property
-    def parents(self) -> Sequence[Node]: ...
+    def parents(self) -> Sequence[Node]:
+        """Nodes that must be done before this one."""
 
     @property
-    def num_workers(self) -> int: ...
+    def num_workers(self) -> int:
+        """Processes that the node needs.
+
+        1: it runs in one process, a Ray task's or this one. More: :meth:`run` starts that many itself and is called
+        from this process, one such node at a time.
+        """
 
     @property
-    def resources(self) -> ActorResources: ...
+    def resources(self) -> ActorResources:
+        """Resources reserved in Ray; ``workers``: the node starts only while fewer nodes than these are running."""
 
     def done(self) -> bool:
-        """Whether its result is in the store."""
+        """Return True if the result is in the store."""
 
     def run(self) -> None:
-        """Does it. After this :meth:`done` is true; called again after a crash, it goes on where it was."""
+        """Do the work. Afterwards :meth:`done` is true; called again after a crash, it resumes."""
 
 
 AnyNode = TypeVar("AnyNode", bound=Node)
 
 
 def needed(goals: Iterable[AnyNode]) -> dict[str, AnyNode]:
-    """What is to be done for the goals to be done, by digest, parents first."""
+    """Return the nodes that remain to be run for the goals, by digest, parents first."""
     order: dict[str, AnyNode] = {}
     looked_at: set[str] = set()
 
@@ -68,16 +69,16 @@ def needed(goals: Iterable[AnyNode]) -> dict[str, AnyNode]:
 
 
 def run(nodes: Mapping[str, AnyNode]) -> Iterator[AnyNode]:
-    """Do the nodes, each after its parents, and yield each one that is done.
+    """Run the nodes, each after its parents, and yield each node when it is done.
 
-    As Ray tasks on a cluster that this process joins, whose head may be small. Without one they run in this process if
-    never two of them could run at once: a small job must not wait for Ray's start. A node that fails ends the others,
-    and its exception is raised as it was.
+    On a cluster that this process joins, whose head may be small, nodes run as Ray tasks. Without one, a chain, in
+    which no two nodes could run at once, runs in this process: a small job must not wait for Ray's start. A failing
+    node cancels the others, and its exception is raised unchanged.
 
     Args:
         nodes: From :func:`needed`.
     """
-    if not _joins_a_cluster() and _one_by_one(nodes):
+    if not _joins_a_cluster() and _is_chain(nodes):
         for node in nodes.values():
             node.run()
             yield node
@@ -96,23 +97,23 @@ def _joins_a_cluster() -> bool:
     return os.environ.get("RAY_ADDRESS", "local") not in ("", "local")
 
 
-def _ready(left: Mapping[str, AnyNode]) -> list[AnyNode]:
-    return [node for node in left.values() if all(parent.digest not in left for parent in node.parents)]
+def _ready(remaining: Mapping[str, AnyNode]) -> list[AnyNode]:
+    return [node for node in remaining.values() if all(parent.digest not in remaining for parent in node.parents)]
 
 
-def _one_by_one(nodes: Mapping[str, AnyNode]) -> bool:
-    """Whether the nodes are a chain, each waiting for the one before."""
-    left = dict(nodes)
-    while left:
-        first, *others = _ready(left)
+def _is_chain(nodes: Mapping[str, AnyNode]) -> bool:
+    """Return True if each node waits for the one before it."""
+    remaining = dict(nodes)
+    while remaining:
+        first, *others = _ready(remaining)
         if others:
             return False
-        del left[first.digest]
+        del remaining[first.digest]
     return True
 
 
-def _on_cluster(left: dict[str, AnyNode]) -> Iterator[AnyNode]:
-    """Ready nodes are Ray tasks; Ray runs as many as there is room for. Those of several workers run from here."""
+def _on_cluster(remaining: dict[str, AnyNode]) -> Iterator[AnyNode]:
+    """Run ready nodes as Ray tasks, as many as resources allow, and nodes of several workers from this process."""
     import ray
 
     from counterpoise.execution.cluster import connect
@@ -121,22 +122,22 @@ def _on_cluster(left: dict[str, AnyNode]) -> Iterator[AnyNode]:
     work: Any = ray.remote(max_retries=2)(_work)
     running: dict[ray.ObjectRef, AnyNode] = {}
     try:
-        while left:
+        while remaining:
             started = {node.digest for node in running.values()}
-            ready = [node for node in _ready(left) if node.digest not in started]
+            ready = [node for node in _ready(remaining) if node.digest not in started]
             for node in ready:
                 needs = node.resources
-                if node.num_workers == 1 and len(running) < (needs.workers or len(left)):
+                if node.num_workers == 1 and len(running) < (needs.workers or len(remaining)):
                     reference = work.options(num_cpus=needs.num_cpus, num_gpus=needs.num_gpus).remote(node)
                     running[reference] = node
             large = next((node for node in ready if node.num_workers > 1), None)
             if large is not None:
                 large.run()
-                yield left.pop(large.digest)
+                yield remaining.pop(large.digest)
                 continue
             (reference, *_), _ = ray.wait(list(running), num_returns=1)
             ray.get(reference)
-            yield left.pop(running.pop(reference).digest)
+            yield remaining.pop(running.pop(reference).digest)
     except ray.exceptions.RayTaskError as error:
         raise (error.cause or error) from None
     finally:

@@ -1,1 +1,1 @@
-"""Views on their way out: images, labels and how they came to be, in the forms that other tools read."""
+"""Export of images, labels and provenance, in formats that other tools read."""

@@ -1,4 +1,4 @@
-"""The card of an export: a README.md as Hugging Face's datasets have it, with all that is known of the images."""
+"""Dataset card of an export: a README.md in Hugging Face's format, with the provenance of the images."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ _SIZES = {1e3: "n<1K", 1e4: "1K<n<10K", 1e5: "10K<n<100K", 1e6: "100K<n<1M", 1e7
 _FILES = {"imagefolder": ["train/**", "metadata.csv"], "parquet": "data/*.parquet", "webdataset": "data/*.tar"}
 _SPLITS = {"train": 0.8, "validation": 0.1, "test": 0.1}
 _MEANING = {
-    "id": "its address in the pool; the source's own id of a real image",
-    "label": "its class",
-    "group": "its group",
+    "id": "address in the pool; of a real image, its id in the source",
+    "label": "class",
+    "group": "group",
     "split": "`train`",
     "source": "`real` or `synthetic`",
-    "plans": "the plans that took it",
-    "index": "its number within its cell of the pool",
-    "prompt": "what the generator was asked for",
-    "seed": "of its noise",
-    "attempt": "how many samples before it were useless",
+    "plans": "plans that contain the image",
+    "index": "index within the cell of the pool",
+    "prompt": "prompt of the generator",
+    "seed": "seed of the noise",
+    "attempt": "number of defective samples before this one",
     "clip_similarity": "CLIP's cosine between the image and its prompt",
-    "clip_margin": "that cosine minus the largest one with another cell's prompt",
+    "clip_margin": "CLIP's cosine with the cell's plain prompt minus the largest with another cell's",
 }
 
 
 def card(content: Content, form: str, dataset_digest: str) -> str:
-    """The card as Markdown with YAML front matter. It names no store, no user and no time.
+    """Render the card as Markdown with YAML front matter. It names no store, no user and no time.
 
     Args:
-        content: What is exported.
-        form: In which format.
-        dataset_digest: Of the real dataset that the plans were made for.
+        content: Content of the export.
+        form: Format of the export.
+        dataset_digest: Digest of the real dataset that the plans are for.
     """
     title = f"{content.experiment.name}: {', '.join(content.plans)} of {content.experiment.method}"
     sections = {
@@ -72,15 +72,15 @@ def _front_matter(content: Content, form: str, title: str) -> str:
 def _images(content: Content) -> str:
     names, real = content.view.names, content.view.where(source="real")
     made = len(content) - len(real)
-    said = f"{made:,} synthetic training images" + (f" and {len(real):,} real ones" if len(real) else "")
+    summary = f"{made:,} synthetic training images" + (f" and {len(real):,} real ones" if len(real) else "")
     grids = {name: view.counts for name, view in content.plans.items()} | ({"real": real.counts} if len(real) else {})
     shared = sum(int(grid.sum()) for name, grid in grids.items() if name != "real") > made
-    overlap = "\n\nAn image that several plans took is here once; the column `plans` names them." if shared else ""
+    overlap = "\n\nAn image in several plans is exported once; the column `plans` names them." if shared else ""
     if not names.groups:
         rows = [[name, *(f"{grid[code, 0]:,}" for grid in grids.values())] for code, name in enumerate(names.classes)]
-        return f"{said}.\n\n{_table(['class', *grids], rows)}{overlap}"
+        return f"{summary}.\n\n{_table(['class', *grids], rows)}{overlap}"
     parts = [f"{name}:\n\n{_cells(grid, names)}" for name, grid in grids.items()]
-    return "\n\n".join([f"{said}.", *parts]) + overlap
+    return "\n\n".join([f"{summary}.", *parts]) + overlap
 
 
 def _cells(grid: np.ndarray, names: LabelSpace) -> str:
@@ -95,16 +95,16 @@ def _generator(content: Content, dataset_digest: str) -> str:
     facts |= {"pool": content.pool.digest, "view": content.view.digest, "dataset": dataset_digest}
     rows = [[name, f"`{value}`"] for name, value in facts.items() if value is not None]
     licence = (
-        "The licence of the generator's weights, and what it asks of images made with them, is **unknown** to the "
-        "program that wrote this card: look at the model's own card before passing these images on"
-        + (", and at the real dataset's licence" if "real" in content.view.index["source"].to_pylist() else "")
+        "The licence of the generator's weights, and its terms for sampled images, is **unknown** to the program that "
+        "wrote this card: read the model's card before redistributing these images"
+        + (", and the real dataset's licence" if "real" in content.view.index["source"].to_pylist() else "")
     )
     return f"Sampled by Counterpoise {__version__}.\n\n{_table(['', ''], rows)}\n\n{licence}."
 
 
 def _prompts(content: Content) -> str:
     counted = pc.value_counts(content.view.where(source="synthetic").index["prompt"]).to_pylist()
-    lines = [f"- {found['values']} ({found['counts']:,})" for found in counted[:_PROMPTS]]
+    lines = [f"- {prompt['values']} ({prompt['counts']:,})" for prompt in counted[:_PROMPTS]]
     if len(counted) > _PROMPTS:
         lines.append(f"- … and {len(counted) - _PROMPTS} more, in the column `prompt`")
     negative = content.pool.generation["negative"]
@@ -118,7 +118,7 @@ def _columns(content: Content) -> str:
 
 
 def _loading(names: LabelSpace, form: str) -> str:
-    """Snippets: for Python, and as the `data` section of an experiment where there is an adapter."""
+    """Write snippets for Python and, if there is an adapter, the `data` section of an experiment."""
     columns = {name: name for name in ("label", *(("group",) if names.groups else ()), "split", "id")}
     folders = "/".join(["{split}", "{label}", *(["{group}"] if names.groups else [])])
     python = {
@@ -136,20 +136,20 @@ def _loading(names: LabelSpace, form: str) -> str:
         "webdataset": [],
         "huggingface": [{"adapter": "huggingface", "path": "DIR", "columns": columns}],
     }
-    said = f"With DIR in place of the path of this folder:\n\n```python\n{python}\n```"
+    text = f"With DIR in place of the path of this folder:\n\n```python\n{python}\n```"
     style: dict[str, Any] = {"default_flow_style": True, "sort_keys": False, "width": 1000}
     lines = [yaml.safe_dump({"data": {**data, "splits": _SPLITS}}, **style) for data in sections[form]]
     if lines:
-        said += (
-            "\n\nAll of these are training images. An experiment of Counterpoise draws the other splits from them "
-            "(synthetic ones, too: measure on real images where you can):\n\n"
+        text += (
+            "\n\nAll of these are training images. An experiment of Counterpoise draws the other splits from them, "
+            "synthetic images included; prefer to evaluate on real images:\n\n"
             "```yaml\n" + "# or\n".join(lines) + "```"
         )
-    return said
+    return text
 
 
 def _config(content: Content) -> str:
-    """The experiment, but for places that mean nothing elsewhere."""
+    """Dump the experiment without its store, tracking and seed, which mean nothing elsewhere."""
     tree = content.experiment.model_dump(mode="json", exclude={"store", "tracking", "seed"})
     return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
 

@@ -1,4 +1,4 @@
-"""What is exported: the images of a method's plans, each once, and beside them the real ones if they are asked for."""
+"""Content of an export: the images of a method's plans, each once, and optionally the real training images."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from counterpoise.storage.view import ImageView
 from counterpoise.synthesis.pool.pool import Pool
 from counterpoise.workflow.run import Run
 
-_INTERNAL = ("key", "row", "defect")  # where an image lies; and defects, which no view holds
-_FIRST = ("id", "label", "group", "split", "source", "plans")  # of a row; what else there is comes after
+_INTERNAL = ("key", "row", "defect")  # the place of an image, and defects, which no view contains
+_FIRST = ("id", "label", "group", "split", "source", "plans")  # first columns of a row; the others follow
 
 
 @dataclass(frozen=True)
 class Content:
-    """What an export holds.
+    """Content of an export.
 
     Attributes:
-        experiment: Whose plans these are.
-        pool: Where the synthetic images are from.
-        plans: Each plan's view.
-        view: Every synthetic image once, cell by cell, then the real ones. Its column ``plans`` has the names of the
-            plans that took the image, with commas between them; null for real images.
+        experiment: The experiment with the plans.
+        pool: Pool of the synthetic images.
+        plans: Plan -> its view.
+        view: Every synthetic image once, ordered by cell, then the real ones. Its column ``plans`` holds the names of
+            the plans that contain the image, separated by commas; null for real images.
     """
 
     experiment: Experiment
@@ -41,14 +41,14 @@ class Content:
 
     @property
     def schema(self) -> pa.Schema:
-        """Of :meth:`rows`, without the image. Classes and groups are names here."""
+        """Schema of :meth:`rows` without the image. Classes and groups are names here."""
         fields = {field.name: field for field in self.view.index.schema if field.name not in _INTERNAL}
         named = {name: pa.field(name, pa.string()) for name in ("label", "group")}
         order = [*_FIRST, *(name for name in fields if name not in _FIRST)]
         return pa.schema([(fields | named)[name] for name in order])
 
     def rows(self) -> Iterator[tuple[dict[str, Any], bytes]]:
-        """(values by column, encoded image) of every row, streamed; one row group of the store is in memory."""
+        """Yield (values by column, encoded image) of every row; one row group of the store is in memory."""
         names, index, columns = self.view.names, self.view.index, self.schema.names
         for position, image in self.view.images():
             (row,) = index.slice(position, 1).to_pylist()
@@ -58,16 +58,16 @@ class Content:
 
 
 def content(run: Run, plans: Sequence[str], with_real: bool) -> Content:
-    """The views of the job's one method with plans, sampled as needed.
+    """Collect the views of the run's one method with plans, sampled as needed.
 
     Args:
-        run: Of one method, or of several of which one has plans.
-        plans: Names of the plans to take; none are all.
+        run: A run of one method, or of several of which one has plans.
+        plans: Names of the plans to export; empty for all.
         with_real: Add the training images.
 
     Raises:
-        ConfigError: It is not clear whose plans are meant, or there is no plan of this name.
-        PlanError: The plans want no image.
+        ConfigError: No method or more than one has plans, or there is no plan of this name.
+        PlanError: The plans contain no image.
         CounterpoiseError: Sampling failed.
     """
     experiment = _the_method(run)
@@ -80,8 +80,8 @@ def content(run: Run, plans: Sequence[str], with_real: bool) -> Content:
                 allowed=one_of(experiment.plans),
                 remedy=did_you_mean(name, experiment.plans),
             )
-    made = run.synthesized.views(experiment.method)
-    views = {name: made[name] for name in plans or experiment.plans}
+    synthesized = run.synthesized.views(experiment.method)
+    views = {name: synthesized[name] for name in plans or experiment.plans}
     view = together(views)
     if not len(view):
         raise PlanError("there is no image to export", where=f"plans of {experiment.method}", found=one_of(views))
@@ -90,17 +90,17 @@ def content(run: Run, plans: Sequence[str], with_real: bool) -> Content:
 
 
 def _the_method(run: Run) -> Experiment:
-    found = run.suite.planned
-    if len(found) == 1:
-        return next(iter(found.values()))
-    if not found:
+    with_plans = run.suite.planned
+    if len(with_plans) == 1:
+        return next(iter(with_plans.values()))
+    if not with_plans:
         raise ConfigError("there is no plan to export", where="--method", found=one_of(run.suite.methods))
-    remedy = f"say whose: --method {next(iter(found))}"
-    raise ConfigError("several methods have plans", where="--method", found=one_of(found), remedy=remedy)
+    remedy = f"choose one, for example --method {next(iter(with_plans))}"
+    raise ConfigError("several methods have plans", where="--method", found=one_of(with_plans), remedy=remedy)
 
 
 def together(views: Mapping[str, ImageView]) -> ImageView:
-    """Every image of the views once, by cell and index, with the names of the views that have it as ``plans``."""
+    """Merge views: every image once, by cell and index, with the names of its views in the column ``plans``."""
     takers: dict[tuple[str, int], list[str]] = {}
     firsts = []
     for name, view in views.items():
@@ -119,10 +119,10 @@ def together(views: Mapping[str, ImageView]) -> ImageView:
 
 
 def files_needed(count: int, per_file: int) -> int:
-    """How many files hold so many images, at most ``per_file`` each; at least one."""
+    """Return the number of files for ``count`` images, at most ``per_file`` each; at least one."""
     return max(1, math.ceil(count / per_file))
 
 
 def _finite(value: Any) -> Any:
-    """JSON and CSV know no infinity: a margin without rivals is left out."""
+    """Replace infinity (a margin without rivals), which JSON and CSV cannot hold, by None."""
     return None if isinstance(value, float) and not math.isfinite(value) else value

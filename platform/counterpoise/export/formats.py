@@ -1,4 +1,4 @@
-"""The forms an export can have. Each is one function from a folder and the content to files in it.
+"""Formats of an export. Each is one function that writes the content to files in a folder.
 
 All of them stream, and write the same bytes for the same content. None decodes an image: the bytes are the pool's.
 """
@@ -25,14 +25,14 @@ from counterpoise.export.content import Content, files_needed
 
 Row = tuple[dict[str, Any], bytes]
 _SUFFIXES = {b"\x89PNG": "png", b"\xff\xd8\xff": "jpg", b"RIFF": "webp"}
-_UNSAFE = re.compile(r'[\x00-\x1f<>:"/\\|?*]|^\.|[. ]$')  # somewhere no name of a file
+_UNSAFE = re.compile(r'[\x00-\x1f<>:"/\\|?*]|^\.|[. ]$')  # not a file name on some file system
 _LONGEST = 120  # characters of a file's name
-_ROW_GROUP = 100  # images; what the viewers of Parquet datasets read at once
-_SPLIT = "train"  # of everything here: synthetic images and the training images beside them
+_ROW_GROUP = 100  # images; the unit that viewers of Parquet datasets read
+_SPLIT = "train"  # split of all exported images: synthetic ones and real training images
 
 
 def image_folder(folder: Path, content: Content, rows: Iterator[Row], per_file: int) -> None:
-    """``split/label/group/id.png`` and ``metadata.csv``, whose ``file_name`` is relative to it."""
+    """Write ``split/label/group/id.png`` and ``metadata.csv``, whose ``file_name`` is relative to the folder."""
     del per_file  # every image is a file
     with (folder / "metadata.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, ["file_name", *content.schema.names], lineterminator="\n")
@@ -47,7 +47,7 @@ def image_folder(folder: Path, content: Content, rows: Iterator[Row], per_file: 
 
 
 def parquet(folder: Path, content: Content, rows: Iterator[Row], per_file: int) -> None:
-    """``data/train-*.parquet`` with an image column as Hugging Face's libraries have it: records of bytes and path."""
+    """Write ``data/train-*.parquet`` with an image column in Hugging Face's form: records of bytes and path."""
     image = pa.field("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
     schema = pa.schema([image, *content.schema])
     features = {field.name: {"dtype": _dtype(field.type), "_type": "Value"} for field in content.schema}
@@ -61,7 +61,7 @@ def parquet(folder: Path, content: Content, rows: Iterator[Row], per_file: int) 
 
 
 def webdataset(folder: Path, content: Content, rows: Iterator[Row], per_file: int) -> None:
-    """``data/train-*.tar`` with each image in three files: itself, ``.json`` (its row), ``.cls`` (its class code)."""
+    """Write ``data/train-*.tar`` with three files per image: the image, ``.json`` (its row), ``.cls`` (its class)."""
     codes = {name: code for code, name in enumerate(content.view.names.classes)}
     numbers = itertools.count()
     for path, part in _parts(folder, content, rows, per_file, "tar"):
@@ -74,7 +74,7 @@ def webdataset(folder: Path, content: Content, rows: Iterator[Row], per_file: in
 
 
 def hugging_face(folder: Path, content: Content, rows: Iterator[Row], per_file: int) -> None:
-    """What ``datasets.load_from_disk`` reads; labels and groups are ClassLabel features."""
+    """Write a folder for ``datasets.load_from_disk``; labels and groups are ClassLabel features."""
     import datasets
 
     names = content.view.names
@@ -86,7 +86,7 @@ def hugging_face(folder: Path, content: Content, rows: Iterator[Row], per_file: 
     def examples() -> Iterator[dict[str, Any]]:
         return ({"image": {"bytes": image, "path": _file_name(row, image)}, **row} for row, image in rows)
 
-    datasets.disable_progress_bars()  # there is ours
+    datasets.disable_progress_bars()  # Progress shows one
     cache = folder / ".cache"
     try:
         dataset = datasets.Dataset.from_generator(
@@ -96,7 +96,7 @@ def hugging_face(folder: Path, content: Content, rows: Iterator[Row], per_file: 
             fingerprint=content.view.digest,
         )
     except datasets.exceptions.DatasetGenerationError as error:
-        raise (error.__cause__ or error) from None  # what happened while a row was read is said as it was
+        raise (error.__cause__ or error) from None  # errors of reading a row are raised unchanged
     dataset.save_to_disk(str(folder), num_shards=files_needed(len(content), per_file))
     del dataset  # it has the cache's files open
     shutil.rmtree(cache)
@@ -111,7 +111,7 @@ FORMATS: dict[str, Callable[[Path, Content, Iterator[Row], int], None]] = {
 
 
 def check(form: str) -> None:
-    """Raises ConfigError if a form needs a library that is not installed."""
+    """Raise ConfigError if a format needs a library that is not installed."""
     if form == "huggingface":
         try:
             import datasets  # noqa: F401
@@ -121,12 +121,12 @@ def check(form: str) -> None:
 
 
 def suffix(image: bytes) -> str:
-    """png, jpg or webp: what the table's images can be."""
+    """Return the file suffix of an encoded image: png, jpg or webp, the formats in a table."""
     return next((name for start, name in _SUFFIXES.items() if image.startswith(start)), "bin")
 
 
 def safe_name(name: str) -> str:
-    """The name itself where every file system takes it; else changed, with a hash so that no two become one."""
+    """Return the name if every file system accepts it, else a changed one with a hash that keeps it unique."""
     safe = _UNSAFE.sub("_", name)[:_LONGEST]
     return name if safe == name else f"{safe}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
@@ -138,11 +138,11 @@ def _file_name(row: dict[str, Any], image: bytes) -> str:
 def _parts(
     folder: Path, content: Content, rows: Iterator[Row], per_file: int, ending: str
 ) -> Iterator[tuple[Path, Iterator[Row]]]:
-    """(file to write, rows that belong in it), one after the other."""
+    """Yield (file to write, its rows)."""
     (folder / "data").mkdir()
     files = files_needed(len(content), per_file)
-    for number in range(files):
-        path = folder / "data" / f"{_SPLIT}-{number:05d}-of-{files:05d}.{ending}"
+    for index in range(files):
+        path = folder / "data" / f"{_SPLIT}-{index:05d}-of-{files:05d}.{ending}"
         yield path, itertools.islice(rows, per_file)
 
 
@@ -157,5 +157,5 @@ def _repetitive(content: Content) -> list[str]:
 
 
 def _dtype(kind: pa.DataType) -> str:
-    """The name that Hugging Face's features have for an Arrow type."""
+    """Return the name of an Arrow type in Hugging Face's features."""
     return {"float": "float32", "double": "float64", "halffloat": "float16"}.get(str(kind), str(kind))

@@ -1,1 +1,1 @@
-"""What turns a request into pixels."""
+"""Generators: diffusion pipelines, image conditions and feedback guidance."""

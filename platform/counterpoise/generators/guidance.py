@@ -1,13 +1,13 @@
-"""Criterion guidance: a nudge of the latents, every few steps, along the gradient of a score of the predicted image.
+"""Feedback guidance: shifts of the latents, every few steps, along the gradient of a score of the predicted image.
 
 Askari Hemmat et al., "Feedback-guided Data Synthesis for Imbalanced Classification", TMLR 2024, equations 5 to 8.
 
-The hook is the pair *denoiser call* and *scheduler step*, because every pipeline of diffusers has both, whatever its
-family, and because both are needed: only the denoiser call knows the noise prediction and can be differentiated, and
-only the scheduler step can shift the latents that it goes on from. The step-end callback that some pipelines offer is
-given neither prediction nor gradient, so it would pay for a second forward pass, and unCLIP pipelines lack it; modular
-guiders see predictions without latents and do not exist for Stable Diffusion 1 and 2. Without guidance nothing is
-hooked, so that images are the pipeline's own, bit by bit.
+The hook is the pair *denoiser call* and *scheduler step*. Every pipeline of diffusers has both, and both are needed:
+only the denoiser call knows the noise prediction and can be differentiated, and only the scheduler step can shift the
+latents from which it continues. The step-end callback of some pipelines gets neither prediction nor gradient, so it
+would need a second forward pass, and unCLIP pipelines lack it. Modular guiders get predictions without latents and do
+not exist for Stable Diffusion 1 and 2. Without guidance nothing is hooked, so that images equal the pipeline's bit by
+bit.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ _TINY = 1e-12
 
 @dataclass(frozen=True)
 class Guide:
-    """How a batch is guided.
+    """Settings of the guidance of a batch.
 
     Attributes:
-        criterion: Scores images with values around [0, 1], each by itself; differentiable. Guidance makes it larger.
-        scale: Length of the nudge ÷ length of an image's latents.
-        every: Guide one step in so many, from the first step on.
+        criterion: Differentiable score of images with values around [0, 1], each by itself. Guidance increases it.
+        scale: Norm of the shift ÷ norm of an image's latents.
+        every: Guide every n-th step, from the first step on.
         start: Share of the steps before guidance begins.
         stop: Share of the steps after which it ends.
-        blend: What is scored: the decoded blend σ·x₀ + (1 - σ)·z, stretched to [0, 1], as the authors' code does,
-            which is steadier in early steps; or x₀ decoded, as in the text.
-        checkpoint: Decode twice instead of keeping the decoder's activations.
-        decoder: Takes the autoencoder's place for the predicted image: an AutoencoderTiny.
+        blend: True: score the decoded blend σ·x₀ + (1 - σ)·z, stretched to [0, 1], as the authors' code does, which is
+            steadier in early steps. False: score x₀ decoded, as in the paper's text.
+        checkpoint: Recompute the decoder in the backward pass instead of keeping its activations.
+        decoder: AutoencoderTiny that replaces the autoencoder for the predicted image.
     """
 
     criterion: Criterion
@@ -56,23 +56,23 @@ class Guide:
     decoder: Any = None
 
     def guides(self, step: int, steps: int) -> bool:
-        """Whether step number ``step`` of ``steps`` is guided."""
+        """Return True if step ``step`` of ``steps``, from 0, is guided."""
         return step % self.every == 0 and self.start <= step / steps < self.stop
 
 
 @contextmanager
 def guided(pipeline: Any, guide: Guide | None, images: int, size: tuple[int, int] | None = None) -> Iterator[None]:
-    """While it is open, the pipeline's sampling follows the guide.
+    """Guide the pipeline's sampling inside the block.
 
     Args:
         pipeline: Any diffusers pipeline with ``unet`` or ``transformer`` and a scheduler of :mod:`.prediction`.
-        guide: None, or one of scale 0, changes nothing.
-        images: Images of the batch. The denoiser's batch is this large, or twice as large under classifier-free
-            guidance, which puts those without a prompt before the others.
+        guide: Settings; None or a scale of 0 changes nothing.
+        images: Number of images in the batch. The denoiser's batch is this large, or twice as large under
+            classifier-free guidance, with the unconditional half first.
         size: Height and width in pixels, for pipelines that pack their latents (Flux).
 
     Raises:
-        ConfigError: The scheduler is not one that can be guided.
+        ConfigError: Guidance does not support the scheduler.
     """
     if guide is None or guide.scale == 0:
         yield
@@ -84,7 +84,7 @@ def guided(pipeline: Any, guide: Guide | None, images: int, size: tuple[int, int
 
 @contextmanager
 def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """Puts ``value`` over a method, or over what an instance (a compiled one, say) already has in its place."""
+    """Override a method, or an instance attribute (of a compiled module) in its place, inside the block."""
     before = vars(owner).get(name)
     setattr(owner, name, value)
     try:
@@ -96,20 +96,20 @@ def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
 
 
 class _Hook:
-    """One batch's way through its steps."""
+    """Hooks of one batch, with the state of its current step."""
 
     def __init__(self, pipeline: Any, guide: Guide, images: int, size: tuple[int, int] | None) -> None:
         self.pipeline, self.guide, self.images, self.size = pipeline, guide, images, size
         self.scheduler = pipeline.scheduler
         self.kind = prediction_type(self.scheduler)
         self._forward, self._step = denoiser_of(pipeline).forward, self.scheduler.step
-        self.number = 0  # of the step that we are in
-        self.direction: Tensor | None = None  # of its nudge, once found
-        # pipelines look at the signature to see what a scheduler's step accepts
+        self.number = 0  # current step
+        self.direction: Tensor | None = None  # direction of its shift, once computed
+        # pipelines inspect the signature of a scheduler's step
         self.step = functools.wraps(self._step)(lambda *args, **kwargs: self._shifted_step(*args, **kwargs))
 
     def denoise(self, *args: Any, **kwargs: Any) -> Any:
-        """The denoiser; on a guided step also finds the direction, from the conditional half of the batch."""
+        """Call the denoiser; on a guided step also compute the direction, from the conditional half of the batch."""
         if self.direction is not None or not self.guide.guides(self.number, len(self.scheduler.timesteps)):
             return self._forward(*args, **kwargs)
         batch = len(args[0] if args else kwargs["hidden_states"])
@@ -158,17 +158,17 @@ class _Hook:
 
 
 def denoiser_of(pipeline: Any) -> torch.nn.Module:
-    """The pipeline's network that predicts noise."""
+    """Return the pipeline's network that predicts noise."""
     return pipeline.unet if getattr(pipeline, "unet", None) is not None else pipeline.transformer
 
 
 def decode(
     pipeline: Any, latents: Tensor, decoder: Any, size: tuple[int, int] | None
 ) -> Float[Tensor, "n channels height width"]:
-    """Images with values around [0, 1] from a pipeline's latents; of pixel models the latents are the images.
+    """Decode a pipeline's latents to images with values around [0, 1]; latents of pixel models are the images.
 
-    Those of early steps reach to many times their range, where no autoencoder holds them and the scheduler's thresholds
-    come later. They lose contrast rather than being cut: a pixel that is cut has no gradient.
+    Predictions of pixel models in early steps exceed their range many times, and the scheduler thresholds them only
+    later. They are scaled down rather than clipped: a clipped pixel has no gradient.
     """
     autoencoder = decoder or getattr(pipeline, "vae", None)
     if autoencoder is None:
@@ -184,14 +184,14 @@ def decode(
 
 
 def _unit(gradient: Float[Tensor, n * shape]) -> Float[Tensor, n * shape]:
-    """Each image's gradient at length 1; one that is not finite (float16 overflows) guides nowhere."""
+    """Scale each image's gradient to norm 1; one that is not finite (float16 overflows) becomes 0."""
     gradient = gradient.float()
     length = torch.linalg.vector_norm(gradient.flatten(1), dim=1).view(-1, *[1] * (gradient.ndim - 1))
     return torch.where(torch.isfinite(length) & (length > _TINY), gradient / length, 0.0)
 
 
 def _half(value: Any, images: int, half: int) -> Any:
-    """One half of every tensor of a doubled batch, however deep in the arguments it lies."""
+    """Return one half of every tensor of a doubled batch, at any depth of the arguments."""
     if isinstance(value, torch.Tensor) and value.ndim and len(value) == 2 * images:
         return value[half * images : (half + 1) * images]
     if isinstance(value, dict):

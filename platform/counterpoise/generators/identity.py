@@ -1,4 +1,4 @@
-"""Identity of generators: which weights a pipeline and its adapter have. Loads no model."""
+"""Identity of generators: the weights of a pipeline and its adapter. Loads no model."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _CONDITIONED = "StableUnCLIPImg2ImgPipeline"
 
 
 def check_pipeline_folder(generator: Generator) -> None:
-    """Raises ModelError if the generator is a folder but no diffusers pipeline, or one of the other family.
+    """Raise ModelError if the generator is a folder without a diffusers pipeline of the right family.
 
-    So it does if the generator's adapter is a folder without the files that are named.
+    The same is raised if the generator's adapter is a folder without the named files.
     """
     if (adapter := _adapter(generator)) is not None:
         _check_adapter_folder(adapter)
@@ -25,7 +25,7 @@ def check_pipeline_folder(generator: Generator) -> None:
     if not is_folder(located):
         return
     index = Path(located) / "model_index.json"
-    remedy = "name a folder written by a pipeline's save_pretrained"
+    remedy = "set it to a folder written by a pipeline's save_pretrained"
     try:
         family = json.loads(index.read_text(encoding="utf-8")).get("_class_name")
     except (OSError, ValueError, AttributeError) as error:
@@ -37,18 +37,18 @@ def check_pipeline_folder(generator: Generator) -> None:
     if (family == _CONDITIONED) != (generator.condition is not None and adapter is None):
         kind = "no condition" if generator.condition is None else "a condition"
         raise ModelError(
-            "the pipeline and generator.condition do not fit",
+            "generator.condition does not fit the pipeline",
             where="generator.condition",
             found=f"{kind} {'without' if adapter is None else 'with'} an adapter, and a {family}",
-            allowed=f"a condition without an adapter for {_CONDITIONED}; one with an adapter, or none, for others",
+            allowed=f"{_CONDITIONED} with a condition and no adapter; others with an adapter, or without a condition",
         )
 
 
 def identify_adapter(adapter: Adapter) -> dict[str, Any]:
-    """Which weights an adapter and its image encoder have, and how much they count.
+    """Identify the weights of an adapter and its image encoder, and their scale.
 
     Raises:
-        ModelError: They are not there, or the hub cannot be reached.
+        ModelError: The weights do not exist, or the hub cannot be reached.
     """
     where = "generator.condition.adapter"
     located = locate(adapter.model, f"{where}.model")

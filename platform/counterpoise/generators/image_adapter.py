@@ -1,11 +1,11 @@
-"""Images from prompts and the embedding of a real image, by an IP-Adapter beside a text-to-image pipeline.
+"""Sampling from prompts and the embedding of a real image, by a text-to-image pipeline with an IP-Adapter.
 
 Ye et al., "IP-Adapter: Text Compatible Image Prompt Adapter for Text-to-Image Diffusion Models", 2023: every
 cross-attention of the denoiser gets a second pair of key and value projections, for the image.
 
-Diffusers means its pictures to be seen by *every* prompt of a batch: it takes a list of them as several pictures for
-each, and repeats embeddings as often as there are prompts. Its denoiser does take a picture for each image, so here the
-pipeline is kept from repeating them.
+Diffusers shares its image prompts among *all* prompts of a batch: it takes a list as several pictures for each prompt,
+and repeats embeddings for every prompt. Its denoiser does accept one picture per image, so the pipeline's repetition is
+switched off here.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _WHERE = "generator.condition.adapter"
 
 
 class ImageAdapter(TextToImage):
-    """A pipeline of Stable Diffusion 1, 2 or XL with its adapter in memory; arguments of :class:`TextToImage`.
+    """Pipeline of Stable Diffusion 1, 2 or XL with its adapter in memory; arguments of :class:`TextToImage`.
 
     Raises:
         ModelError: The adapter cannot be loaded, or does not fit the pipeline or its image encoder.
@@ -46,45 +46,45 @@ class ImageAdapter(TextToImage):
         assert generator.condition.adapter is not None
         self.condition = generator.condition
         _attach(self.pipeline, generator.condition.adapter)
-        self._try_out(generator.condition.adapter)
+        self._check_encoder(generator.condition.adapter)
 
     @torch.no_grad()
     def _image_condition(
         self, conditions: Sequence[UInt8[np.ndarray, "height width 3"]], seeds: Sequence[int]
     ) -> dict[str, Any]:
-        embeds, without = self._see([Image.fromarray(image) for image in conditions])
-        seen = drop_out(embeds.flatten(1), self.condition, seeds).view_as(embeds)
-        # a distilled model is told the scale as a number and has no half without a prompt
+        embeds, without = self._embed([Image.fromarray(image) for image in conditions])
+        dropped = drop_out(embeds.flatten(1), self.condition, seeds).view_as(embeds)
+        # a distilled model takes the scale as an input and has no unconditional half
         distilled = getattr(self.pipeline.unet.config, "time_cond_proj_dim", None) is not None
         doubled = self.config.guidance_scale > 1 and not distilled
-        return {"ip_adapter_image_embeds": [(torch.cat([without, seen]) if doubled else seen)[:, None]]}
+        return {"ip_adapter_image_embeds": [(torch.cat([without, dropped]) if doubled else dropped)[:, None]]}
 
-    def _see(self, pictures: list[Image.Image]) -> tuple[Float[Tensor, "n ..."], Float[Tensor, "n ..."]]:
-        """The pictures' embeddings, and as many of no picture: pooled, or of every patch, as the adapter wants it."""
+    def _embed(self, pictures: list[Image.Image]) -> tuple[Float[Tensor, "n ..."], Float[Tensor, "n ..."]]:
+        """Embed the pictures, and as many empty ones: pooled or per patch, as the adapter needs."""
         (projection,) = self.pipeline.unet.encoder_hid_proj.image_projection_layers
         patches = not isinstance(projection, ImageProjection)
         return self.pipeline.encode_image(pictures, torch.device(self.device), 1, patches)
 
     @torch.no_grad()
-    def _try_out(self, adapter: config.Adapter) -> None:
-        """The image encoder may be another than the adapter was trained with, which loading does not show."""
+    def _check_encoder(self, adapter: config.Adapter) -> None:
+        """Raise ModelError if the image encoder does not fit the adapter, which loading does not check."""
         try:
-            embeds, _ = self._see([Image.new("RGB", (64, 64))])
+            embeds, _ = self._embed([Image.new("RGB", (64, 64))])
             self.pipeline.unet.encoder_hid_proj([embeds[:, None]])
         except (RuntimeError, ValueError, TypeError, AttributeError) as error:
             raise ModelError(
                 "the adapter does not fit its image encoder",
                 where=f"{_WHERE}.encoder",
                 found=f"{adapter.encoder} with {adapter.weights}: {first_line(error)}",
-                remedy="name the CLIP vision tower that the adapter was trained with; adapters for faces are not read",
+                remedy="name the CLIP vision tower that the adapter was trained with; face adapters are unsupported",
             ) from error
 
 
 def _attach(pipeline: Any, adapter: config.Adapter) -> None:
-    """Loads encoder and adapter into the pipeline."""
+    """Load encoder and adapter into the pipeline."""
     if not isinstance(pipeline, IPAdapterMixin):
         raise ModelError(
-            "this pipeline takes no adapter",
+            "the pipeline takes no adapter",
             where=_WHERE,
             found=type(pipeline).__name__,
             allowed="pipelines of Stable Diffusion 1, 2 and XL",
@@ -97,7 +97,7 @@ def _attach(pipeline: Any, adapter: config.Adapter) -> None:
     weights = PurePosixPath(adapter.weights)
     folder = "" if weights.parent == PurePosixPath() else str(weights.parent)
     try:
-        # not by load_ip_adapter, which would take the encoder from the hub's main branch, whatever the revision
+        # not by load_ip_adapter, which always takes the encoder from the hub's main branch
         encoder = CLIPVisionModelWithProjection.from_pretrained(
             located, subfolder=adapter.encoder, dtype=pipeline.unet.dtype, **source
         )
@@ -116,5 +116,5 @@ def _attach(pipeline: Any, adapter: config.Adapter) -> None:
 
 
 def _as_given(ip_adapter_image: None, ip_adapter_image_embeds: list[Tensor], *_: Any, **__: Any) -> list[Tensor]:
-    """Takes the place of the pipeline's own method, which repeats embeddings for every prompt."""
+    """Return the embeddings unchanged, in place of the pipeline's method, which repeats them for every prompt."""
     return ip_adapter_image_embeds

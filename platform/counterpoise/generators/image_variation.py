@@ -1,7 +1,7 @@
-"""Images from prompts and the embedding of a real image, by stable unCLIP.
+"""Sampling from prompts and the embedding of a real image, by Stable unCLIP.
 
 Askari Hemmat et al., "Feedback-guided Data Synthesis for Imbalanced Classification", TMLR 2024, section 3: a condition
-image keeps samples close to the real data, dropout on its embedding keeps them from being copies.
+image keeps samples close to the real data, and dropout on its embedding prevents copies.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from counterpoise.generators.text_to_image import TextToImage
 
 
 class ImageVariation(TextToImage):
-    """A StableUnCLIPImg2ImgPipeline in memory; arguments and errors as of :class:`TextToImage`."""
+    """StableUnCLIPImg2ImgPipeline in memory; arguments and errors as of :class:`TextToImage`."""
 
     family = "StableUnCLIPImg2ImgPipeline"
 
@@ -40,15 +40,15 @@ class ImageVariation(TextToImage):
 
 
 def drop_out(embeds: Float[Tensor, "n d"], condition: config.Condition, seeds: Sequence[int]) -> Float[Tensor, "n d"]:
-    """Sets parts of each image's embedding to zero.
+    """Set parts of each image's embedding to zero.
 
-    The paper says dropout with probability p and no more: elements are dropped one by one, and kept ones are not
-    rescaled unless ``condition.rescale`` says so.
+    The paper states dropout with probability p only. Elements are dropped independently, and kept ones are rescaled
+    only with ``condition.rescale``.
 
     Args:
-        embeds: One for each image.
-        condition: Its dropout settings.
-        seeds: One for each image; decides its mask alone, with other bits than its noise.
+        embeds: Embeddings, one per image.
+        condition: Settings of the dropout.
+        seeds: Seeds, one per image. Each determines its mask, by other bits than those of its noise.
     """
     if not condition.dropout:
         return embeds

@@ -1,8 +1,8 @@
-"""What a denoiser's output says of the clean image: one formula for every scheduler and prediction type.
+"""Prediction of the clean image from a denoiser's output, for every scheduler and prediction type.
 
-A noisy sample is z = α·x₀ + σ·ε. Variance-preserving schedulers have α² + σ² = 1; flow matching has α = 1 - σ. All of
-this is in the space of the denoiser's *input*, which schedulers that keep z larger than that (Euler and its kin) have
-scaled to variance preservation, so that the same formula holds for them.
+A noisy sample is z = α·x₀ + σ·ε. Variance-preserving schedulers have α² + σ² = 1; flow matching has α = 1 - σ. All
+formulas are in the space of the denoiser's *input*. Schedulers with a larger z (Euler and others) scale it to variance
+preservation there, so that the same formulas hold.
 """
 
 from __future__ import annotations
@@ -15,30 +15,30 @@ from torch import Tensor
 
 from counterpoise.errors import ConfigError
 
-_SMALLEST = 1e-4  # α of a schedule with zero terminal SNR, where ε alone does not say what x₀ is
+_SMALLEST = 1e-4  # least α: at zero terminal SNR, ε alone does not determine x₀
 
 
 def prediction_type(scheduler: Any) -> str:
-    """What the denoiser predicts: ``epsilon``, ``sample``, ``v_prediction`` or ``flow_prediction``.
+    """Return the denoiser's prediction type: ``epsilon``, ``sample``, ``v_prediction`` or ``flow_prediction``.
 
     Raises:
-        ConfigError: The scheduler has neither ``alphas_cumprod`` nor ``sigmas``, or another prediction.
+        ConfigError: The scheduler has neither ``alphas_cumprod`` nor ``sigmas``, or another prediction type.
     """
     name = type(scheduler).__name__
     flow = name.startswith("FlowMatch") or getattr(scheduler.config, "use_flow_sigmas", False)
-    found = "flow_prediction" if flow else getattr(scheduler.config, "prediction_type", "epsilon")
-    if found not in _FORMULAS or not (flow or hasattr(scheduler, "alphas_cumprod")):
+    kind = "flow_prediction" if flow else getattr(scheduler.config, "prediction_type", "epsilon")
+    if kind not in _FORMULAS or not (flow or hasattr(scheduler, "alphas_cumprod")):
         raise ConfigError(
-            "feedback cannot tell what this scheduler's model predicts",
+            "feedback does not support the scheduler",
             where="generator.scheduler",
-            found=f"{name} with prediction type {found!r}",
+            found=f"{name} with prediction type {kind!r}",
             allowed="schedulers of diffusers with alphas_cumprod, or for flow matching",
         )
-    return found
+    return kind
 
 
 def noise_level(scheduler: Any, step: int) -> tuple[float, float]:
-    """(α, σ) of the denoiser's input at the scheduler's ``step``-th step, from 0."""
+    """Return (α, σ) of the denoiser's input at the scheduler's ``step``-th step, from 0."""
     if hasattr(scheduler, "sigmas") and len(scheduler.sigmas) >= len(scheduler.timesteps):
         sigma = float(scheduler.sigmas[step])
         if prediction_type(scheduler) == "flow_prediction":
@@ -54,12 +54,12 @@ def noise_level(scheduler: Any, step: int) -> tuple[float, float]:
 def predict_clean(
     kind: str, sample: Float[Tensor, n * shape], output: Float[Tensor, n * shape], alpha: float, sigma: float
 ) -> Float[Tensor, n * shape]:
-    """The predicted clean image (or latent) x₀.
+    """Compute the predicted clean image (or latent) x₀.
 
     Args:
         kind: From :func:`prediction_type`.
         sample: The denoiser's input z.
-        output: What it predicts: ε; x₀; v = α·ε - σ·x₀ (Salimans & Ho 2022); or ε - x₀ (Lipman et al. 2023).
+        output: Its prediction: ε; x₀; v = α·ε - σ·x₀ (Salimans & Ho 2022); or ε - x₀ (Lipman et al. 2023).
         alpha: Share of the image in ``sample``.
         sigma: Share of the noise.
     """

@@ -1,4 +1,4 @@
-"""Images from prompts, by any text-to-image pipeline of diffusers."""
+"""Sampling from prompts, by any text-to-image pipeline of diffusers."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from counterpoise.core.model_source import is_folder, locate
 from counterpoise.errors import ConfigError, ModelError, did_you_mean, one_of
 from counterpoise.generators.guidance import Guide, denoiser_of, guided
 
-_UNIFORM = 1 / 255  # standard deviation over an image's pixels, in every channel, below which there is no picture
+_UNIFORM = 1 / 255  # standard deviation of the pixels, in every channel, below which an image is uniform
 
 
 @dataclass(frozen=True)
 class Samples:
-    """What a generator returns.
+    """Sampled images of one batch.
 
     Attributes:
-        pixels: The images, 0 to 255.
-        defects: For each image, None or what makes it useless: not finite, uniform, or held back by the pipeline's
-            safety checker. The pixels of a defective image mean nothing.
+        pixels: Images, 0 to 255.
+        defects: For each image, None or its defect: not finite, uniform, or held back by the pipeline's safety
+            checker. The pixels of a defective image are meaningless.
     """
 
     pixels: UInt8[np.ndarray, "n height width 3"]
@@ -38,20 +38,20 @@ class Samples:
 
 
 def check(generator: config.Generator) -> None:
-    """Raises ConfigError if diffusers has no scheduler of that name. Loads nothing."""
+    """Raise ConfigError if diffusers has no scheduler of that name. Loads nothing."""
     _scheduler_class(generator.scheduler)
 
 
 class TextToImage:
-    """A pipeline in memory.
+    """Text-to-image pipeline in memory.
 
     Args:
-        generator: Which model, and how it samples.
+        generator: The model and its sampling settings.
         device: ``cpu``, ``cuda`` or ``mps``.
-        dtype: Name of a torch dtype to compute in, whatever the weights are stored in.
+        dtype: Name of the torch dtype to compute in.
 
     Raises:
-        ModelError: The weights cannot be loaded, or the pipeline makes no images from prompts.
+        ModelError: The weights cannot be loaded, or the pipeline is not text-to-image.
         ConfigError: The scheduler does not exist, or a negative prompt is given to a pipeline that takes none.
     """
 
@@ -77,14 +77,24 @@ class TextToImage:
         conditions: Sequence[UInt8[np.ndarray, "height width 3"]] = (),
         guide: Guide | None = None,
     ) -> Samples:
-        """One batch: an image for each prompt and seed, and for each condition image where the pipeline takes these.
+        """Sample one batch: an image per prompt and seed, and per condition image if the pipeline takes these.
 
-        ``guide`` bends the way from noise to image. Every image has a generator of its own, on the CPU, so that its
-        noise depends on its seed alone. Its pixels still depend, in the last bit, on the batch it is in.
+        Every image has its own random generator, on the CPU, so that its noise depends on its seed alone. Its pixels
+        still depend, in the last bit, on its batch.
+
+        Args:
+            prompts: Prompts, one per image.
+            negative: Negative prompt of all images; empty for none.
+            seeds: Seeds of the noise, one per image.
+            conditions: Condition images, uint8 RGB, one per image; empty for a pipeline without image condition.
+            guide: Guidance of the sampling.
+
+        Raises:
+            ConfigError: A negative prompt is given to a pipeline that takes none.
         """
         if negative and "negative_prompt" not in self._accepts:
             found = f"{negative!r} for {type(self.pipeline).__name__}"
-            raise ConfigError("this pipeline takes no negative prompt", where="prompts.negative", found=found)
+            raise ConfigError("the pipeline takes no negative prompt", where="prompts.negative", found=found)
         with guided(self.pipeline, guide, len(prompts), self._size()):
             output = self.pipeline(
                 **self._condition(list(prompts), negative),
@@ -99,7 +109,7 @@ class TextToImage:
         return {}
 
     def _size(self) -> tuple[int, int] | None:
-        """Height and width in pixels of what the pipeline makes."""
+        """Return height and width of the pipeline's images in pixels."""
         default = getattr(self.pipeline, "default_sample_size", 0) * getattr(self.pipeline, "vae_scale_factor", 1)
         height, width = self.config.height or default, self.config.width or default
         return (height, width) if height and width else None
@@ -110,7 +120,7 @@ class TextToImage:
         return {name: value for name, value in values.items() if value is not None and name in self._accepts}
 
     def _condition(self, prompts: list[str], negative: str) -> dict[str, Any]:
-        """Prompts as embeddings, each encoded once and alone, or as text where the pipeline gives no choice."""
+        """Return prompts as embeddings, each encoded once and alone, or as text if the pipeline takes no embeddings."""
         encoded = [self._encode(prompt, negative) for prompt in prompts]
         if any(embedding is None for embedding in encoded):
             text: dict[str, Any] = {"prompt": prompts}
@@ -142,10 +152,10 @@ class TextToImage:
 
 
 def embedding_names(pipeline: Any) -> tuple[str, ...] | None:
-    """What the pipeline's ``encode_prompt`` returns and its call accepts; None if it is not of this family.
+    """Return the names of the embeddings that ``encode_prompt`` returns and the pipeline's call accepts, or None.
 
-    Stable Diffusion 1 and 2 return two tensors, SDXL and SD3 four; others return masks or position ids as well and
-    are given text.
+    Stable Diffusion 1 and 2 return two tensors, SDXL and SD3 four. Others also return masks or position ids and are
+    called with text.
     """
     if not hasattr(pipeline, "encode_prompt"):
         return None
@@ -160,18 +170,18 @@ def embedding_names(pipeline: Any) -> tuple[str, ...] | None:
 
 
 def to_samples(images: Float[np.ndarray, "n height width 3"], unsafe: Sequence[bool] | None = None) -> Samples:
-    """Pixels from a pipeline's output in [0, 1], and what is wrong with them."""
+    """Convert a pipeline's output in [0, 1] to pixels and defects."""
     finite = np.isfinite(images).all(axis=(1, 2, 3))
     pixels = (np.nan_to_num(images).clip(0, 1) * 255).round().astype(np.uint8)
     uniform = (pixels.std(axis=(1, 2)) < _UNIFORM * 255).all(axis=1)
     defects: list[str | None] = [None] * len(images)
-    for number in range(len(images)):
-        if unsafe is not None and unsafe[number]:
-            defects[number] = "held back by the safety checker"
-        elif not finite[number]:
-            defects[number] = "pixels are not finite"
-        elif uniform[number]:
-            defects[number] = "one colour all over"
+    for index in range(len(images)):
+        if unsafe is not None and unsafe[index]:
+            defects[index] = "held back by the safety checker"
+        elif not finite[index]:
+            defects[index] = "pixels are not finite"
+        elif uniform[index]:
+            defects[index] = "one colour all over"
     return Samples(pixels, defects)
 
 
@@ -180,7 +190,7 @@ def _load(family: str, generator: config.Generator, dtype: torch.dtype) -> Any:
     located = locate(generator.model, "generator.model")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of old files' missing or renamed settings: not the user's to mend
+            warnings.simplefilter("ignore")  # about missing or renamed settings of old files, which a user cannot mend
             pipeline = getattr(diffusers, family).from_pretrained(
                 located,
                 revision=None if is_folder(located) else generator.revision,
@@ -192,16 +202,16 @@ def _load(family: str, generator: config.Generator, dtype: torch.dtype) -> Any:
                 pipeline.scheduler = scheduler.from_config(pipeline.scheduler.config)
     except (OSError, ValueError, RuntimeError, AttributeError, ImportError, KeyError) as error:
         found = f"{generator.model}: {first_line(error)}"
-        remedy = f"name a pipeline that diffusers' {family}.from_pretrained can load"
+        remedy = f"set it to a pipeline that diffusers' {family}.from_pretrained can load"
         if family == TextToImage.family:
-            remedy += "; for an image variation pipeline set generator.condition"
+            remedy += "; for an image variation pipeline also set generator.condition"
         raise ModelError(
             "the generator cannot be loaded", where="generator.model", found=found, remedy=remedy
         ) from error
     pipeline.set_progress_bar_config(disable=True)
     for component in pipeline.components.values():
         if isinstance(component, torch.nn.Module):
-            component.requires_grad_(False)  # guidance wants the latents' gradient, never a weight's
+            component.requires_grad_(False)  # guidance needs the gradient of the latents, never of a weight
     return pipeline
 
 
@@ -222,12 +232,13 @@ def _scheduler_class(name: str | None) -> Any:
 
 
 def _quiet() -> None:
-    """No bars and no advice from the libraries: a worker has nobody to show them to."""
+    """Silence the libraries' progress bars and advice, which nothing displays in a worker."""
     for logging in (diffusers_logging, transformers_logging):
         logging.set_verbosity_error()
         logging.disable_progress_bar()
 
 
 def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, else the name of its class."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from counterpoise.evaluation.catalogue import JUDGES, METRICS
 
 if TYPE_CHECKING:  # scipy.stats, which audit and plan do without
-    from counterpoise.evaluation.compare import Interval
+    from counterpoise.evaluation.compare import Estimate
 
 Grid = list[list[int]]
 Rates = list[list[float | None]]
@@ -155,7 +155,7 @@ class Results:
     classes: list[str]
     groups: list[str]
     rows: list[ResultRow]
-    summary: Mapping[str, Mapping[str, Interval]]
+    summary: Mapping[str, Mapping[str, Estimate]]
     baseline: str | None = None
     control: str | None = None
     by: str = JUDGES[0]
@@ -190,7 +190,7 @@ class Results:
         """Group names, or one empty name."""
         return self.groups or [""]
 
-    def interval(self, method: str, metric: str) -> Interval | None:
+    def interval(self, method: str, metric: str) -> Estimate | None:
         """Mean and interval; None where the metric was not measured. Fewer than two seeds have no interval of seeds."""
         mean, low, high = self.summary.get(method, {}).get(metric, (None, None, None))
         if mean is None or math.isnan(mean):

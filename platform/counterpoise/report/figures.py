@@ -14,7 +14,7 @@ from matplotlib.patches import Rectangle
 from PIL import Image, ImageOps
 
 from counterpoise.evaluation.catalogue import OVERALL, PRIMARY, WORST_GROUP, metric
-from counterpoise.evaluation.compare import Interval
+from counterpoise.evaluation.compare import Estimate
 from counterpoise.report import content
 from counterpoise.report.content import CellSamples, Grid, Rates, Report, Results
 
@@ -252,7 +252,7 @@ def plain(axis: Axes) -> None:
         spine.set_visible(False)
 
 
-def _in_percent(interval: Interval) -> Interval:
+def _in_percent(interval: Estimate) -> Estimate:
     mean, low, high = interval
     return 100 * mean, None if low is None else 100 * low, None if high is None else 100 * high
 

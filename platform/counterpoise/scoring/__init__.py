@@ -1,1 +1,1 @@
-"""What judges an image."""
+"""Scoring of images: CLIP, feature extractors, margins and realism."""

@@ -1,7 +1,7 @@
-"""Named extractors: what turns images into the features that realism is measured on, and a view's features.
+"""Feature extractors for realism measures, and the features of a view.
 
-A value of FID, density or coverage means something beside the extractor and the resizer it was measured with, and
-nothing without: so an extractor carries both names.
+Values of FID, density and coverage are comparable only under the same extractor and resizer: so an extractor carries
+the names of both.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ Images = Sequence[UInt8[np.ndarray, "height width 3"]]
 _BATCH = 64
 _WEIGHTS, _INCEPTION_SIZE = Inception_V3_Weights.IMAGENET1K_V1, 299
 
-INCEPTION = str(_WEIGHTS)  # the weights' name, which stands for their content
+INCEPTION = str(_WEIGHTS)  # name of the weights, which identifies their content
 
 
 @dataclass(frozen=True)
 class Extractor:
-    """A network that describes images.
+    """Network that embeds images.
 
     Attributes:
-        name: Which network, with which weights.
-        resizer: How images come to the network's size.
+        name: Name of the network and its weights.
+        resizer: Name of the method that resizes images to the network's size.
         size: Height and width that :func:`features` decodes images to; None if ``embed`` resizes them itself.
-        embed: Features of a batch of images, (n, d).
+        embed: Function from a batch of images to their features, (n, d).
     """
 
     name: str
@@ -47,12 +47,12 @@ class Extractor:
 
 
 def bilinear(size: int) -> str:
-    """The name of the resizer of :func:`counterpoise.storage.codec.decode_image`."""
+    """Return the name of the resizer of :func:`counterpoise.storage.codec.decode_image`."""
     return f"bilinear antialias {size}"
 
 
 def clip(scorer: config.Scorer, device: str) -> Extractor:
-    """The image tower of a CLIP; features are unit vectors. Raises ModelError if it cannot be loaded."""
+    """Load a CLIP image tower; features are unit vectors. Raises ModelError if it cannot be loaded."""
     from counterpoise.scoring.clip import Clip  # open_clip takes seconds to import
 
     model = Clip(scorer, device)
@@ -61,38 +61,38 @@ def clip(scorer: config.Scorer, device: str) -> Extractor:
 
 
 def has_inception() -> bool:
-    """Whether Inception's weights are in torch's hub cache."""
+    """Return True if Inception's weights are in torch's hub cache."""
     return _inception_path().is_file()
 
 
 def check_inception() -> None:
-    """Raises ModelError unless Inception's weights are in torch's hub cache; nothing is ever downloaded."""
+    """Raise ModelError unless Inception's weights are in torch's hub cache; nothing is ever downloaded."""
     if not has_inception():
         raise ModelError(
             "Inception's weights are not on this machine",
             where="realism.extractor",
             found=f"nothing at {_inception_path()}",
-            allowed="auto, clip (the scorer), model, none; inception once its weights are there",
-            remedy="fetch them once: python -c \"from torchvision.models import *; inception_v3(weights='DEFAULT')\"",
+            allowed="auto, clip (the scorer), model, none; inception once its weights are downloaded",
+            remedy="download them: python -c \"from torchvision.models import *; inception_v3(weights='DEFAULT')\"",
         )
 
 
 def inception(device: str) -> Extractor:
-    """Inception v3 as torchvision has it: the 2,048 features before the last layer.
+    """Load torchvision's Inception v3: the 2,048 features before the last layer.
 
-    FIDs in papers are mostly measured with another conversion of Inception and other resizers: values from here
-    compare with each other, not with those.
+    FIDs in papers are mostly measured with another conversion of Inception and other resizers: values from here are
+    comparable with each other, not with those.
 
     Raises:
-        ModelError: The weights are not there, or cannot be loaded.
+        ModelError: The weights are not in the cache, or cannot be loaded.
     """
     check_inception()
     path = _inception_path()
     model = inception_v3(weights=None, init_weights=False, transform_input=False)
     try:
         model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-    except Exception as error:  # a torn file makes torch raise almost anything
-        remedy = "delete the file and fetch it again"
+    except Exception as error:  # a truncated file makes torch raise almost anything
+        remedy = "delete the file and download it again"
         raise ModelError(
             "Inception's weights cannot be loaded", where=path, found=type(error).__name__, remedy=remedy
         ) from error
@@ -112,33 +112,35 @@ def _inception_path() -> Path:
 
 
 def features(view: ImageView, extractor: Extractor, progress: Progress | None = None) -> Float[np.ndarray, "n d"]:
-    """Features of the view's images, in its order. Images are streamed; no more than some hundred are in memory.
+    """Compute the features of a view's images, in its order. Images are streamed; a few hundred are in memory.
 
     Args:
-        view: At least one image.
+        view: The images, at least one.
+        extractor: The network.
+        progress: Progress to advance by each batch.
 
     Raises:
         DataError: An image cannot be read.
     """
-    found = None
+    collected = None
     decoded = view.decoded(extractor.size)
     while batch := list(islice(decoded, _BATCH)):
         positions, images = zip(*batch, strict=True)
         embedded = extractor.embed(images)
-        if found is None:
-            found = np.empty((len(view), embedded.shape[1]), np.float32)
-        found[list(positions)] = embedded
+        if collected is None:
+            collected = np.empty((len(view), embedded.shape[1]), np.float32)
+        collected[list(positions)] = embedded
         if progress is not None:
             progress.advance(len(batch))
-    if found is None:
+    if collected is None:
         raise ValueError("features of no image have no dimension")
-    return found
+    return collected
 
 
 def stored(view: ImageView, progress: Progress | None = None) -> Float[np.ndarray, "n d"] | None:
-    """The scorer's vectors that came with synthetic images, in the view's order; None unless each image has one.
+    """Return the scorer's vectors stored with synthetic images, in the view's order; None unless each image has one.
 
-    They are :func:`clip`'s features of the images, but for float16's rounding, without reading any pixels.
+    They equal :func:`clip`'s features of the images up to float16 rounding, and no pixels are read.
     """
     vectors = view.embeddings()
     if not vectors.size or np.isnan(vectors).any():

@@ -1,4 +1,4 @@
-"""Identity of scorers: which weights a CLIP has. Loads no model."""
+"""Identity of scorers: the weights of a CLIP model. Loads no model."""
 
 from __future__ import annotations
 
@@ -10,23 +10,25 @@ from counterpoise.errors import ModelError
 
 
 def identify_scorer(scorer: Scorer) -> dict[str, str]:
-    """Which CLIP weights a scorer has.
+    """Identify the CLIP weights of a scorer.
 
     Raises:
-        ModelError: No such folder, no CLIP in it, or an architecture without weights.
+        ModelError: The folder does not exist or holds no CLIP model, or an architecture is named without weights.
     """
     located = locate(scorer.model, "scorer.model")
     path = Path(located.removeprefix("local-dir:"))
     if path.is_absolute():
         if not (path / "open_clip_config.json").is_file():
             found = f"no open_clip_config.json in {path}"
-            raise ModelError("this folder is not a model of open_clip", where="scorer.model", found=found)
+            raise ModelError("the folder is not a model of open_clip", where="scorer.model", found=found)
         return fingerprint(located, where="scorer.model")
     if located.startswith("hf-hub:"):
         return fingerprint(located, where="scorer.model")
     if scorer.pretrained is None:
         remedy = "set scorer.pretrained (for ViT-B-32: laion2b_s34b_b79k), or name a model with weights: hf-hub:…"
-        raise ModelError("an architecture without weights scores at random", where="scorer.pretrained", remedy=remedy)
+        raise ModelError(
+            "an architecture without weights would score at random", where="scorer.pretrained", remedy=remedy
+        )
     weights = Path(scorer.pretrained).expanduser()
     if weights.is_file():
         return {"architecture": scorer.model, "sha256": hash_of_file(weights)}

@@ -1,4 +1,4 @@
-"""Whether images fit the prompt of their cell better than those of others. Plain arrays of CLIP's unit vectors."""
+"""CLIP margins and zero-shot classes: the fit of images to their cell's prompt against rival cells' prompts."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from jaxtyping import Float, Int
 def margin(
     images: Float[np.ndarray, "n d"], texts: Float[np.ndarray, "m d"], own: int, rivals: Int[np.ndarray, " r"]
 ) -> Float[np.ndarray, " n"]:
-    """The lead of the own text's cosine over that of the best rival.
+    """Compute the cosine with the images' own text minus the largest one with a rival text.
 
     Args:
-        images: Unit vectors.
-        texts: Unit vectors.
-        own: Which text the images were asked for.
-        rivals: Which texts they could be mistaken for. Without any, the lead is infinite.
+        images: Unit vectors of the images.
+        texts: Unit vectors of the texts.
+        own: Index of the images' own text.
+        rivals: Indices of the rival texts. Without any, the margin is infinite.
 
     Returns:
         Margins in [-2, 2], or infinity.
@@ -29,14 +29,14 @@ def margin(
 def nearest(
     images: Float[np.ndarray, "n d"], texts: Float[np.ndarray, "m d"], own: int, rivals: Int[np.ndarray, " r"]
 ) -> Int[np.ndarray, " n"]:
-    """Which text fits each image best: zero-shot classification (Radford et al. 2021, section 3.1).
+    """Return the index of the text nearest to each image: zero-shot classification (Radford et al. 2021, sec. 3.1).
 
-    The own text wins ties; texts that say the same as it are no rivals, so they never take its images.
+    The own text wins ties. Texts equal to it are not among the rivals, so they never take its images.
     """
     options = np.concatenate([[own], rivals]).astype(np.int64)
     return options[np.argmax(images @ texts[options].T, axis=1)]
 
 
 def rivals_of(own: int, prompts: Sequence[str]) -> Int[np.ndarray, " r"]:
-    """The prompts that say something else than prompt ``own``."""
+    """Return the indices of the prompts that differ from prompt ``own``."""
     return np.flatnonzero([prompt != prompts[own] for prompt in prompts])

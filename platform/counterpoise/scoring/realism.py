@@ -1,12 +1,12 @@
-"""How like real images synthetic ones are, measured on features. Plain functions on arrays.
+"""Realism measures: similarity of synthetic to real images, as functions of feature arrays.
 
 - FID: Heusel et al., "GANs Trained by a Two Time-Scale Update Rule Converge to a Local Nash Equilibrium", 2017, eq. 6.
 - Density and coverage: Naeem et al., "Reliable Fidelity and Diversity Metrics for Generative Models", 2020.
 - Domain probe: Ye-Bin et al., "SYNAuG: Exploiting Synthetic Data for Data Imbalance Problems", 2023, where a linear
   classifier tells real from synthetic features in 74 % of 2,500 + 2,500 cases.
 
-No array of all pairs is ever made: 50,000 real and 50,000 synthetic images of 512 features need 0.4 GB beside these
-(measured), half of which is a centred copy.
+No array of all pairs is ever built: 50,000 real and 50,000 synthetic images of 512 features need 0.4 GB in addition
+(measured), half of it a centred copy.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ import numpy as np
 from jaxtyping import Float, Int
 
 METRICS = ("fid", "density", "coverage", "probe")
-PROBE_LEAST = 10  # images of each kind; with fewer the probe's held-out half says nothing
+PROBE_LEAST = 10  # images of each kind; with fewer, the probe's held-out half is too small
 _ROWS = 4096  # features factored at a time
 
 
 def fid(real: Float[np.ndarray, "n d"], synthetic: Float[np.ndarray, "m d"]) -> float:
-    """Fréchet distance between Gaussians fitted to the features: ‖μ₁ − μ₂‖² + tr(Σ₁ + Σ₂ − 2(Σ₁Σ₂)^½); 0 or more.
+    """Compute the Fréchet distance of Gaussians fitted to the features: ‖μ₁ − μ₂‖² + tr(Σ₁ + Σ₂ − 2(Σ₁Σ₂)^½); ≥ 0.
 
     With Σ = RᵀR, the eigenvalues of Σ₁Σ₂ are those of the symmetric (R₁R₂ᵀ)(R₁R₂ᵀ)ᵀ, so the last trace is the sum of
     R₁R₂ᵀ's singular values: no square root of a matrix, nothing complex, and exact for fewer images than dimensions.
 
-    FID is biased: of equal distributions it is above 0, and the more so the fewer images there are.
+    FID is biased: for equal distributions it is above 0, and the larger the fewer images there are.
 
     Args:
-        real: At least two rows.
-        synthetic: At least two rows.
+        real: Features of real images, at least two rows.
+        synthetic: Features of synthetic images, at least two rows.
     """
     mean, root = _gaussian(real)
     other_mean, other_root = _gaussian(synthetic)
@@ -44,23 +44,23 @@ def fid(real: Float[np.ndarray, "n d"], synthetic: Float[np.ndarray, "m d"]) -> 
 def density_and_coverage(
     real: Float[np.ndarray, "n d"], synthetic: Float[np.ndarray, "m d"], k: int = 5, block: int = 512
 ) -> tuple[float, float]:
-    """How densely real images' neighbourhoods are filled, and how many of them are filled at all.
+    """Compute density and coverage of the real images' neighbourhoods by synthetic images.
 
     A real image's neighbourhood is the open ball up to its k-th nearest other real image. Density is the number of
     neighbourhoods that a synthetic image lies in, over k, on average; coverage is the share of neighbourhoods with a
-    synthetic image in them. If both kinds are alike, the expected density is 1, and the expected coverage of many
+    synthetic image in them. For equal distributions, the expected density is 1, and the expected coverage of many
     images 1 − 2⁻ᵏ: 0.97 for k = 5.
 
     Args:
-        real: More than k rows.
-        synthetic: At least one row.
-        k: Neighbours.
-        block: Real images compared with all others at a time; bounds memory, changes nothing.
+        real: Features of real images, more than k rows.
+        synthetic: Features of synthetic images, at least one row.
+        k: Number of neighbours.
+        block: Real images compared with all others at a time; bounds memory, does not change the result.
 
     Returns:
         Density, 0 or more; coverage in [0, 1].
     """
-    center = real.mean(axis=0, dtype=np.float64)  # the nearer to the origin, the less float32 cancels
+    center = real.mean(axis=0, dtype=np.float64)  # the nearer to the origin, the smaller the cancellation in float32
     real, synthetic = (
         np.subtract(side, center, out=np.empty(side.shape, np.float32), casting="same_kind")
         for side in (real, synthetic)
@@ -68,28 +68,28 @@ def density_and_coverage(
     lengths, other_lengths = ((side**2).sum(axis=1) for side in (real, synthetic))
     inside = covered = 0
     for start in range(0, len(real), block):
-        here = slice(start, start + block)
-        distances = _squared_distances(real[here], real, lengths[here], lengths)
-        own = np.arange(len(distances))
-        distances[own, start + own] = np.inf
+        part = slice(start, start + block)
+        distances = _squared_distances(real[part], real, lengths[part], lengths)
+        diagonal = np.arange(len(distances))
+        distances[diagonal, start + diagonal] = np.inf
         distances.partition(k - 1, axis=1)
         radii = distances[:, k - 1].copy()
-        distances = _squared_distances(real[here], synthetic, lengths[here], other_lengths)
+        distances = _squared_distances(real[part], synthetic, lengths[part], other_lengths)
         filled = np.count_nonzero(distances < radii[:, None], axis=1)
         inside, covered = inside + int(filled.sum()), covered + int((filled > 0).sum())
     return inside / (k * len(synthetic)), covered / len(real)
 
 
 def domain_probe(real: Float[np.ndarray, "n d"], synthetic: Float[np.ndarray, "m d"], seed: int) -> float:
-    """How often a linear classifier tells real from synthetic: its accuracy, chance 0.5.
+    """Compute the accuracy of a linear classifier that tells real from synthetic images; chance is 0.5.
 
-    As many images of each kind as the smaller one has, drawn by seed; a logistic regression on standardised features of
-    one half, its accuracy on the other. SYNAuG, section 3.3.
+    Both kinds are reduced to the size of the smaller one, by seed. A logistic regression is fitted on standardised
+    features of one half, and its accuracy measured on the other. SYNAuG, section 3.3.
 
     Args:
-        real: At least two rows.
-        synthetic: At least two rows.
-        seed: Draws images and halves.
+        real: Features of real images, at least two rows.
+        synthetic: Features of synthetic images, at least two rows.
+        seed: Seed of the drawn images and halves.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
@@ -117,11 +117,11 @@ def realism(
     k: int = 5,
     seed: int = 0,
 ) -> list[dict[str, Any]]:
-    """All measures, of all images together (the first row, ``all``) and of each class.
+    """Compute all measures, of all images together (the first row, ``all``) and of each class.
 
     Returns:
-        JSON-able rows: ``class``, ``n_real``, ``n_synthetic``, the measures (:data:`METRICS`; None where there are too
-        few images), and ``missing``: measure -> why it is None.
+        JSON-serializable rows: ``class``, ``n_real``, ``n_synthetic``, the measures (:data:`METRICS`; None if there
+        are too few images), and ``missing``: measure -> reason why it is None.
     """
     rows = [_row("all", real, synthetic, k, seed)]
     for label, name in enumerate(classes):
@@ -146,7 +146,7 @@ def _row(name: str, real: np.ndarray, synthetic: np.ndarray, k: int, seed: int) 
 
 
 def _gaussian(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean, and an R of at most d rows with RᵀR the covariance: a QR factorisation, block by block, in float64."""
+    """Return the mean, and an R of at most d rows with RᵀR the covariance, by blockwise QR factorisation in float64."""
     mean = features.mean(axis=0, dtype=np.float64)
     root = np.empty((0, features.shape[1]))
     for start in range(0, len(features), _ROWS):

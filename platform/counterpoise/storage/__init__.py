@@ -1,1 +1,1 @@
-"""Bytes at keys, created once, whole or not at all; tables of images and views on them."""
+"""Object stores with atomic creation, tables of images, and views on them."""

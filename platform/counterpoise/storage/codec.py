@@ -10,14 +10,14 @@ from PIL import Image
 
 
 def encode_image(pixels: UInt8[np.ndarray, "height width 3"]) -> bytes:
-    """The pixels as a PNG file. Lossless, and the same bytes for the same pixels."""
+    """Encode pixels as a PNG file. Lossless, and the same bytes for the same pixels."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, format="PNG", compress_level=3)
     return buffer.getvalue()
 
 
 def decode_image(data: bytes, size: int | None = None) -> UInt8[np.ndarray, "height width 3"]:
-    """The RGB pixels of an encoded image; transparency is laid on white.
+    """Decode an image file to RGB pixels; transparency is composited on white.
 
     Args:
         data: The bytes of an image file.
@@ -34,7 +34,7 @@ def decode_image(data: bytes, size: int | None = None) -> UInt8[np.ndarray, "hei
                 picture.paste(rgba, mask=rgba.getchannel("A"))
             else:
                 picture = image.convert("RGB")
-    except (SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:  # Pillow's other ways to say so
+    except (SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:  # Pillow's other errors for it
         raise OSError(str(error)) from error
     if size is not None and picture.size != (size, size):
         picture = picture.resize((size, size), Image.Resampling.BILINEAR)

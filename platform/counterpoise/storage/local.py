@@ -1,4 +1,4 @@
-"""A folder as a store."""
+"""Local store: a folder."""
 
 from __future__ import annotations
 
@@ -17,18 +17,20 @@ _STALE_SECONDS = 24 * 3600
 
 
 class LocalStore:
-    """A folder. Writes go to a temporary file that is flushed to disk, then linked to its name in one step."""
+    """Store in a folder. Writes go to a temporary file that is flushed to disk, then linked to its name atomically."""
 
     def __init__(self, root: Path) -> None:
         self.root, self.uri = root, str(root)
 
     def check(self) -> None:
+        """Raise StoreError unless the folder exists (or can be created) and can be written."""
         with self._errors(""):
             (self.root / _TEMPORARY).mkdir(parents=True, exist_ok=True)
             self._sweep()
             self.replace(f"{_TEMPORARY}/probe", b"")
 
     def create(self, key: str, data: bytes | Path) -> bool:
+        """Put bytes, or a file's content, at ``key`` if nothing is there yet. True if this call put it."""
         with self._errors(key), self._written(key, data) as temporary:
             try:
                 os.link(temporary, self.root / key)
@@ -37,21 +39,26 @@ class LocalStore:
             return True
 
     def replace(self, key: str, data: bytes | Path) -> None:
+        """Put bytes, or a file's content, at ``key``, whatever is there."""
         with self._errors(key), self._written(key, data) as temporary:
             os.replace(temporary, self.root / key)
 
     def delete(self, key: str) -> None:
+        """Remove ``key`` if it is there."""
         with self._errors(key):
             (self.root / key).unlink(missing_ok=True)
 
     def exists(self, key: str) -> bool:
+        """Return True if something is stored at ``key``."""
         return (self.root / key).is_file()
 
     def open(self, key: str) -> BinaryIO:
+        """Return a seekable reader. Raises StoreError if nothing is there."""
         with self._errors(key):
             return (self.root / key).open("rb")
 
     def list(self, prefix: str) -> list[str]:
+        """Return all keys that start with ``prefix``, sorted."""
         folder = self.root / prefix.rpartition("/")[0]
         names = (path.relative_to(self.root).as_posix() for path in folder.rglob("*") if path.is_file())
         return sorted(name for name in names if name.startswith(prefix) and not name.startswith(_TEMPORARY))
@@ -76,7 +83,7 @@ class LocalStore:
             temporary.unlink(missing_ok=True)
 
     def _sweep(self) -> None:
-        """Removes what killed writers left behind more than a day ago."""
+        """Remove temporary files that killed writers left behind more than a day ago."""
         for path in (self.root / _TEMPORARY).iterdir():
             with contextlib.suppress(FileNotFoundError):
                 if time.time() - path.stat().st_mtime > _STALE_SECONDS:
@@ -89,8 +96,8 @@ class LocalStore:
             yield
         except OSError as error:
             if isinstance(error, FileNotFoundError) and key:
-                raise StoreError("nothing is stored here", where=where) from error
-            remedy = "name a folder that you may write to, with space left, as `store:`"
+                raise StoreError("nothing is stored at this key", where=where) from error
+            remedy = "set `store:` to a folder that is writable and has free space"
             raise StoreError(
                 "this folder cannot be used as a store", where=where, found=error, remedy=remedy
             ) from error

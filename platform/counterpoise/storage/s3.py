@@ -1,4 +1,4 @@
-"""A prefix of an S3 bucket as a store, through boto3."""
+"""S3 store: a prefix of a bucket, through boto3."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from typing import Any, BinaryIO
 from counterpoise.errors import StoreError
 from counterpoise.storage.store import _TEMPORARY
 
-_CONFLICT_PAUSES = (0.1, 0.4, 1.6)  # S3 says 409 while another request for the key is under way: ask again
+_CONFLICT_PAUSES = (0.1, 0.4, 1.6)  # S3 answers 409 while another request for the key is under way: retry
 
 
 class S3Store:
-    """A prefix in an S3 bucket, through boto3. ``AWS_ENDPOINT_URL`` and the usual AWS variables are respected.
+    """Store under a prefix of an S3 bucket. ``AWS_ENDPOINT_URL`` and the usual AWS variables are respected.
 
     Creation is a conditional put (``If-None-Match: *``), so that of two writers exactly one succeeds.
     """
@@ -25,7 +25,7 @@ class S3Store:
     def __init__(self, bucket: str, prefix: str) -> None:
         self.bucket, self.prefix = bucket, prefix
         self.uri = f"s3://{bucket}/{prefix}".rstrip("/")
-        # taken along to other processes: a worker on another node need not have the variable
+        # kept for other processes: a worker on another node need not have the variable
         self.endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
         self._cached_client: Any = None
 
@@ -45,12 +45,14 @@ class S3Store:
         return self._cached_client
 
     def check(self) -> None:
+        """Raise StoreError unless the bucket exists and can be written."""
         probe = f"{_TEMPORARY}/probe"
         with self._errors(""):
             self._client.head_bucket(Bucket=self.bucket)
             self._client.put_object(Bucket=self.bucket, Key=self._path(probe), Body=b"")
 
     def create(self, key: str, data: bytes | Path) -> bool:
+        """Put bytes, or a file's content, at ``key`` if nothing is there yet. True if this call put it."""
         from botocore.exceptions import ClientError
 
         with self._errors(key):
@@ -68,14 +70,17 @@ class S3Store:
         raise AssertionError("the last attempt returns or raises")
 
     def replace(self, key: str, data: bytes | Path) -> None:
+        """Put bytes, or a file's content, at ``key``, whatever is there."""
         with self._errors(key), _readable(data) as body:
             self._client.put_object(Bucket=self.bucket, Key=self._path(key), Body=body)
 
     def delete(self, key: str) -> None:
+        """Remove ``key`` if it is there."""
         with self._errors(key):
             self._client.delete_object(Bucket=self.bucket, Key=self._path(key))
 
     def exists(self, key: str) -> bool:
+        """Return True if something is stored at ``key``."""
         try:
             self._size(key)
         except StoreError as error:
@@ -85,9 +90,11 @@ class S3Store:
         return True
 
     def open(self, key: str) -> BinaryIO:
+        """Return a seekable reader. Raises StoreError if nothing is there."""
         return io.BufferedReader(_S3Reader(self, key, self._size(key)), 1 << 16)
 
     def list(self, prefix: str) -> list[str]:
+        """Return all keys that start with ``prefix``, sorted."""
         with self._errors(prefix):
             pages = self._client.get_paginator("list_objects_v2").paginate(
                 Bucket=self.bucket, Prefix=self._path(prefix)
@@ -97,7 +104,7 @@ class S3Store:
         return sorted(key for key in keys if not key.startswith(_TEMPORARY))
 
     def read_range(self, key: str, start: int, stop: int) -> bytes:
-        """Bytes ``start`` to ``stop`` (exclusive) of the object at ``key``."""
+        """Return bytes ``start`` to ``stop`` (exclusive) of the object at ``key``."""
         with self._errors(key):
             reply = self._client.get_object(Bucket=self.bucket, Key=self._path(key), Range=f"bytes={start}-{stop - 1}")
             return reply["Body"].read()
@@ -119,9 +126,9 @@ class S3Store:
         except (BotoCoreError, ClientError) as error:
             status = _status(error)
             if status == 404 and key and _code(error) != "NoSuchBucket":
-                raise StoreError("nothing is stored here", where=where) from error
+                raise StoreError("nothing is stored at this key", where=where) from error
             remedy = {
-                404: "create the bucket, or name another one as `store:`",
+                404: "create the bucket, or set `store:` to another one",
                 403: "check the AWS credentials and the bucket's policy (it must allow Get, Put, Delete and List)",
             }.get(
                 status or 0, "check AWS_ENDPOINT_URL, AWS_DEFAULT_REGION, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
@@ -132,7 +139,7 @@ class S3Store:
 
 
 class _S3Reader(io.RawIOBase):
-    """A seekable reader over ranged GETs: reading a Parquet file's label column does not fetch its images."""
+    """Seekable reader over ranged GETs: reading a Parquet file's label column does not fetch its images."""
 
     mode = "rb"
 

@@ -1,7 +1,7 @@
-"""The image table: real or synthetic, an image is a row.
+"""Schema of the image table: real or synthetic, an image is a row.
 
-Real rows have the columns of :data:`REAL`; synthetic rows also tell how they came to be (:data:`SYNTHETIC`). The
-names of classes and groups live in the table's metadata, so a table can be read on its own. A *cell* is a class ×
+Real rows have the columns of :data:`REAL`; synthetic rows also hold their provenance (:data:`SYNTHETIC`). The
+names of classes and groups are in the table's metadata, so a table can be read on its own. A *cell* is a class ×
 group pair. A dataset without groups has one nameless group, and its rows have ``group = -1``.
 """
 
@@ -28,25 +28,22 @@ REAL = pa.schema(
 SYNTHETIC = pa.schema(
     [
         *REAL,
-        ("index", pa.int64()),  # its number within its cell of the pool
+        ("index", pa.int64()),  # index within its cell of the pool
         ("prompt", pa.string()),
         ("seed", pa.uint64()),
         ("attempt", pa.int32()),  # 0 for the first sample, n after n rejected ones
         ("defect", pa.string()),  # null, or why every attempt was rejected: the row is quarantined
-        ("condition_id", pa.string()),  # of the real image that was the condition; null without one
-        ("criterion", pa.float32()),  # what feedback guidance made larger, of the finished image; null without it
-        (
-            "clip_similarity",
-            pa.float32(),
-        ),  # cosine with its own prompt (Hessel et al. 2021, unscaled)
-        ("clip_margin", pa.float32()),  # of the cell's plain prompt: its cosine minus the largest rival cell's
-        ("clip_label", pa.int32()),  # zero-shot: class and group of the cell whose prompt fits best
+        ("condition_id", pa.string()),  # id of the real image used as condition; null without one
+        ("criterion", pa.float32()),  # feedback criterion of the finished image; null without guidance
+        ("clip_similarity", pa.float32()),  # cosine with its own prompt (Hessel et al. 2021, unscaled)
+        ("clip_margin", pa.float32()),  # cosine with the cell's plain prompt minus the largest with a rival cell's
+        ("clip_label", pa.int32()),  # zero-shot: class and group of the cell whose prompt has the largest cosine
         ("clip_group", pa.int32()),
-        # CLIP's unit vector. Of no fixed size: Parquet readers do not take fixed-size lists of which some are null.
+        # CLIP's unit vector. Variable size: Parquet readers do not take fixed-size lists with nulls among them.
         ("clip_embedding", pa.list_(pa.float16())),
     ]
 )
-BULKY = ("image", "clip_embedding")  # columns that are read only when they are asked for
+BULKY = ("image", "clip_embedding")  # columns that are read on request only
 SPLITS = ("train", "validation", "test")
 
 
@@ -63,27 +60,29 @@ class LabelSpace:
         return len(self.classes), max(len(self.groups), 1)
 
     def cell(self, label: int, group: int) -> str:
-        """A readable name of a cell: ``star × red``, or ``star`` without groups."""
+        """Return a readable name of a cell: ``star × red``, or ``star`` without groups."""
         return f"{self.classes[label]} × {self.groups[group]}" if self.groups and group >= 0 else self.classes[label]
 
     def to_metadata(self) -> dict[bytes, bytes]:
+        """Return the names as Parquet schema metadata."""
         return {b"counterpoise": json.dumps({"classes": self.classes, "groups": self.groups}).encode()}
 
     @classmethod
     def from_metadata(cls, metadata: dict[bytes, bytes]) -> LabelSpace:
+        """Read the names from Parquet schema metadata."""
         names = json.loads(metadata[b"counterpoise"])
         return cls(tuple(names["classes"]), tuple(names["groups"]))
 
 
 def make_table(columns: dict[str, Sequence], schema: pa.Schema, names: LabelSpace) -> pa.Table:
-    """A table with the given schema and names; every column of the schema must be given."""
+    """Build a table with the given schema and names; every column of the schema must be given."""
     return pa.table(columns, schema=schema.with_metadata(names.to_metadata()))
 
 
 def cell_counts(
     labels: Int[np.ndarray, " n"], groups: Int[np.ndarray, " n"], names: LabelSpace
 ) -> Int[np.ndarray, "classes groups"]:
-    """How many images each cell has. Rows of unknown group count only where the dataset has no groups at all."""
+    """Count the images of each cell. Rows of unknown group count only if the dataset has no groups at all."""
     counts = np.zeros(names.shape, dtype=np.int64)
     known = groups >= 0 if names.groups else np.ones(len(groups), dtype=bool)
     np.add.at(counts, (labels[known], np.maximum(groups[known], 0)), 1)

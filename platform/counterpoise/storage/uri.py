@@ -1,4 +1,4 @@
-"""Stores by address."""
+"""Stores by URI."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from counterpoise.storage.store import Store
 
 
 def open_store(uri: str | os.PathLike[str]) -> Store:
-    """The store at a folder path, ``file://`` URI or ``s3://bucket/prefix``. Raises StoreError for other schemes."""
+    """Open the store at a folder path, ``file://`` URI or ``s3://bucket/prefix``. Raises StoreError for others."""
     parts = urlsplit(str(uri))
     if parts.scheme == "s3":
         if not parts.netloc:

@@ -1,8 +1,8 @@
-"""A view: an ordered choice of rows from the image tables in a store, without their pixels.
+"""Views: ordered selections of rows from the image tables in a store, without their pixels.
 
 The real dataset, a plan's share of the pool and any subset or concatenation of these are views. A view holds labels,
-groups and where each image lies; images are streamed from the store when somebody needs them, so that a dataset
-never has to fit in memory.
+groups and the place of each image; images are streamed from the store on demand, so that a dataset never has to fit
+in memory.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ _WINDOW = 256  # images decoded at a time; bounds memory, feeds the threads
 
 @dataclass(frozen=True)
 class RowGroup:
-    """A view's rows in a row group of a Parquet file.
+    """Rows of a view in one row group of a Parquet file.
 
     Attributes:
-        key: The file in the view's store.
-        number: The row group in the file.
-        metadata: The file's, so that it need not be read again.
-        positions: In the view.
-        rows: In the row group, ascending.
+        key: Key of the file in the view's store.
+        number: Index of the row group in the file.
+        metadata: Metadata of the file, so that it need not be read again.
+        positions: Positions of the rows in the view.
+        rows: Indices of the rows in the row group, ascending.
     """
 
     key: str
@@ -51,10 +51,10 @@ class RowGroup:
 
 @dataclass(frozen=True)
 class ImageView:
-    """Rows of image tables.
+    """Ordered rows of image tables.
 
     Attributes:
-        store: Where the tables are.
+        store: Store of the tables.
         names: Names of classes and groups.
         index: Every column of the rows but the bulky ones (images and embeddings), and ``key`` and ``row``: the
             Parquet file in the store and the row in it.
@@ -66,7 +66,7 @@ class ImageView:
 
     @classmethod
     def open(cls, store: Store, keys: Sequence[str]) -> ImageView:
-        """All rows of the Parquet files at ``keys``, in that order. At least one key is needed for the names."""
+        """Open all rows of the Parquet files at ``keys``, in that order. At least one key is needed for the names."""
         parts = []
         for key in keys:
             with store.open(key) as file:
@@ -80,6 +80,7 @@ class ImageView:
 
     @classmethod
     def empty(cls, store: Store, names: LabelSpace) -> ImageView:
+        """Return a view without rows."""
         schema = pa.schema(
             [*(field for field in REAL if field.name != "image"), ("key", pa.string()), ("row", pa.int64())]
         )
@@ -89,20 +90,22 @@ class ImageView:
         return len(self.index)
 
     def column(self, name: str) -> np.ndarray:
-        """One column of the index as an array."""
+        """Return one column of the index as an array."""
         return self.index[name].to_numpy()
 
     @cached_property
     def labels(self) -> Int[np.ndarray, " n"]:
+        """Class codes."""
         return self.column("label")
 
     @cached_property
     def groups(self) -> Int[np.ndarray, " n"]:
+        """Group codes; -1 is unknown."""
         return self.column("group")
 
     @property
     def synthetic(self) -> Bool[np.ndarray, " n"]:
-        """Which rows are synthetic images."""
+        """Mask of the rows that are synthetic images."""
         return np.asarray(pc.equal(self.index["source"], "synthetic"))
 
     @property
@@ -112,37 +115,37 @@ class ImageView:
 
     @cached_property
     def digest(self) -> str:
-        """The address of what this view shows: its rows, in order. Tables never change, so keys stand for content."""
+        """Address of the view's rows, in order. Tables never change, so keys stand for content."""
         sha = hashlib.sha256(repr((self.names.classes, self.names.groups)).encode())
         for name in ("key", "row", "label", "group"):
             sha.update("\n".join(map(str, self.index[name].to_pylist())).encode() + b"\0")
         return sha.hexdigest()[:16]
 
     def where(self, **equal: Any) -> ImageView:
-        """The rows whose columns equal the given values: ``view.where(split="train", label=3)``."""
+        """Select the rows whose columns equal the given values: ``view.where(split="train", label=3)``."""
         mask = np.ones(len(self), dtype=bool)
         for name, value in equal.items():
             mask &= np.asarray(pc.equal(self.index[name], value))
         return self.take(np.flatnonzero(mask))
 
     def take(self, positions: Int[np.ndarray, " m"]) -> ImageView:
-        """The rows at these positions, in this order."""
+        """Select the rows at these positions, in this order."""
         return ImageView(self.store, self.names, self.index.take(pa.array(positions, pa.int64())))
 
     def __add__(self, other: ImageView) -> ImageView:
-        """This view's rows, then the other's. Columns that one side lacks are null there."""
+        """Concatenate two views. Columns that one side lacks are null there."""
         if self.names != other.names:
             raise ValueError(f"views of different classes or groups: {self.names} and {other.names}")
         return ImageView(self.store, self.names, pa.concat_tables([self.index, other.index], promote_options="default"))
 
     def images(self) -> Iterator[tuple[int, bytes]]:
-        """(position, encoded image) of every row, file by file; row groups without a wanted row are not read."""
+        """Yield (position, encoded image) of every row, file by file; row groups without such a row are not read."""
         for positions, rows, column in self._read("image"):
             for position, row in zip(positions, rows, strict=True):
                 yield int(position), column[int(row)].as_py()
 
     def embeddings(self) -> Float[np.ndarray, "n d"]:
-        """CLIP's vectors of synthetic rows in float32, of length 1; NaN for an image that was not scored.
+        """Read CLIP's vectors of synthetic rows in float32, of length 1; NaN for an image that was not scored.
 
         Without any scored image, d is 0.
         """
@@ -158,20 +161,20 @@ class ImageView:
         return vectors
 
     def row_groups(self) -> Iterator[RowGroup]:
-        """Where the rows are, file by file: what it takes to read some of them, in any order, with :meth:`encoded`."""
+        """Yield the row groups of the view's rows, file by file, for reads in any order with :meth:`encoded`."""
         for key, positions, rows in self._files():
             with self.store.open(key) as file:
                 metadata = pq.read_metadata(file)
             yield from _row_groups(key, metadata, positions, rows)
 
     def encoded(self, group: RowGroup) -> pa.Array:
-        """The encoded images of the view's rows in a row group, in the order of ``group.positions``."""
+        """Read the encoded images of the view's rows in a row group, in the order of ``group.positions``."""
         with self.store.open(group.key) as file:
             table = pq.ParquetFile(file, metadata=group.metadata).read_row_group(group.number, columns=["image"])
         return table["image"].take(pa.array(group.rows)).combine_chunks()
 
     def _read(self, column: str) -> Iterator[tuple[Int[np.ndarray, " m"], Int[np.ndarray, " m"], pa.ChunkedArray]]:
-        """For each row group: positions in this view, rows in the group, and the group's values of a bulky column."""
+        """Yield per row group: positions in this view, rows in the group, the group's values of a bulky column."""
         for key, positions, rows in self._files():
             with self.store.open(key) as opened:
                 file = pq.ParquetFile(opened)
@@ -180,12 +183,12 @@ class ImageView:
                     yield group.positions, group.rows, values
 
     def _files(self) -> Iterator[tuple[str, Int[np.ndarray, " m"], Int[np.ndarray, " m"]]]:
-        """For each file its key, and positions in this view and rows in the file, in the rows' order."""
+        """Yield each file's key, and positions in this view and rows in the file, in the rows' order."""
         keys, rows = self.index["key"].to_numpy(zero_copy_only=False), self.column("row")
         for key in dict.fromkeys(keys):
-            here = np.flatnonzero(keys == key)
-            here = here[np.argsort(rows[here], kind="stable")]
-            yield key, here, rows[here]
+            positions = np.flatnonzero(keys == key)
+            positions = positions[np.argsort(rows[positions], kind="stable")]
+            yield key, positions, rows[positions]
 
     def decoded(self, size: int | None = None) -> Iterator[tuple[int, UInt8[np.ndarray, "height width 3"]]]:
         """Yield (position, pixels) of every row in the order of :meth:`images`.
@@ -195,7 +198,6 @@ class ImageView:
         Raises:
             DataError: An image cannot be read.
         """
-
         images = self.images()
         with ThreadPoolExecutor(decoding_threads()) as threads:  # Pillow decodes and resizes outside of Python's lock
             while window := list(islice(images, _WINDOW)):
@@ -203,21 +205,21 @@ class ImageView:
                 yield from zip((position for position, _ in window), pixels, strict=True)
 
     def decode(self, position: int, data: bytes, size: int | None = None) -> UInt8[np.ndarray, "height width 3"]:
-        """The pixels of the encoded image of a row; see :func:`counterpoise.storage.codec.decode_image`.
+        """Decode the encoded image of a row; see :func:`counterpoise.storage.codec.decode_image`.
 
         Raises:
-            DataError: It cannot be read.
+            DataError: The image cannot be read.
         """
         try:
             return decode_image(data, size)
         except OSError as error:
             row = self.index["id"][position].as_py()
-            remedy = "import the dataset again, into a new store: its file has been damaged since"
+            remedy = "its file was damaged after the import: import the dataset again, into a new store"
             raise DataError("an image cannot be read", where=f"row {row}", found=error, remedy=remedy) from error
 
 
 def decoding_threads() -> int:
-    """Threads to decode with: those of this process (Ray limits its workers' this way), or all cores."""
+    """Return the number of decoding threads: OMP_NUM_THREADS (Ray sets it for its workers), or all cores."""
     return int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
 
 
@@ -225,9 +227,9 @@ def _row_groups(
     key: str, metadata: pq.FileMetaData, positions: Int[np.ndarray, " n"], rows: Int[np.ndarray, " n"]
 ) -> Iterator[RowGroup]:
     first = 0
-    for number in range(metadata.num_row_groups):
-        size = metadata.row_group(number).num_rows
-        wanted = slice(*np.searchsorted(rows, [first, first + size]))
-        if wanted.start < wanted.stop:
-            yield RowGroup(key, number, metadata, positions[wanted], rows[wanted] - first)
+    for index in range(metadata.num_row_groups):
+        size = metadata.row_group(index).num_rows
+        part = slice(*np.searchsorted(rows, [first, first + size]))
+        if part.start < part.stop:
+            yield RowGroup(key, index, metadata, positions[part], rows[part] - first)
         first += size

@@ -1,4 +1,4 @@
-"""Trains a pair of models from nothing: tokenizer, CLIP, autoencoder, oracle, denoiser; then measures and publishes it.
+"""Training of a pair of models from scratch: tokenizer, CLIP, autoencoder, oracle, denoiser; then publication.
 
 Every stage keeps its checkpoint in the work folder, so calling `build` again continues where the last call stopped.
 """
@@ -23,7 +23,7 @@ from counterpoise.testbed.vae import encode, train_vae
 
 @dataclass(frozen=True)
 class Stage:
-    """How long a part is trained, and from which seed."""
+    """Length, batch size and seed of the training of one part."""
 
     steps: int
     batch: int
@@ -40,10 +40,14 @@ LATENTS = {"shapes": 32_768, "fashion": 30_000}
 
 
 def build(pair: Pair, out: Path, work: Path, budget: float = 1.0, publish_every_s: float = 480.0) -> dict:
-    """Trains, publishes to `out` now and then and at the end, and returns what was measured last.
+    """Train a pair, publish it to `out` at intervals and at the end, and return the last measurements.
 
-    budget: scales the number of steps of every stage; 1.0 gives the shipped models.
-    publish_every_s: CPU seconds of the denoiser's training between two publications.
+    Args:
+        pair: Source of images and captions.
+        out: Folder to publish to.
+        work: Folder of the checkpoints.
+        budget: Factor of the number of steps of every stage; 1.0 gives the shipped models.
+        publish_every_s: CPU seconds of the denoiser's training between two publications.
     """
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
@@ -57,14 +61,14 @@ def build(pair: Pair, out: Path, work: Path, budget: float = 1.0, publish_every_
     )
     vae.register_to_config(scaling_factor=scale)
     texts = embed_captions(text_encoder(parts.clip.average, tokenizer), tokenizer, pair)
-    published_at: float | None = None  # of a resumed run: its first save
+    published_at: float | None = None  # for a resumed run, the time of its first save
 
     def publish(unet: Trainer, n: int) -> dict:
         measured = _publish(out, pair, tokenizer, parts, unet, plan, n)
         print(f"published at step {unet.step}: {measured}", flush=True)
         return measured
 
-    def now_and_then(unet: Trainer) -> None:
+    def publish_at_intervals(unet: Trainer) -> None:
         nonlocal published_at
         published_at = unet.cpu_s if published_at is None else published_at
         if unet.cpu_s - published_at >= publish_every_s:
@@ -72,13 +76,15 @@ def build(pair: Pair, out: Path, work: Path, budget: float = 1.0, publish_every_
             publish(unet, 128)
 
     stage = plan["unet"]
-    unet = train_unet(work / "unet.pt", pair, latents, texts, stage.steps, stage.batch, stage.seed, now_and_then)
+    unet = train_unet(
+        work / "unet.pt", pair, latents, texts, stage.steps, stage.batch, stage.seed, publish_at_intervals
+    )
     return publish(unet, 512 if budget >= 0.5 else 64)
 
 
 @dataclass(frozen=True)
 class Parts:
-    """Everything that the denoiser stands on, trained."""
+    """Trained parts that the denoiser needs."""
 
     clip: Trainer
     vae: Trainer
@@ -103,13 +109,13 @@ def _publish(
     plan: dict[str, Stage],
     n: int,
 ) -> dict:
-    """Writes the denoiser's moving average and all else beside `out`, measures it on n samples, and swaps it in."""
-    beside = out.parent / f".{out.name}.new"
-    save_pair(beside, parts.clip.average, tokenizer, parts.vae.average, unet.average, parts.oracle.average)
-    measured = measure(beside, pair, n)
+    """Write all parts to a temporary folder, measure them on n samples, and replace `out` by it."""
+    temporary = out.parent / f".{out.name}.new"
+    save_pair(temporary, parts.clip.average, tokenizer, parts.vae.average, unet.average, parts.oracle.average)
+    measured = measure(temporary, pair, n)
     trained = {"clip": parts.clip, "vae": parts.vae, "oracle": parts.oracle, "unet": unet}
-    write_card(beside, pair, {name: _record(trainer, plan[name]) for name, trainer in trained.items()}, measured)
-    replace(beside, out)
+    write_card(temporary, pair, {name: _record(trainer, plan[name]) for name, trainer in trained.items()}, measured)
+    replace(temporary, out)
     return measured
 
 
@@ -126,7 +132,7 @@ def _record(trainer: Trainer, stage: Stage) -> dict[str, int]:
 def cached_latents(
     path: Path, pair: Pair, vae: AutoencoderKL, n: int, seed: int = 5
 ) -> tuple[dict[str, torch.Tensor], float]:
-    """Posteriors of n balanced images, scaled to unit variance in all, and the factor that does it."""
+    """Return posteriors of n balanced images, scaled to unit total variance, and the factor; cached at `path`."""
     if not path.exists():
         labels = pair.labels(n, np.random.default_rng(seed))
         mean, std = encode(vae, pair.images(labels, seed=seed))

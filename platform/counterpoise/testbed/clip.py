@@ -1,7 +1,7 @@
-"""A small open_clip model: a ResNet tower for images, two transformer layers for text, trained contrastively.
+"""Small open_clip model: a ResNet tower for images, two transformer layers for text, trained contrastively.
 
-Several images of a batch may fit one caption ("a photo of a star" is true of every star), so the targets are spread
-evenly over all true pairs instead of lying on the diagonal.
+Several images of a batch may match one caption ("a photo of a star" is true of every star), so the targets are uniform
+over all true pairs instead of diagonal.
 """
 
 import json
@@ -26,7 +26,7 @@ STD = torch.tensor(open_clip.OPENAI_DATASET_STD).view(3, 1, 1)
 
 
 def clip_config(vocab_size: int) -> dict:
-    """open_clip's `model_cfg`. The tokenizer's name only has to be non-empty: `local-dir:` reads the folder itself."""
+    """Return open_clip's `model_cfg`. The tokenizer's name need only be non-empty: `local-dir:` reads the folder."""
     return {
         "embed_dim": 64,
         "vision_cfg": {"image_size": 32, "layers": [1, 1, 1, 1], "width": 16},
@@ -42,21 +42,23 @@ def clip_config(vocab_size: int) -> dict:
 
 
 def make_clip(vocab_size: int) -> open_clip.CLIP:
+    """Create the model with random weights."""
     cfg = clip_config(vocab_size)
     return open_clip.CLIP(embed_dim=cfg["embed_dim"], vision_cfg=cfg["vision_cfg"], text_cfg=cfg["text_cfg"])
 
 
 def tokens(tokenizer: CLIPTokenizer, texts: list[str]) -> torch.Tensor:
-    """int64 (N, CONTEXT)."""
+    """Tokenize texts to int64 (N, CONTEXT)."""
     return tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
 
 
 def pixels(images: np.ndarray) -> torch.Tensor:
-    """uint8 (N, 32, 32, 3) -> float (N, 3, 32, 32) in 0..1."""
+    """Convert uint8 (N, 32, 32, 3) to float (N, 3, 32, 32) in 0..1."""
     return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous().float() / 255
 
 
 def train_clip(path: Path, pair: Pair, tokenizer: CLIPTokenizer, steps: int, batch: int, seed: int) -> Trainer:
+    """Train the model on degraded images and captions of the pair; the checkpoint is at `path`."""
     torch.manual_seed(seed)
     model = make_clip(len(tokenizer))
 
@@ -65,15 +67,15 @@ def train_clip(path: Path, pair: Pair, tokenizer: CLIPTokenizer, steps: int, bat
         labels = pair.labels(batch, rng)
         texts, claims = pair.captions(labels, rng)
         image = degrade(pixels(pair.images(labels, seed=int(rng.integers(2**31)))), noise)
-        seen, read, scale = model((image - MEAN) / STD, tokens(tokenizer, texts))[:3]
+        image_vectors, text_vectors, scale = model((image - MEAN) / STD, tokens(tokenizer, texts))[:3]
         true = ((labels[:, None] == claims[None]) | (claims[None] < 0)).all(-1)
-        return _contrast(scale * seen @ read.T, torch.from_numpy(true).float())
+        return _contrast(scale * image_vectors @ text_vectors.T, torch.from_numpy(true).float())
 
     return Trainer(path, model, lr=2e-3, weight_decay=0.05).fit(steps, loss)
 
 
 def degrade(image: torch.Tensor, noise: torch.Generator) -> torch.Tensor:
-    """Softens and roughens every other image: generated ones, of which it will be asked, are not crisp."""
+    """Blur and add noise to half of the images, at random: generated images, which CLIP will score, are not sharp."""
     u = torch.rand(len(image), 2, 1, 1, 1, generator=noise)
     soft = functional.avg_pool2d(functional.pad(image, (1, 1, 1, 1), mode="replicate"), 3, 1)
     mixed = torch.lerp(image, soft, u[:, 0]) + 0.06 * u[:, 0] * torch.randn(image.shape, generator=noise)
@@ -81,7 +83,7 @@ def degrade(image: torch.Tensor, noise: torch.Generator) -> torch.Tensor:
 
 
 def _contrast(logits: torch.Tensor, true: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy against targets spread over the true pairs, in both directions."""
+    """Compute the cross-entropy against uniform targets over the true pairs, in both directions."""
     rows = -(functional.log_softmax(logits, 1) * true / true.sum(1, keepdim=True)).sum(1).mean()
     columns = -(functional.log_softmax(logits, 0) * true / true.sum(0, keepdim=True)).sum(0).mean()
     return (rows + columns) / 2
@@ -91,20 +93,20 @@ def _contrast(logits: torch.Tensor, true: torch.Tensor) -> torch.Tensor:
 def zero_shot(
     model: Any, tokenizer: CLIPTokenizer, pair: Pair, images: np.ndarray, labels: np.ndarray
 ) -> dict[str, float]:
-    """Accuracy per factor by the probe template of that factor, e.g. "a photo of a {shape}"."""
+    """Measure the zero-shot accuracy per factor by its probe template, e.g. "a photo of a {shape}"."""
     model.eval()
-    seen = torch.cat([model.encode_image((part - MEAN) / STD, normalize=True) for part in pixels(images).split(256)])
+    vectors = torch.cat([model.encode_image((part - MEAN) / STD, normalize=True) for part in pixels(images).split(256)])
     scores = {}
     for column, (factor, values) in enumerate(pair.factors.items()):
         texts = [pair.probes[factor].format(**{factor: value}) for value in values]
-        read = model.encode_text(tokens(tokenizer, texts), normalize=True)
-        guess = (seen @ read.T).argmax(1).numpy()
+        text_vectors = model.encode_text(tokens(tokenizer, texts), normalize=True)
+        guess = (vectors @ text_vectors.T).argmax(1).numpy()
         scores[factor] = float((guess == labels[:, column]).mean())
     return scores
 
 
 def save_clip(model: nn.Module, tokenizer: CLIPTokenizer, folder: Path) -> None:
-    """An open_clip `local-dir:` folder with half-precision weights."""
+    """Write an open_clip `local-dir:` folder with half-precision weights."""
     folder.mkdir(parents=True, exist_ok=True)
     preprocess = {"mean": list(open_clip.OPENAI_DATASET_MEAN), "std": list(open_clip.OPENAI_DATASET_STD)}
     config = {"model_cfg": clip_config(len(tokenizer)), "preprocess_cfg": {"size": 32, **preprocess}}
@@ -115,7 +117,7 @@ def save_clip(model: nn.Module, tokenizer: CLIPTokenizer, folder: Path) -> None:
 
 
 def text_encoder(model: open_clip.CLIP, tokenizer: CLIPTokenizer) -> CLIPTextModel:
-    """The text tower as the CLIPTextModel of a StableDiffusionPipeline: the same weights under other names."""
+    """Convert the text tower to the CLIPTextModel of a StableDiffusionPipeline: the same weights under other names."""
     config = CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=WIDTH,
@@ -130,10 +132,10 @@ def text_encoder(model: open_clip.CLIP, tokenizer: CLIPTokenizer) -> CLIPTextMod
         eos_token_id=tokenizer.eos_token_id,
     )
     encoder = CLIPTextModel(config).eval()
-    own = encoder.state_dict()
-    prefix = "text_model." if any(key.startswith("text_model.") for key in own) else ""
+    expected = encoder.state_dict()
+    prefix = "text_model." if any(key.startswith("text_model.") for key in expected) else ""
     encoder.load_state_dict({prefix + key: value for key, value in _translate(model.state_dict())}, strict=False)
-    missing = set(own) - {prefix + key for key, _ in _translate(model.state_dict())}
+    missing = set(expected) - {prefix + key for key, _ in _translate(model.state_dict())}
     if any("position_ids" not in key for key in missing):
         raise RuntimeError(f"text weights without a source: {sorted(missing)}")
     return encoder

@@ -1,7 +1,7 @@
-"""A training loop that a kill cannot hurt: it saves itself, and continues as if it had never stopped.
+"""Resumable training loop with checkpoints.
 
-Each step draws its batch and its noise from the seed and the number of the step, so a resumed run makes the same
-numbers as an uninterrupted one (on one machine, with one thread).
+Each step draws its batch and its noise from the seed and the step, so a resumed run gives the same numbers as an
+uninterrupted one (on one machine, with one thread).
 """
 
 import copy
@@ -22,20 +22,20 @@ SAVE_EVERY_S = 90.0
 
 
 def generators(seed: int, step: int) -> tuple[np.random.Generator, torch.Generator]:
-    """The randomness of one step, for numpy and for torch."""
+    """Return the random generators of one step, for numpy and for torch."""
     rng = np.random.default_rng((seed, step))
     return rng, torch.Generator().manual_seed(int(rng.integers(2**63)))
 
 
 def cosine(step: int, steps: int, warmup: int = 50) -> float:
-    """Learning-rate factor: linear warm-up, then half a cosine to zero."""
+    """Compute the learning-rate factor: linear warm-up, then half a cosine to zero."""
     return min(1.0, (step + 1) / warmup) * 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
 def plateau(step: int, steps: int, warmup: int = 100, decay: float = 0.2) -> float:
-    """Learning-rate factor: warm-up, constant, and in the last fifth linearly to zero.
+    """Compute the learning-rate factor: warm-up, constant, and in the last fifth linearly to zero.
 
-    A shorter run is then the beginning of a longer one, save for the decay: a budget may be cut while it is being used.
+    Up to the decay, a shorter run is then the beginning of a longer one: a budget may be reduced during a run.
     """
     return min(1.0, (step + 1) / warmup, (1 - step / steps) / decay)
 
@@ -58,7 +58,7 @@ class Trainer:
             if muon
             else torch.optim.AdamW(model.parameters(), lr, (0.9, 0.99), weight_decay=weight_decay)
         )
-        # Any: what type checkers see of diffusers are stand-ins that are no modules.
+        # Any: type checkers see placeholders of diffusers' classes, which are no modules
         self.average: Any = copy.deepcopy(model).requires_grad_(False).eval()
         self.step, self.cpu_s = 0, 0.0
         if path.exists():
@@ -71,7 +71,7 @@ class Trainer:
         schedule: Callable[[int, int], float] = cosine,
         on_save: Callable[["Trainer"], object] | None = None,
     ) -> "Trainer":
-        """Runs to `steps` steps in all. `loss(step)` gives the batch's loss; `on_save` is called after each save."""
+        """Train up to step `steps`. `loss(step)` returns the batch's loss; `on_save` is called after each save."""
         clock, saved, losses = time.process_time(), time.monotonic(), []
         self.model.train()
         while self.step < steps:
@@ -83,7 +83,7 @@ class Trainer:
             nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
             self.optimizer.step()
             self.step += 1
-            self._follow()
+            self._update_average()
             losses.append(value.item())
             if self.step % 50 == 0 or self.step == steps:
                 spent = self.cpu_s + time.process_time() - clock
@@ -98,8 +98,8 @@ class Trainer:
                 clock, saved = time.process_time(), time.monotonic()
         return self
 
-    def _follow(self) -> None:
-        """The moving average takes one step; early on it forgets faster, so that the initial weights do not linger."""
+    def _update_average(self) -> None:
+        """Update the moving average, with a smaller decay in early steps, so that the initial weights do not linger."""
         decay = min(self.decay, (1 + self.step) / (10 + self.step)) if self.decay else 0.0
         with torch.no_grad():
             pairs = zip(self.average.state_dict().values(), self.model.state_dict().values(), strict=True)
@@ -118,9 +118,9 @@ class Trainer:
             "cpu_s": self.cpu_s,
         }
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        beside = self.path.with_suffix(".tmp")
-        torch.save(state, beside)
-        os.replace(beside, self.path)
+        temporary = self.path.with_suffix(".tmp")
+        torch.save(state, temporary)
+        os.replace(temporary, self.path)
 
     def _load(self) -> None:
         state = torch.load(self.path, weights_only=True)

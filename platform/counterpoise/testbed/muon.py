@@ -1,4 +1,4 @@
-"""Muon for the denoiser's matrices, AdamW for everything else, as one optimizer.
+"""Muon optimizer for the denoiser's matrices, with AdamW for all other parameters.
 
 Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/) replaces a matrix's momentum by the nearest
 semi-orthogonal matrix, so that all directions move alike. The update is scaled to the size of AdamW's, 0.2 root mean
@@ -11,7 +11,7 @@ import torch
 
 
 def orthogonalize(g: torch.Tensor, rounds: int = 5) -> torch.Tensor:
-    """(m, n) -> (m, n) with singular values near one, by a quintic Newton-Schulz iteration."""
+    """Bring the singular values of an (m, n) matrix near one, by a quintic Newton-Schulz iteration."""
     a, b, c = 3.4445, -4.7750, 2.0315
     x = g / (g.norm() + 1e-7)
     tall = g.shape[0] > g.shape[1]
@@ -23,13 +23,14 @@ def orthogonalize(g: torch.Tensor, rounds: int = 5) -> torch.Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Parameters of two or more dimensions by Muon (a kernel counts as a matrix out x rest), the others by AdamW."""
+    """Optimizer: Muon for parameters of two or more dimensions (a kernel is a matrix out x rest), AdamW for others."""
 
     def __init__(self, parameters: Iterable[torch.Tensor], lr: float, weight_decay: float = 0.01) -> None:
         super().__init__(parameters, {"lr": lr, "weight_decay": weight_decay, "momentum": 0.95, "betas": (0.9, 0.99)})
 
     @torch.no_grad()
     def step(self, closure=None):
+        """Update all parameters that have a gradient."""
         for group in self.param_groups:
             for p in group["params"]:
                 if p.grad is not None:

@@ -1,6 +1,6 @@
-"""What a generator and its CLIP learn from: images with known factors, and the sentences that are true of them.
+"""Training data of a generator and its CLIP: images with known factors, and captions that are true of them.
 
-A `Pair` is the whole difference between the shapes and the fashion models; the training code sees nothing else.
+A `Pair` is the only difference between the shapes and the fashion models; the training code depends on nothing else.
 """
 
 import gzip
@@ -23,7 +23,7 @@ _FASHION_PARTIAL = ("a photo of a {class}", "a picture of a {class}", "a photo o
 
 
 class Pair(ABC):
-    """A labelled source of images. Labels are int (N, F), one column per factor, in the order of `factors`."""
+    """Labelled source of images. Labels are int (N, F), one column per factor, in the order of `factors`."""
 
     name: str
     data: str  # for the model card
@@ -34,39 +34,39 @@ class Pair(ABC):
 
     @abstractmethod
     def images(self, labels: np.ndarray, seed: int, start: int = 0) -> np.ndarray:
-        """uint8 (N, 32, 32, 3) as the generator sees them, the same for the same arguments."""
+        """Return training images of the generator, uint8 (N, 32, 32, 3), the same for the same arguments."""
 
     @abstractmethod
     def held_out(self, labels: np.ndarray, seed: int) -> np.ndarray:
-        """Like `images`, of images that training never sees."""
+        """Return images like `images`, but never used in training."""
 
     @abstractmethod
     def judge_images(self, labels: np.ndarray, seed: int) -> np.ndarray:
-        """What the oracle is trained on: wider than what the generator sees."""
+        """Return training images of the oracle, from a wider distribution than the generator's."""
 
     def cells(self) -> np.ndarray:
-        """All combinations of the factors, int (cells, F)."""
+        """Return all combinations of the factors, int (cells, F)."""
         return np.array(list(product(*(range(len(values)) for values in self.factors.values()))))
 
     def labels(self, n: int, rng: np.random.Generator) -> np.ndarray:
-        """n labels in which each cell is as frequent as any other, in random order."""
+        """Draw n labels in which each cell is equally frequent, in random order."""
         cells = self.cells()
         return rng.permutation(np.resize(cells[rng.permutation(len(cells))], (n, cells.shape[1])))
 
     def masked(self, labels: np.ndarray, template: str) -> np.ndarray:
-        """Labels with -1 for every factor that the template leaves out: what a caption claims."""
+        """Return the labels that a caption claims: -1 for every factor that the template leaves out."""
         named = [("{%s}" % key) in template for key in self.factors]  # noqa: UP031
         return np.where(named, labels, -1)
 
     def fill(self, template: str, label: np.ndarray) -> str:
-        """The caption: "a photo of a {color} {shape}" and (3, 1, 2) -> "a photo of a red star"."""
+        """Fill a template: "a photo of a {color} {shape}" and (3, 1, 2) give "a photo of a red star"."""
         names = {key: values[max(0, int(i))] for (key, values), i in zip(self.factors.items(), label, strict=True)}
         return template.format(**names)
 
     def captions(self, labels: np.ndarray, rng: np.random.Generator) -> tuple[list[str], np.ndarray]:
-        """A caption for each label and what it claims, int (N, F) with -1 for what it leaves out.
+        """Draw a caption for each label, and the labels it claims, int (N, F) with -1 for factors left out.
 
-        One in two is the default template, one in four another full one, one in four leaves factors out.
+        One in two uses the default template, one in four another full one, one in four leaves factors out.
         """
         texts, claims = [], []
         for label, (u, v) in zip(labels, rng.random((len(labels), 2)), strict=True):
@@ -77,12 +77,14 @@ class Pair(ABC):
         return texts, np.array(claims)
 
     def vocabulary(self) -> list[str]:
-        """Every caption once, for the tokenizer and for the cache of text embeddings."""
-        seen = {self.fill(t, cell): None for t in (*self.full, *self.partial) for cell in self.cells()}
-        return list(seen)
+        """Return every caption once, for the tokenizer and for the cache of text embeddings."""
+        captions = {self.fill(t, cell): None for t in (*self.full, *self.partial) for cell in self.cells()}
+        return list(captions)
 
 
 class Shapes(Pair):
+    """Images of the procedural world."""
+
     name = "shapes"
     data = 'the "web" rendering of counterpoise.data.procedural.world (procedural, drawn on the fly)'
     factors = world.FACTORS
@@ -95,18 +97,23 @@ class Shapes(Pair):
     }
 
     def images(self, labels: np.ndarray, seed: int, start: int = 0) -> np.ndarray:
+        """Render images of the generator's world, "web"."""
         return world.render(*labels.T, rendering="web", seed=seed, start=start)
 
     def held_out(self, labels: np.ndarray, seed: int) -> np.ndarray:
+        """Render "web" images with seeds that training does not use."""
         return self.images(labels, seed + 10_000)
 
     def judge_images(self, labels: np.ndarray, seed: int) -> np.ndarray:
+        """Render images, half "web" and half "real"."""
         half = len(labels) // 2
         web = world.render(*labels[:half].T, rendering="web", seed=seed + 20_000)
         return np.concatenate([web, world.render(*labels[half:].T, rendering="real", seed=seed + 20_000)])
 
 
 class Fashion(Pair):
+    """Tinted images of Fashion-MNIST, read from the folder `root`."""
+
     name = "fashion"
     data = "Fashion-MNIST, the even-indexed 30,000 of its 60,000 training images, tinted, resized from 28 to 32 pixels"
     factors = {"class": CLASSES, "tint": tuple(TINTS)}  # noqa: RUF012
@@ -119,16 +126,19 @@ class Fashion(Pair):
         self.test = read_fashion(root, "t10k")
 
     def images(self, labels: np.ndarray, seed: int, start: int = 0) -> np.ndarray:
+        """Take the even-indexed training photographs."""
         return self._tinted(self.train[0][0::2], self.train[1][0::2], labels, seed, start)
 
     def held_out(self, labels: np.ndarray, seed: int) -> np.ndarray:
+        """Take the test photographs."""
         return self._tinted(*self.test, labels, seed, 0)
 
     def judge_images(self, labels: np.ndarray, seed: int) -> np.ndarray:
+        """Take all training photographs."""
         return self._tinted(*self.train, labels, seed, 0)
 
     def _tinted(self, grey: np.ndarray, of: np.ndarray, labels: np.ndarray, seed: int, start: int) -> np.ndarray:
-        """The photographs of a class in an order drawn from the seed, one after the other, tinted and resized."""
+        """Take each class's photographs in an order drawn from the seed, tinted and resized."""
         rows = np.empty(len(labels), np.int64)
         for index in range(len(CLASSES)):
             at = np.flatnonzero(labels[:, 0] == index)
@@ -139,7 +149,7 @@ class Fashion(Pair):
 
 
 def read_fashion(root: Path, part: str) -> tuple[np.ndarray, np.ndarray]:
-    """Images uint8 (N, 28, 28) and labels int (N,) of "train" or "t10k" from the four original .gz files."""
+    """Read images uint8 (N, 28, 28) and labels int (N,) of "train" or "t10k" from the four original .gz files."""
     for folder in (root, root / "FashionMNIST" / "raw"):
         if (folder / f"{part}-images-idx3-ubyte.gz").exists():
             return _idx(folder / f"{part}-images-idx3-ubyte.gz"), _idx(folder / f"{part}-labels-idx1-ubyte.gz")
@@ -153,13 +163,14 @@ def _idx(path: Path) -> np.ndarray:
 
 
 def resize(grey: np.ndarray, size: int = world.SIZE) -> np.ndarray:
-    """uint8 (N, H, W) -> uint8 (N, size, size): bilinear, pixel centres aligned as PIL and torchvision align them."""
+    """Resize uint8 (N, H, W) to (N, size, size): bilinear, pixel centres aligned as in PIL and torchvision."""
     at = np.clip((np.arange(size) + 0.5) * grey.shape[1] / size - 0.5, 0, grey.shape[1] - 1)
     weight = np.maximum(0, 1 - np.abs(at[:, None] - np.arange(grey.shape[1]))).astype(np.float32)
     return (weight @ grey.astype(np.float32) @ weight.T + 0.5).astype(np.uint8)
 
 
 def make_pair(name: str, fashion_root: Path | None) -> Pair:
+    """Create the pair "shapes", or "fashion" from the folder of the Fashion-MNIST files."""
     if name == "shapes":
         return Shapes()
     if fashion_root is None:

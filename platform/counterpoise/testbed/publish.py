@@ -1,4 +1,4 @@
-"""From trained parts to a folder that others load: written beside, measured as written, then put in place at once."""
+"""Publication of trained parts: written to a temporary folder, measured from it, and moved into place."""
 
 import copy
 import json
@@ -22,7 +22,7 @@ from counterpoise.testbed.pairs import Pair
 from counterpoise.testbed.unet import make_scheduler
 from counterpoise.testbed.vae import psnr, reconstruct
 
-# The least steps and guidance that follow the prompt: more guidance costs variety.
+# The least steps and guidance at which images follow the prompt; more guidance reduces variety.
 SAMPLER: dict[str, dict[str, Any]] = {
     "shapes": {"num_inference_steps": 10, "guidance_scale": 3.0},
     "fashion": {"num_inference_steps": 10, "guidance_scale": 2.0},
@@ -41,10 +41,10 @@ def save_pair(
     unet: UNet2DConditionModel,
     oracle: Oracle,
 ) -> None:
-    """Writes diffusion/, clip/ and oracle.safetensors in half precision."""
+    """Write diffusion/, clip/ and oracle.safetensors in half precision."""
     save_clip(clip, tokenizer, folder / "clip")
     save_oracle(oracle, folder / "oracle.safetensors")
-    # Copies, because the pipeline is about to be halved and the models may still be in training.
+    # copies, because the pipeline is converted to half precision and the models may still be in training
     pipe = StableDiffusionPipeline(
         vae=copy.deepcopy(vae),
         text_encoder=text_encoder(clip, tokenizer),
@@ -61,7 +61,7 @@ def save_pair(
 
 
 def load_pipeline(folder: Path) -> StableDiffusionPipeline:
-    """The published generator, computing in float32: its half-precision weights are for the disk."""
+    """Load the published generator in float32; half precision is for storage only."""
     pipe = StableDiffusionPipeline.from_pretrained(
         folder / "diffusion", dtype=torch.float32, local_files_only=True, safety_checker=None
     )
@@ -72,7 +72,7 @@ def load_pipeline(folder: Path) -> StableDiffusionPipeline:
 def sample(
     pipe: StableDiffusionPipeline, prompts: list[str], seed: int, num_inference_steps: int, guidance_scale: float
 ) -> np.ndarray:
-    """uint8 (N, 32, 32, 3), in batches of 64; image i has a noise generator of its own, seeded seed + i."""
+    """Sample uint8 (N, 32, 32, 3) in batches of 64; image i has its own noise generator with seed seed + i."""
     out = []
     for low in range(0, len(prompts), 64):
         batch = prompts[low : low + 64]
@@ -84,7 +84,7 @@ def sample(
 
 
 def measure(folder: Path, pair: Pair, n: int, seed: int = 7) -> dict:
-    """How good the published models are, by the oracle and by CLIP; every number comes from the files in `folder`."""
+    """Measure the published models by the oracle and by CLIP; every number comes from the files in `folder`."""
     pipe, oracle = (
         load_pipeline(folder),
         load_oracle(folder / "oracle.safetensors", tuple(map(len, pair.factors.values()))),
@@ -119,7 +119,7 @@ def measure(folder: Path, pair: Pair, n: int, seed: int = 7) -> dict:
 def left_out(
     pipe: StableDiffusionPipeline, oracle: Oracle, pair: Pair, n: int, seed: int
 ) -> dict[str, dict[str, float]]:
-    """How often each value of a factor appears, by the oracle, in n images whose prompts leave only that factor out."""
+    """Measure the share of each value of a factor, by the oracle, in n images whose prompts omit only that factor."""
     shares = {}
     labels = pair.labels(n, np.random.default_rng(seed))
     for column, (factor, values) in enumerate(pair.factors.items()):
@@ -132,7 +132,7 @@ def left_out(
 
 
 def save_grid(images: np.ndarray, path: Path, columns: int = 16, scale: int = 2) -> None:
-    """A contact sheet of uint8 (N, 32, 32, 3)."""
+    """Save a contact sheet of uint8 (N, 32, 32, 3)."""
     rows = -(-len(images) // columns)
     sheet = np.zeros((rows * 33, columns * 33, 3), np.uint8)
     for i, image in enumerate(images):
@@ -142,7 +142,7 @@ def save_grid(images: np.ndarray, path: Path, columns: int = 16, scale: int = 2)
 
 
 def replace(new: Path, place: Path) -> None:
-    """Puts the folder `new` where `place` is; a reader finds the old one or the new one, save for a blink between."""
+    """Move the folder `new` to `place`; readers find the old or the new one, except for an instant in between."""
     place.parent.mkdir(parents=True, exist_ok=True)
     old = place.with_name(f".{place.name}.old")
     shutil.rmtree(old, ignore_errors=True)
@@ -153,11 +153,12 @@ def replace(new: Path, place: Path) -> None:
 
 
 def parameters(model: nn.Module) -> int:
+    """Count the model's parameters."""
     return sum(p.numel() for p in model.parameters())
 
 
 def write_card(folder: Path, pair: Pair, training: dict, measured: dict) -> None:
-    """card.json for machines and README.md for people, from the same numbers."""
+    """Write card.json and README.md with the same numbers."""
     names = ("torch", "diffusers", "transformers", "open_clip_torch", "numpy")
     sizes = {part: _megabytes(folder / part) for part in ("diffusion", "clip", "oracle.safetensors")}
     card = {

@@ -1,6 +1,6 @@
-"""A CLIP byte-pair tokenizer of some 600 tokens, so that the embedding table does not outweigh the model.
+"""CLIP byte-pair tokenizer of some 600 tokens, so that the embedding table does not dominate the model's size.
 
-It knows the words of one pair of models as single tokens and spells any other word in bytes. The same files load as
+Words of one pair of models are single tokens; other words are spelled in bytes. The same files load as
 transformers' CLIPTokenizer (for the StableDiffusionPipeline) and through open_clip's `local-dir:`.
 """
 
@@ -15,13 +15,13 @@ PAD, START, END = "<|pad|>", "<|startoftext|>", "<|endoftext|>"
 
 
 def byte_characters() -> list[str]:
-    """The printable character that stands for each of the 256 bytes in CLIP's vocabularies (GPT-2's table)."""
+    """Return the printable character for each of the 256 bytes in CLIP's vocabularies (GPT-2's table)."""
     keep = [*range(33, 127), *range(161, 173), *range(174, 256)]
     return [chr(b) if b in keep else chr(256 + sum(k not in keep for k in range(b))) for b in range(256)]
 
 
 def learn_merges(texts: list[str]) -> list[tuple[str, str]]:
-    """Merges the most frequent neighbours (ties: the alphabet decides) until every word of the texts is one token."""
+    """Learn merges of the most frequent neighbours (ties: alphabetical) until every word of the texts is one token."""
     counts = Counter(part for text in texts for word in text.split() for part in word.replace("-", " - ").split())
     words = {word: (*word[:-1], word[-1] + "</w>") for word in counts}
     merges: list[tuple[str, str]] = []
@@ -48,10 +48,10 @@ def _merge(parts: tuple[str, ...], pair: tuple[str, str]) -> tuple[str, ...]:
 
 
 def make_tokenizer(texts: list[str]) -> CLIPTokenizer:
-    """A tokenizer for which each word of the texts is one token; sequences hold up to CONTEXT tokens.
+    """Build a tokenizer in which each word of the texts is one token; sequences hold up to CONTEXT tokens.
 
-    Padding has an id of its own, and the end token the highest: open_clip pools at the argmax of the ids and
-    transformers at the end token, and only so do both find the same place.
+    Padding has its own id, and the end token the highest: open_clip pools at the argmax of the ids and transformers at
+    the end token, and so both pool at the same position.
     """
     merges = learn_merges(texts)
     symbols = byte_characters()
@@ -69,4 +69,5 @@ def make_tokenizer(texts: list[str]) -> CLIPTokenizer:
 
 
 def save_tokenizer(tokenizer: CLIPTokenizer, folder: Path) -> None:
+    """Write the tokenizer's files."""
     tokenizer.save_pretrained(folder)

@@ -1,8 +1,8 @@
-"""The image-conditioned sibling of the text-to-image model: a StableUnCLIPImg2ImgPipeline that goes on from it.
+"""Image-conditioned variant of the text-to-image model: a StableUnCLIPImg2ImgPipeline fine-tuned from it.
 
-The denoiser starts as the published one and learns to look at an image embedding as well (Ramesh et al. 2022; Rombach
-et al., Stable unCLIP). diffusers wants the image tower as a transformers ViT, and the testbed's CLIP has a ResNet, so
-a small ViT learns to give that tower's embeddings.
+The denoiser starts from the published one and learns to use an image embedding as well (Ramesh et al. 2022; Rombach
+et al., Stable unCLIP). diffusers needs the image tower as a transformers ViT, and the testbed's CLIP has a ResNet, so
+a small ViT is distilled from that tower's embeddings.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from counterpoise.testbed.unet import embed_captions, make_scheduler, make_unet,
 from counterpoise.testbed.vae import encode
 
 EMBEDDING = 64
-WITHOUT_IMAGE = 0.25  # how often the image embedding is left out, as in Stable unCLIP
-CLEAN = 0.5  # how often it is given without noise; else its noise level is uniform
+WITHOUT_IMAGE = 0.25  # probability that the image embedding is left out, as in Stable unCLIP
+CLEAN = 0.5  # probability that it has no noise; otherwise its noise level is uniform
 VISION, DENOISER = (1500, 128, 11), (1500, 64, 12)  # steps, batch, seed
 IMAGES = 16_384
 
 
 def build_unclip(pair: Pair, published: Path, work: Path, budget: float = 1.0) -> dict:
-    """Trains both parts beside the published pair and writes ``published/unclip``; returns what was measured."""
+    """Train both parts from the published pair, write ``published/unclip``, and return its card."""
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     pipe = load_pipeline(published)
@@ -45,23 +45,23 @@ def build_unclip(pair: Pair, published: Path, work: Path, budget: float = 1.0) -
         work / "conditions.pt", pair, pipe, vision.average, max(256, round(IMAGES * min(1, budget)))
     )
     unet = train_denoiser(work / "unclip.pt", pair, pipe, cache, max(1, round(DENOISER[0] * budget)))
-    beside = published / ".unclip.new"
-    assemble(pipe, vision.average, unet.average, cache["embeds"]).to(torch.float16).save_pretrained(beside)
-    for path in beside.rglob("*.safetensors"):
+    temporary = published / ".unclip.new"
+    assemble(pipe, vision.average, unet.average, cache["embeds"]).to(torch.float16).save_pretrained(temporary)
+    for path in temporary.rglob("*.safetensors"):
         path.chmod(0o644)
-    measured = measure(beside, published, pair, 256 if budget >= 0.5 else 16)
+    measured = measure(temporary, published, pair, 256 if budget >= 0.5 else 16)
     training = {
         name: {"steps": trainer.step, "cpu_s": round(trainer.cpu_s), "parameters": parameters(trainer.average)}
         for name, trainer in (("vision", vision), ("denoiser", unet))
     }
     card = {"pair": pair.name, "training": training, "measured": measured, "sampler": SAMPLER[pair.name]}
-    (beside / "card.json").write_text(json.dumps(card, indent=2) + "\n")
-    replace(beside, published / "unclip")
+    (temporary / "card.json").write_text(json.dumps(card, indent=2) + "\n")
+    replace(temporary, published / "unclip")
     return card
 
 
 def train_vision(path: Path, pair: Pair, clip: open_clip.CLIP, steps: int) -> Trainer:
-    """A ViT whose embedding is the CLIP's unit vector times √d, so that each component has a variance of about one."""
+    """Train a ViT to embed images as CLIP's unit vector times √d, so that each component has variance of about one."""
     torch.manual_seed(VISION[2])
     config = CLIPVisionConfig(
         hidden_size=96, intermediate_size=384, num_hidden_layers=3, num_attention_heads=4, image_size=32, patch_size=4,
@@ -84,7 +84,7 @@ def train_vision(path: Path, pair: Pair, clip: open_clip.CLIP, steps: int) -> Tr
 def cached_conditions(
     path: Path, pair: Pair, pipe: StableDiffusionPipeline, vision: CLIPVisionModelWithProjection, n: int
 ) -> dict[str, torch.Tensor]:
-    """Posteriors and embeddings of n balanced images."""
+    """Return posteriors and embeddings of n balanced images; cached at `path`."""
     if not path.exists():
         labels = pair.labels(n, np.random.default_rng(13))
         images = pair.images(labels, seed=13)
@@ -95,7 +95,7 @@ def cached_conditions(
 
 
 def make_conditioned(unet: UNet2DConditionModel) -> UNet2DConditionModel:
-    """The same denoiser with a projection of an image embedding and its noise level, which at first adds nothing."""
+    """Add a zero-initialised projection of an image embedding and its noise level to the denoiser."""
     model = make_unet(class_embed_type="projection", projection_class_embeddings_input_dim=2 * EMBEDDING)
     model.load_state_dict(unet.state_dict(), strict=False)
     torch.nn.init.zeros_(model.class_embedding.linear_2.weight)
@@ -106,6 +106,7 @@ def make_conditioned(unet: UNet2DConditionModel) -> UNet2DConditionModel:
 def train_denoiser(
     path: Path, pair: Pair, pipe: StableDiffusionPipeline, cache: dict[str, torch.Tensor], steps: int
 ) -> Trainer:
+    """Fine-tune the denoiser with noised image embeddings; the checkpoint is at `path`."""
     _, batch, seed = DENOISER
     torch.manual_seed(seed)
     model = make_conditioned(pipe.unet)
@@ -124,7 +125,7 @@ def train_denoiser(
 
 
 def make_noising() -> DDPMScheduler:
-    """Of the embeddings, as in Stable unCLIP."""
+    """Create the noise scheduler of the embeddings, as in Stable unCLIP."""
     return DDPMScheduler(beta_schedule="squaredcos_cap_v2")
 
 
@@ -134,6 +135,7 @@ def assemble(
     unet: UNet2DConditionModel,
     embeds: torch.Tensor,
 ) -> StableUnCLIPImg2ImgPipeline:
+    """Assemble the pipeline from its parts; `embeds` gives mean and deviation of the image embeddings."""
     normalizer = StableUnCLIPImageNormalizer(embedding_dim=EMBEDDING)
     normalizer.mean.data, normalizer.std.data = embeds.mean(0)[None], embeds.std(0)[None]
     crop = {"height": 32, "width": 32}
@@ -146,15 +148,15 @@ def assemble(
 
 
 def measure(folder: Path, published: Path, pair: Pair, n: int) -> dict:
-    """By the oracle: how well images follow a full prompt, and, where the prompt leaves factors out, the image."""
+    """Measure by the oracle how images follow a full prompt and, with an empty prompt, the condition image."""
     pipe = StableUnCLIPImg2ImgPipeline.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
     pipe.set_progress_bar_config(disable=True)
     oracle = load_oracle(published / "oracle.safetensors", tuple(map(len, pair.factors.values())))
     rng = np.random.default_rng(17)
-    asked, shown = pair.labels(n, rng), pair.labels(n, rng)
+    prompted, shown = pair.labels(n, rng), pair.labels(n, rng)
     conditions = pair.held_out(shown, seed=18)
 
-    def seen(captions: list[str]) -> np.ndarray:
+    def predictions(captions: list[str]) -> np.ndarray:
         embeds = pipe.image_encoder(
             pipe.feature_extractor(images=list(conditions), return_tensors="pt").pixel_values
         ).image_embeds.detach()
@@ -162,14 +164,14 @@ def measure(folder: Path, published: Path, pair: Pair, n: int) -> dict:
         images = pipe(prompt=captions, image_embeds=embeds, generator=noise, output_type="np", **SAMPLER[pair.name])
         return judge(oracle, (images.images * 255).round().astype(np.uint8))
 
-    followed = seen([pair.fill(pair.full[0], label) for label in asked])
-    alone = seen([""] * n)
+    with_prompt = predictions([pair.fill(pair.full[0], label) for label in prompted])
+    without_prompt = predictions([""] * n)
     names = list(pair.factors)
-    share = lambda found, truth: {  # noqa: E731
-        name: round(float((found[:, i] == truth[:, i]).mean()), 3) for i, name in enumerate(names)
+    share = lambda predicted, truth: {  # noqa: E731
+        name: round(float((predicted[:, i] == truth[:, i]).mean()), 3) for i, name in enumerate(names)
     }
     return {
-        "full prompt, image of another cell: the prompt's factor": share(followed, asked),
-        "full prompt, image of another cell: the image's factor": share(followed, shown),
-        "empty prompt: the image's factor": share(alone, shown),
+        "full prompt, image of another cell: the prompt's factor": share(with_prompt, prompted),
+        "full prompt, image of another cell: the image's factor": share(with_prompt, shown),
+        "empty prompt: the image's factor": share(without_prompt, shown),
     }

@@ -1,6 +1,6 @@
-"""The autoencoder of the diffusion model: 32x32x3 pixels to 16x16x4 latents and back.
+"""Autoencoder of the diffusion model: 32x32x3 pixels to 16x16x4 latents and back.
 
-A factor of two only: with four, a network of this size lost the textures and a quarter of the shapes.
+The downsampling factor is only two: with four, a network of this size lost the textures and a quarter of the shapes.
 """
 
 from pathlib import Path
@@ -18,6 +18,7 @@ KL = 1e-3
 
 
 def make_vae() -> AutoencoderKL:
+    """Create the autoencoder with random weights."""
     return AutoencoderKL(
         in_channels=3,
         out_channels=3,
@@ -29,12 +30,12 @@ def make_vae() -> AutoencoderKL:
         layers_per_block=1,
         norm_num_groups=8,
         mid_block_add_attention=False,
-        scaling_factor=1.0,  # said aloud: diffusers restores a value that was left to its default to that default
+        scaling_factor=1.0,  # explicit, because diffusers resets a defaulted value to its default on loading
     )
 
 
 def train_vae(path: Path, pair: Pair, steps: int, batch: int, seed: int) -> Trainer:
-    """Pixels by L1 and squares, edges by the L1 of neighbours' differences (it keeps outlines from going soft)."""
+    """Train by L1 and squared errors of pixels, and L1 of neighbours' differences, which keeps outlines sharp."""
     torch.manual_seed(seed)
     model = make_vae()
 
@@ -52,7 +53,7 @@ def train_vae(path: Path, pair: Pair, steps: int, batch: int, seed: int) -> Trai
 
 @torch.no_grad()
 def encode(model: AutoencoderKL, images: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-    """Posterior means and standard deviations of uint8 (N, 32, 32, 3) as half (N, 4, 16, 16) each, unscaled."""
+    """Encode uint8 (N, 32, 32, 3) to posterior means and standard deviations, half (N, 4, 16, 16) each, unscaled."""
     mean, std = [], []
     for part in np.array_split(images, max(1, len(images) // 128)):
         posterior = model.encode(pixels(part) * 2 - 1).latent_dist
@@ -63,7 +64,7 @@ def encode(model: AutoencoderKL, images: np.ndarray) -> tuple[torch.Tensor, torc
 
 @torch.no_grad()
 def reconstruct(model: AutoencoderKL, images: np.ndarray) -> np.ndarray:
-    """uint8 in, uint8 out, through the posterior mean."""
+    """Reconstruct uint8 images through the posterior mean."""
     out = []
     for part in np.array_split(images, max(1, len(images) // 128)):
         y = model.decode(model.encode(pixels(part) * 2 - 1).latent_dist.mean).sample
@@ -72,5 +73,5 @@ def reconstruct(model: AutoencoderKL, images: np.ndarray) -> np.ndarray:
 
 
 def psnr(a: np.ndarray, b: np.ndarray) -> float:
-    """Of uint8 images, in dB."""
+    """Compute the peak signal-to-noise ratio of uint8 images, in dB."""
     return float(10 * np.log10(255**2 / np.mean((a.astype(np.float32) - b) ** 2)))

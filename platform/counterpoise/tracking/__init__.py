@@ -1,1 +1,1 @@
-"""MLflow as a passive client: losing it loses no work."""
+"""Tracking in MLflow, as a passive client: losing the server loses no work."""

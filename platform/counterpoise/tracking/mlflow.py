@@ -1,11 +1,11 @@
-"""MLflow, in one place: what a run did, where people look for it.
+"""Tracking of experiments in MLflow.
 
-Tracking is a copy for people. The store keeps what counts, so a tracking server that goes away in the middle of a run
-costs one warning and no work: the run goes on untracked, and the same command, which then finds all its results in
-the store, logs them again. Only :meth:`Tracker.check`, before any work, raises.
+Tracking is a copy of the results for inspection; the store holds the results themselves. A tracking server that
+disappears during a run costs one warning and no work: the run continues untracked, and the same command, which then
+finds all its results in the store, logs them again. Only :meth:`Tracker.check`, before any work, raises.
 
-One process writes: the driver. Everything goes through ``MlflowClient`` with explicit run ids instead of MLflow's
-"active run", which belongs to a thread, so that fits running side by side cannot log into each other's runs.
+Only the driver process writes. All calls go through ``MlflowClient`` with explicit run ids instead of MLflow's "active
+run", which belongs to a thread, so that parallel fits cannot log into each other's runs.
 """
 
 from __future__ import annotations
@@ -42,32 +42,32 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-CHECK_SECONDS = 5  # how long a server may take to answer before anything is done
-_LOCK_SECONDS = 120  # how long another process may take to set up a fresh database
+CHECK_SECONDS = 5  # timeout of the first request, before any work
+_LOCK_SECONDS = 120  # time for another process to set up a fresh database
 _PARAMS_PER_BATCH, _METRICS_PER_BATCH, _PARAM_LENGTH, _KEY_LENGTH = 100, 1000, 500, 250
-_ENVIRONMENT = {  # defaults of ours; what the user has set stays
+_ENVIRONMENT = {  # defaults; values set by the user take precedence
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "true",  # also keeps MLflow from writing into the home folder
-    "MLFLOW_LOGGING_LEVEL": "CRITICAL",  # a lost database would be a page of traceback; ours is one line
+    "MLFLOW_LOGGING_LEVEL": "CRITICAL",  # a lost database would print a page of traceback; here it is one line
     "MLFLOW_DISABLE_AGENT_HINT": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",  # MLflow's own 120 s and 7 retries would hold a run up for minutes
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",  # MLflow's default of 120 s and 7 retries would delay a run for minutes
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
 }
 
 
 class Tracker:
-    """Where an experiment is tracked.
+    """Tracking client of an experiment.
 
     ``MLFLOW_TRACKING_URI`` is respected. Without it, runs go to ``mlflow.db`` (SQLite) and artifacts to ``mlruns`` in
     the store's folder, or in the working directory if the store is not a folder.
 
     Args:
-        experiment: Its ``tracking`` section and its name.
+        experiment: The experiment; its ``tracking`` section and its name are used.
         store_uri: The store's ``uri``.
 
     Attributes:
-        uri: What ``mlflow ui --backend-store-uri`` takes; None if tracking is switched off.
+        uri: Argument of ``mlflow ui --backend-store-uri``; None if tracking is switched off.
     """
 
     def __init__(self, experiment: config.Experiment, store_uri: str) -> None:
@@ -83,7 +83,7 @@ class Tracker:
                 self.uri, self._artifacts = f"sqlite:///{folder / 'mlflow.db'}", (folder / "mlruns").as_uri()
 
     def check(self) -> None:
-        """Connects and finds or makes the experiment, in some seconds.
+        """Connect, and find or create the experiment, within a few seconds.
 
         Raises:
             TrackingError: The server does not answer, or the database cannot be used.
@@ -95,7 +95,7 @@ class Tracker:
                 os.environ.setdefault(key, value)  # before the import, which reads them
             from mlflow import MlflowClient
 
-            logging.getLogger("mlflow").setLevel(os.environ["MLFLOW_LOGGING_LEVEL"])  # it may be imported long since
+            logging.getLogger("mlflow").setLevel(os.environ["MLFLOW_LOGGING_LEVEL"])  # it may have been imported before
             impatient = {"MLFLOW_HTTP_REQUEST_TIMEOUT": f"{CHECK_SECONDS}", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
             with environment(impatient), _alone(self.uri), _without_foreign_warnings():
                 client = MlflowClient(self.uri)
@@ -105,16 +105,17 @@ class Tracker:
                 "the tracking server cannot be used",
                 where=self.uri,
                 found=_one_line(error),
-                remedy="start the server or correct MLFLOW_TRACKING_URI; unset, a file in the store is used; "
-                "tracking.enabled=false does without",
+                remedy="start the server, correct MLFLOW_TRACKING_URI, unset it to use a file in the store, "
+                "or set tracking.enabled=false",
             ) from error
         self._client = client
 
     @contextlib.contextmanager
     def run(self, name: str, tags: Mapping[str, str] | None = None) -> Iterator[TrackedRun]:
-        """A run, ended when the block ends: finished, failed or (by the keyboard) killed.
+        """Open a run that ends with the block: finished, failed or (by the keyboard) killed.
 
-        Raises TrackingError if :meth:`check` has not been called and would.
+        Raises:
+            TrackingError: As :meth:`check`, which is called first.
         """
         self.check()
         link = _Link(self._client)
@@ -123,10 +124,10 @@ class Tracker:
 
 
 class TrackedRun:
-    """A run of MLflow. Where tracking is switched off or lost, its methods do nothing.
+    """MLflow run. Its methods do nothing if tracking is switched off or lost.
 
     Attributes:
-        id: MLflow's run id; None if there is no such run.
+        id: MLflow's run id; None if tracking is switched off or lost.
     """
 
     def __init__(self, link: _Link, experiment_id: str, run_id: str | None) -> None:
@@ -134,13 +135,13 @@ class TrackedRun:
 
     @contextlib.contextmanager
     def child(self, name: str, tags: Mapping[str, str] | None = None) -> Iterator[TrackedRun]:
-        """A nested run, for a step or a fit."""
+        """Open a nested run, for a step or a fit."""
         parent = {"mlflow.parentRunId": self.id} if self.id else {}
         with _started(self._link, self._experiment_id, name, {**parent, **(tags or {})}) as run:
             yield run
 
     def params(self, values: Mapping[str, object]) -> None:
-        """Logs parameters; nested mappings become dotted keys, long values are cut at 500 characters."""
+        """Log parameters; nested mappings become dotted keys, long values are truncated to 500 characters."""
         texts = [(_key(key), _text(value)) for key, value in _flat(values)]
 
         def log(client: MlflowClient, run_id: str) -> None:
@@ -152,26 +153,26 @@ class TrackedRun:
         self._log(log)
 
     def config(self, experiment: config.Experiment) -> None:
-        """Logs the effective configuration: as parameters, and whole as ``config.yaml``."""
+        """Log the effective configuration, as parameters and as ``config.yaml``."""
         tree = experiment.model_dump(mode="json")
         self.params(tree)
         self.file("config.yaml", yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
 
     def metrics(self, values: Mapping[str, SupportsFloat | None], step: int | None = None) -> None:
-        """Logs numbers; those that are None (a cell without test images) are left out."""
+        """Log metrics; values of None (a cell without test images) are left out."""
         self._log_metrics((key, value, step or 0) for key, value in values.items())
 
     def history(self, rows: Sequence[Mapping[str, SupportsFloat | None]]) -> None:
-        """Logs a fit's epochs in few requests. Row i is step i, unless it has an ``epoch``."""
+        """Log a fit's epochs in few requests. Row i is step i, unless it has an ``epoch``."""
         self._log_metrics(
-            (key, value, int(float(row.get("epoch") or 0)) if "epoch" in row else number)
-            for number, row in enumerate(rows)
+            (key, value, int(float(row.get("epoch") or 0)) if "epoch" in row else index)
+            for index, row in enumerate(rows)
             for key, value in row.items()
             if key != "epoch"
         )
 
     def file(self, name: str, data: str | bytes) -> None:
-        """Stores an artifact under a relative path such as ``samples/star.png``."""
+        """Log an artifact under a relative path such as ``samples/star.png``."""
         path = PurePosixPath(name)
         content = data.encode() if isinstance(data, str) else data
 
@@ -184,18 +185,20 @@ class TrackedRun:
         self._log(log)
 
     def json(self, name: str, value: object) -> None:
-        """Stores a JSON-able value as an artifact."""
+        """Log a JSON-serializable value as an artifact."""
         self.file(name, json.dumps(value, indent=1, ensure_ascii=False))
 
     def figure(self, name: str, figure: Figure) -> None:
-        """Stores a matplotlib figure as an artifact; the name's ending says in which format."""
+        """Log a matplotlib figure as an artifact, in the format of the name's suffix."""
         self._log(lambda client, run_id: client.log_figure(run_id, figure, name))
 
     def dataset(self, name: str, view: ImageView, context: str) -> None:
-        """Notes a view as an input: its digest, its store and the images of each cell. No data is copied.
+        """Log a view as an input: its digest, its store and the images of each cell. No data is copied.
 
         Args:
-            context: What it was used for: ``audit``, ``training``, ``validation``, ``test``.
+            name: Name of the dataset.
+            view: The images.
+            context: Use of the view: ``audit``, ``training``, ``validation``, ``test``.
         """
         counts = {view.names.cell(*cell): int(count) for cell, count in np.ndenumerate(view.counts) if count}
         profile = json.dumps({"num_rows": len(view), "cells": counts}, ensure_ascii=False)
@@ -211,9 +214,11 @@ class TrackedRun:
         self._log(log)
 
     def model(self, name: str, module: torch.nn.Module, example: Shaped[np.ndarray, batch * shape]) -> str | None:
-        """Logs a classifier with its signature, as an exported graph: no pickle, no code of ours needed to load it.
+        """Log a classifier with its signature, as an exported graph: loading needs no pickle and no Counterpoise.
 
         Args:
+            name: Name of the model.
+            module: The classifier.
             example: Inputs of the module, two or more: with one, the graph would take batches of one only.
 
         Returns:
@@ -249,7 +254,7 @@ class TrackedRun:
 
 
 class _Link:
-    """The way to the server, shared by a run and its children; once lost it stays lost, and every call is free."""
+    """Connection shared by a run and its children; after the first failure it stays closed, and calls do nothing."""
 
     def __init__(self, client: MlflowClient | None) -> None:
         self.client = client
@@ -261,11 +266,11 @@ class _Link:
         try:
             with _without_foreign_warnings():
                 return action(self.client)
-        except Exception as error:  # whatever it is, hours of work must not die of it
+        except Exception as error:  # no failure of tracking may end hours of work
             self.client = None
             _warn(
                 f"tracking stopped at {self.uri}: {_one_line(error)}. "
-                "Nothing else is lost: run the same command again to log what is done."
+                "No result is lost: run the same command again to log them."
             )
             return None
 
@@ -273,8 +278,8 @@ class _Link:
 @contextlib.contextmanager
 def _started(link: _Link, experiment_id: str, name: str, tags: Mapping[str, str]) -> Iterator[TrackedRun]:
     source = {"mlflow.source.name": "counterpoise", "mlflow.source.type": "LOCAL"}
-    made = link(lambda client: client.create_run(experiment_id, run_name=name, tags={**source, **tags}))
-    run = TrackedRun(link, experiment_id, made.info.run_id if made else None)
+    created = link(lambda client: client.create_run(experiment_id, run_name=name, tags={**source, **tags}))
+    run = TrackedRun(link, experiment_id, created.info.run_id if created else None)
     status = "FAILED"
     try:
         yield run
@@ -289,17 +294,17 @@ def _started(link: _Link, experiment_id: str, name: str, tags: Mapping[str, str]
 def _experiment_id(client: MlflowClient, name: str, artifacts: str | None) -> str:
     from mlflow.exceptions import MlflowException
 
-    found = client.get_experiment_by_name(name)
-    if found is None:
+    experiment = client.get_experiment_by_name(name)
+    if experiment is None:
         try:
             return client.create_experiment(name, artifacts, {"mlflow.experimentKind": "custom_model_development"})
-        except MlflowException:  # somebody else made it just now
-            found = client.get_experiment_by_name(name)
-            if found is None:
+        except MlflowException:  # another process created it just now
+            experiment = client.get_experiment_by_name(name)
+            if experiment is None:
                 raise
-    if found.lifecycle_stage != "active":
-        raise ValueError(f"the experiment {name!r} is deleted there; restore it or set tracking.experiment=NAME")
-    return found.experiment_id
+    if experiment.lifecycle_stage != "active":
+        raise ValueError(f"the experiment {name!r} was deleted; restore it or set tracking.experiment=NAME")
+    return experiment.experiment_id
 
 
 def _log_model(
@@ -322,9 +327,9 @@ def _log_model(
             signature=infer_signature(example, output),
             input_example=example,
             serialization_format="pt2",
-            pip_requirements=versions,  # guessing them would load the model in a process of its own
+            pip_requirements=versions,  # inferring them would load the model in another process
         )
-        # mlflow.pytorch.log_model would put it into the process's active experiment, which is not the run's.
+        # mlflow.pytorch.log_model would log to the process's active experiment, which is not the run's.
         model = client.create_logged_model(experiment_id, name, source_run_id=run_id)
         client.log_model_artifacts(model.model_id, f"{folder}/model")
     client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
@@ -334,7 +339,7 @@ def _log_model(
 
 @contextlib.contextmanager
 def _alone(uri: str) -> Iterator[None]:
-    """Holds a lock beside a SQLite database: two processes that set up a fresh one together would break it."""
+    """Hold a lock file for a SQLite database: two processes that set up a fresh one at once would break it."""
     if not uri.startswith("sqlite:///"):
         yield
         return
@@ -346,7 +351,7 @@ def _alone(uri: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _without_foreign_warnings() -> Iterator[None]:
-    """MLflow uses deprecated parts of SQLAlchemy, torch and itself; no user of ours can do anything about it."""
+    """Silence warnings: MLflow uses deprecated parts of SQLAlchemy, torch and itself, which a user cannot mend."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
@@ -366,7 +371,7 @@ def _text(value: object) -> str:
 
 
 def _key(name: str) -> str:
-    """A name that MLflow takes: as it is, or cleaned and with a digest so that two names stay two."""
+    """Return a name that MLflow accepts: unchanged, or cleaned and with a digest so that it stays unique."""
     plain = re.fullmatch(r"[\w\-. ]+(/[\w\-. ]+)*", name) and not re.search(r"(^|/)\.+(/|$)", name)
     if plain and len(name) <= _KEY_LENGTH:
         return name

@@ -14,7 +14,7 @@ import numpy as np
 from counterpoise import __version__
 from counterpoise.errors import ConfigError
 from counterpoise.evaluation.catalogue import judge
-from counterpoise.evaluation.compare import Interval, table
+from counterpoise.evaluation.compare import Estimate, table
 from counterpoise.report.content import (
     CellPrompts,
     CellSamples,
@@ -177,7 +177,7 @@ def result_row(outcome: MethodResult) -> ResultRow:
     )
 
 
-def summary(run: Run, split: str = "test") -> dict[str, dict[str, Interval]]:
+def summary(run: Run, split: str = "test") -> dict[str, dict[str, Estimate]]:
     """Return method → metric → (mean, low, high) over seeds on a split; no bounds for one seed."""
     rows = [{"method": outcome.method, **outcome.table_row(split)["metrics"]} for outcome in run.outcomes]
     metrics = list(dict.fromkeys(name for row in rows for name in row if name != "method"))

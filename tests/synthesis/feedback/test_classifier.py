@@ -154,9 +154,9 @@ def test_a_tiny_decoder_takes_the_autoencoders_place(guided_pool, real, tmp_path
 @pytest.mark.parametrize(
     ("section", "problem"),
     [
-        ({}, "either a `stage` or a `checkpoint`"),
-        ({"stage": "a", "checkpoint": "b"}, "either a `stage` or a `checkpoint`"),
-        ({"checkpoint": "b", "rounds": 2}, "name a `stage`"),
+        ({}, "either `stage` or `checkpoint`"),
+        ({"stage": "a", "checkpoint": "b"}, "either `stage` or `checkpoint`"),
+        ({"checkpoint": "b", "rounds": 2}, "give a `stage`"),
         ({"stage": "a", "start": 0.5, "stop": 0.5}, "`stop` must come after `start`"),
     ],
 )

@@ -141,7 +141,7 @@ def test_what_comes_from_the_hub_is_loaded_at_the_commit_of_the_digest():
 def test_a_condition_that_the_pipeline_does_not_take(make_pool, tmp_path, family, adapted):
     folder, adapter = save(family, tmp_path / family), save_adapter("sd-epsilon", tmp_path / "adapter")
     files = {"model": str(adapter), "weights": "adapter.safetensors", "encoder": "image_encoder"}
-    with pytest.raises(ModelError, match="do not fit") as caught:
+    with pytest.raises(ModelError, match="does not fit the pipeline") as caught:
         make_pool(generator={"model": str(folder), "condition": {"adapter": files if adapted else None}})
     assert caught.value.where == "generator.condition"
 

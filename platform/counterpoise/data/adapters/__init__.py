@@ -1,4 +1,4 @@
-"""Adapters: where real images come from. Each is one function from its part of the configuration to a Source."""
+"""Adapters of dataset formats. Each is one function from its section of the configuration to a Source."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ADAPTERS: dict[str, Callable[[Any], Source]] = {
 
 
 def open_source(data: config.Data) -> Source:
-    """The dataset that the configuration names. Raises DataError if it is not there."""
+    """Open the dataset that the configuration names. Raises DataError if it does not exist."""
     with _readable():
         source = ADAPTERS[data.adapter](data)
     return Source(source.fingerprint, _readable()(source.rows))
@@ -39,7 +39,7 @@ def _readable() -> Iterator[None]:
     except OSError as error:
         remedy = "check the path and its permissions"
         raise DataError(
-            "this dataset cannot be read", where=error.filename or "data", found=error.strerror or error, remedy=remedy
+            "the dataset cannot be read", where=error.filename or "data", found=error.strerror or error, remedy=remedy
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""Image files in folders: labelled by a CSV file beside them, or by the names of the folders."""
+"""Adapters of image files in folders, labelled by a CSV file or by the names of the folders."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", 
 
 
 def csv_folder(data: config.CsvFolder) -> Source:
-    """A CSV file (a TSV file if it is called so) whose image column holds paths relative to ``root``."""
+    """Open a folder with a CSV file (TSV by its suffix) whose image column holds paths relative to ``root``."""
     root = existing_folder(data.root, "data.root")
     header, records = _read_csv(root / data.table)
     columns = data.columns
@@ -48,7 +48,7 @@ def csv_folder(data: config.CsvFolder) -> Source:
         groups=cells(columns.group),
         splits=cells(columns.split),
         images=lambda wanted: _pictures(files, wanted),
-        defects={number: "no image path" for number, file in enumerate(files) if file is None},
+        defects={row: "no image path" for row, file in enumerate(files) if file is None},
     )
     listed = [root / data.table, *(file for file in files if file is not None)]
     return Source(fingerprint_files(listed, root), lambda: rows)
@@ -62,8 +62,8 @@ def _read_csv(table: Path) -> tuple[list[str], list[dict[str, str]]]:
             records = list(reader)
             return list(reader.fieldnames or ()), records
     except FileNotFoundError as error:
-        there = one_of(sorted(path.name for path in table.parent.glob("*.[ct]sv")))
-        found = there or "no CSV file in this folder"
+        tables = one_of(sorted(path.name for path in table.parent.glob("*.[ct]sv")))
+        found = tables or "no CSV file in this folder"
         raise DataError("the table does not exist", where=where, found=found, remedy="set data.table") from error
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         allowed = "a CSV file in UTF-8 with a header"
@@ -71,23 +71,23 @@ def _read_csv(table: Path) -> tuple[list[str], list[dict[str, str]]]:
 
 
 def image_folder(data: config.ImageFolder) -> Source:
-    """A tree of folders; ``layout`` says what the folders between ``root`` and an image stand for."""
+    """Open a tree of folders; ``layout`` gives the meaning of the folders between ``root`` and an image."""
     root = existing_folder(data.root, "data.root")
     files = [file for file in walk(root) if file.suffix.lower() in SUFFIXES]
     if not files:
         kinds = one_of(sorted(SUFFIXES))
-        raise DataError("there is no image in this folder", where=f"data.root: {root}", allowed=kinds)
+        raise DataError("no image in this folder", where=f"data.root: {root}", allowed=kinds)
     return Source(fingerprint_files(files, root), lambda: _by_layout(files, root, data.layout))
 
 
 def _by_layout(files: Sequence[Path], root: Path, layout: str) -> Rows:
     parts = re.split(r"\{(\w+)\}", layout.strip("/"))  # alternately text and a placeholder's name
-    pattern = "".join(f"(?P<{part}>[^/]+)" if number % 2 else re.escape(part) for number, part in enumerate(parts))
+    pattern = "".join(f"(?P<{part}>[^/]+)" if index % 2 else re.escape(part) for index, part in enumerate(parts))
     paths = [file.relative_to(root).as_posix() for file in files]
     matches = [re.fullmatch(pattern, path.rpartition("/")[0]) for path in paths]
     if not any(matches):
         raise DataError(
-            "no image lies where the layout says",
+            "no image matches the layout",
             where=f"data.layout: {layout}",
             found=f"{paths[0]} below {root}",
             remedy="write the folders between data.root and the images with {label}, {group} and {split}, "
@@ -103,11 +103,11 @@ def _by_layout(files: Sequence[Path], root: Path, layout: str) -> Rows:
         groups=names("group"),
         splits=names("split"),
         images=lambda wanted: _pictures(files, wanted),
-        defects={number: "its folder does not fit the layout" for number, m in enumerate(matches) if m is None},
+        defects={row: "its folder does not fit the layout" for row, match in enumerate(matches) if match is None},
     )
 
 
 def _pictures(files: Sequence[Path | None], wanted: Bool[np.ndarray, " n"]) -> Iterator[tuple[int, Picture]]:
-    for number in map(int, np.flatnonzero(wanted)):
-        file = files[number]
-        yield number, OSError("no image path") if file is None else read_picture(file)
+    for row in map(int, np.flatnonzero(wanted)):
+        file = files[row]
+        yield row, OSError("no image path") if file is None else read_picture(file)

@@ -1,4 +1,4 @@
-"""Hugging Face datasets: a folder that ``save_to_disk`` wrote, or a name that ``load_dataset`` knows."""
+"""Adapter of Hugging Face datasets: a folder that ``save_to_disk`` wrote, or a name that ``load_dataset`` knows."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _BATCH = 64
 
 
 def hugging_face(data: config.HuggingFace) -> Source:
-    """One row per example; the names of ClassLabel features are the names of classes and groups."""
+    """Open a dataset with one row per example; ClassLabel features give the names of classes and groups."""
     datasets = _library()
     folder = Path(data.path).expanduser()
     loaded = _from_disk(datasets, folder) if _is_path(data.path) else _by_name(datasets, data)
@@ -28,7 +28,7 @@ def hugging_face(data: config.HuggingFace) -> Source:
 
 
 def _known(parts: dict[str, Any]) -> dict[Any, Any]:
-    """The parts called train, validation or test; others ("unsupervised") are not taken, unless one is all there is."""
+    """Keep the parts named train, validation or test; others ("unsupervised") only if nothing else exists."""
     if len(parts) == 1 and not split_name(next(iter(parts))):
         return {None: next(iter(parts.values()))}
     return {name: part for name, part in parts.items() if split_name(name)} or parts
@@ -54,11 +54,11 @@ def _from_disk(datasets: Any, folder: Path) -> Any:
     if not any((folder / name).is_file() for name in ("dataset_dict.json", "state.json")):
         found = "a folder without dataset_dict.json or state.json" if folder.is_dir() else "no such folder"
         remedy = "use the folder that save_to_disk wrote, or data.adapter=imagefolder, parquet or csv"
-        raise DataError("there is no saved dataset here", where=where, found=found, remedy=remedy)
+        raise DataError("no saved dataset in this folder", where=where, found=found, remedy=remedy)
     try:
         return datasets.load_from_disk(str(folder))
     except Exception as error:  # the library raises whatever its readers raise
-        raise DataError("this saved dataset cannot be read", where=where, found=_first_line(error)) from error
+        raise DataError("the saved dataset cannot be read", where=where, found=_first_line(error)) from error
 
 
 def _by_name(datasets: Any, data: config.HuggingFace) -> Any:
@@ -66,7 +66,7 @@ def _by_name(datasets: Any, data: config.HuggingFace) -> Any:
         return datasets.load_dataset(data.path, data.name, revision=data.revision)
     except Exception as error:  # ConnectionError, DatasetNotFoundError, ValueError of a wrong config name, and more
         raise DataError(
-            "this Hugging Face dataset cannot be loaded",
+            "the Hugging Face dataset cannot be loaded",
             where=f"data.path: {data.path}" + (f", data.name: {data.name}" if data.name else ""),
             found=_first_line(error),
             remedy="check the name, the network and HF_TOKEN; a local folder starts with / or ./",
@@ -124,7 +124,7 @@ def _order(part: Any, column: str | None) -> Sequence[str] | None:
 
 
 def _names(part: Any, column: str) -> list[str | None]:
-    """A column's values as names. ClassLabel stores integers, and -1 for an example without a label."""
+    """Return a column's values as names. ClassLabel stores integers, and -1 for an example without a label."""
     values = part.select_columns([column]).with_format("arrow")[:][column].to_pylist()
     names = _order(part, column)
     if names is None:
@@ -133,7 +133,7 @@ def _names(part: Any, column: str) -> list[str | None]:
 
 
 def _encoded(datasets: Any, part: Any, column: str) -> Any:
-    """The image column alone, as stored instead of decoded."""
+    """Select the image column alone, as stored instead of decoded."""
     part = part.select_columns([column])
     if isinstance(part.features[column], datasets.Image):
         part = part.cast_column(column, datasets.Image(decode=False))
@@ -146,11 +146,11 @@ def _pictures(
     first = 0
     for part in parts:
         for start in range(0, len(part), _BATCH):
-            here = wanted[first + start : first + min(start + _BATCH, len(part))]
-            if here.any():
-                values = part[start : start + len(here)][column]
+            mask = wanted[first + start : first + min(start + _BATCH, len(part))]
+            if mask.any():
+                values = part[start : start + len(mask)][column]
                 yield from (
                     (first + start + int(row), picture_of(values[int(row)].as_py(), folder))
-                    for row in np.flatnonzero(here)
+                    for row in np.flatnonzero(mask)
                 )
         first += len(part)

@@ -1,4 +1,4 @@
-"""Parquet files with encoded images in a column: bytes, or the {bytes, path} records of Hugging Face datasets."""
+"""Adapter of Parquet files with encoded images: bytes, or the {bytes, path} records of Hugging Face datasets."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ _BATCH = 64  # images read at once
 
 
 def parquet_table(data: config.ParquetTable) -> Source:
-    """A Parquet file, a folder of them, a pattern such as ``train-*.parquet``, or one of these per split."""
+    """Open a Parquet file, a folder of them, a pattern such as ``train-*.parquet``, or one of these per split."""
     if isinstance(data.path, dict) and data.columns.split is not None:
         raise DataError(
-            "splits come from the paths or from a column, not from both",
+            "splits come either from the paths or from a column",
             where="data.columns.split",
             found=f"{data.columns.split}, and data.path with {', '.join(data.path)}",
-            remedy="leave one of the two out",
+            remedy="leave out one of the two",
         )
     paths = data.path if isinstance(data.path, dict) else {None: data.path}
     files = [(file, split) for split, path in paths.items() for file in _files(path, split)]
@@ -55,7 +55,7 @@ def _files(path: str, split: str | None) -> list[Path]:
         key = "data.path" if split is None else f"data.path.{split}"
         found = "a folder without .parquet files" if place.is_dir() else "nothing there"
         allowed = "a Parquet file, a folder of them, or a pattern such as DIR/train-*.parquet"
-        raise DataError("there is no Parquet file here", where=f"{key}: {path}", found=found, allowed=allowed)
+        raise DataError("no Parquet file found", where=f"{key}: {path}", found=found, allowed=allowed)
     return files
 
 
@@ -82,7 +82,7 @@ def _read(files: Sequence[tuple[Path, str | None]], root: Path, columns: config.
 
 
 def _index(file: Path, columns: config.Columns) -> pa.Table:
-    """The file's columns but the image. Checks that all columns are there and that the images can be images."""
+    """Read the file's columns except the image. Checks that all columns exist and that one can hold images."""
     try:
         with pq.ParquetFile(file) as table:
             schema = table.schema_arrow
@@ -97,21 +97,21 @@ def _index(file: Path, columns: config.Columns) -> pa.Table:
                     found=kind,
                     allowed="encoded images as binary, or as a struct of bytes and path",
                 )
-            chosen = (columns.label, columns.group, columns.split, columns.id)
-            return table.read(columns=sorted({column for column in chosen if column is not None}))
+            names = (columns.label, columns.group, columns.split, columns.id)
+            return table.read(columns=sorted({column for column in names if column is not None}))
     except (pa.ArrowException, OSError) as error:
-        raise DataError("this is not a readable Parquet file", where=f"data.path: {file}", found=error) from error
+        raise DataError("not a readable Parquet file", where=f"data.path: {file}", found=error) from error
 
 
 def holds_images(kind: pa.DataType) -> bool:
-    """Whether a column of this type can hold encoded images."""
+    """Return True if a column of this type can hold encoded images."""
     if pa.types.is_struct(kind):
         return "bytes" in {field.name for field in kind}
     return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
 
 
 def picture_of(value: Any, folder: Path) -> Picture:
-    """The picture in a cell: bytes, or {bytes, path} with a path relative to ``folder`` where there are no bytes."""
+    """Return the picture of a value: bytes, or {bytes, path} with a path relative to ``folder`` if bytes are None."""
     if isinstance(value, dict):
         path = value.get("path")
         value = value["bytes"]
@@ -125,13 +125,13 @@ def _pictures(
 ) -> Iterator[tuple[int, Picture]]:
     first = 0
     for file, size in zip(files, sizes, strict=True):
-        for number, value in _cells(file, column, wanted[first : first + size]):
-            yield first + number, picture_of(value, file.parent)
+        for row, value in _cells(file, column, wanted[first : first + size]):
+            yield first + row, picture_of(value, file.parent)
         first += size
 
 
 def _cells(file: Path, column: str, wanted: Bool[np.ndarray, " n"]) -> Iterator[tuple[int, Any]]:
-    """(row, value) of the wanted rows of one file; row groups without a wanted row are not read."""
+    """Yield (row, value) of the wanted rows of one file; row groups without a wanted row are not read."""
     try:
         with pq.ParquetFile(file, pre_buffer=False) as table:
             row = 0
@@ -146,4 +146,4 @@ def _cells(file: Path, column: str, wanted: Bool[np.ndarray, " n"]) -> Iterator[
                             yield row, value.as_py()
                         row += 1
     except (pa.ArrowException, OSError) as error:
-        raise DataError("this Parquet file is damaged", where=f"data.path: {file}", found=error) from error
+        raise DataError("the Parquet file is damaged", where=f"data.path: {file}", found=error) from error

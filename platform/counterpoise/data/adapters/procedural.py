@@ -1,4 +1,4 @@
-"""The procedural world of the testbed as a dataset: images drawn on demand, with known factors."""
+"""Adapter of the procedural world: images drawn on demand, with known factors."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from counterpoise.data.adapters.source import Picture, Rows, Source
 from counterpoise.data.procedural import world
 from counterpoise.errors import DataError
 
-_STRIDE = 1_000_000  # images per cell: an image keeps its address when per_cell grows
+_STRIDE = 1_000_000  # largest per_cell, so that an image keeps its address when per_cell grows
 _BATCH = 256
 
 
 def testbed(data: config.Testbed) -> Source:
-    """``per_cell`` images of each label × group pair and split; the other factors are uniform.
+    """Open a dataset of ``per_cell`` images of each label × group pair and split; the other factors are uniform.
 
-    Splits have seeds of their own, so no image of one split is in another. An image depends on the dataset's seed, its
-    split, cell and number in the cell: larger datasets contain the smaller ones.
+    Each split has its own seed, so no image of one split is in another. An image depends on the dataset's seed, its
+    split, its cell and its index in the cell: larger datasets contain the smaller ones.
     """
     if data.label == data.group:
         raise DataError(
@@ -37,7 +37,7 @@ def testbed(data: config.Testbed) -> Source:
 
 
 def _fingerprint(rendering: world.Rendering) -> str:
-    """Changes when the world draws differently: the digest of one image of each shape, colour and background."""
+    """Return the digest of one image per shape, colour and background; it changes when the renderer changes."""
     factors = np.indices([len(values) for values in world.FACTORS.values()]).reshape(3, -1)
     return hashlib.sha256(world.render(*factors, rendering=rendering, seed=0).tobytes()).hexdigest()[:16]
 
@@ -45,8 +45,8 @@ def _fingerprint(rendering: world.Rendering) -> str:
 def _rows(data: config.Testbed) -> Rows:
     labels, groups = world.FACTORS[data.label], world.FACTORS[data.group] if data.group else ("",)
     blocks: list[tuple[int, str, int, int]] = [
-        (number, split, label, group)
-        for number, split in enumerate(("train", "validation", "test"))
+        (index, split, label, group)
+        for index, split in enumerate(("train", "validation", "test"))
         if split in data.per_cell
         for label in range(len(labels))
         for group in range(len(groups))
@@ -65,15 +65,15 @@ def _rows(data: config.Testbed) -> Rows:
     )
 
 
-def _seed(data: config.Testbed, number: int) -> int:
-    return 3 * data.seed + number
+def _seed(data: config.Testbed, split_index: int) -> int:
+    return 3 * data.seed + split_index
 
 
 def _factors(
-    data: config.Testbed, number: int, split: str, label: int, group: int, groups: int
+    data: config.Testbed, split_index: int, split: str, label: int, group: int, groups: int
 ) -> Int[np.ndarray, "3 _"]:
-    """Shape, colour and background of the images of a cell."""
-    rng = np.random.default_rng((_seed(data, number), label * groups + group))
+    """Draw shape, colour and background of the images of a cell."""
+    rng = np.random.default_rng((_seed(data, split_index), label * groups + group))
     given = {data.label: label, data.group: group}
     size = data.per_cell[split]  # type: ignore[index]
     return np.stack(
@@ -91,17 +91,17 @@ def _pictures(
     wanted: Bool[np.ndarray, " n"],
 ) -> Iterator[tuple[int, Picture]]:
     first = 0
-    for (number, _, label, group), factors in drawn.items():
+    for (split_index, _, label, group), factors in drawn.items():
         size = factors.shape[1]
         for start in range(0, size, _BATCH):
-            here = wanted[first + start : first + min(start + _BATCH, size)]
-            if not here.any():
+            mask = wanted[first + start : first + min(start + _BATCH, size)]
+            if not mask.any():
                 continue
             pixels = world.render(
-                *factors[:, start : start + len(here)],
+                *factors[:, start : start + len(mask)],
                 rendering=data.rendering,
-                seed=_seed(data, number),
+                seed=_seed(data, split_index),
                 start=(label * groups + group) * _STRIDE + start,
             )
-            yield from ((first + start + int(i), Image.fromarray(pixels[i])) for i in np.flatnonzero(here))
+            yield from ((first + start + int(i), Image.fromarray(pixels[i])) for i in np.flatnonzero(mask))
         first += size

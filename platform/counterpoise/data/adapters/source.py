@@ -1,7 +1,7 @@
-"""What an adapter gives: the dataset's rows by name, and its images one after another.
+"""Interface of adapters: the dataset's rows by name, and its images as a stream.
 
-Names are few and are held in memory; images are many and are not: they stream from wherever they lie, in the order of
-the rows, and only those that somebody wants.
+Names are held in memory. Images are not: only the requested ones are streamed from their source, in the order of the
+rows.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from PIL import Image
 
 from counterpoise.errors import DataError, did_you_mean, one_of
 
-Picture = bytes | Image.Image | OSError  # an encoded file as it lies there, or pixels, or why there is none
+Picture = bytes | Image.Image | OSError  # an encoded file, or pixels, or the error of reading it
 
 _SPLITS = {
     "train": "train",
@@ -36,17 +36,17 @@ _SPLITS = {
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows of a dataset before anything is chosen from them. All sequences have one entry per row.
+    """Rows of a dataset before selection. All sequences have one entry per row.
 
     Attributes:
         ids: Unique names of the rows.
         labels: Class names; None where the label is missing.
         groups: Group names, None where unknown; None in place of the list if the dataset has no groups.
         splits: Names as the dataset spells them; None in place of the list if the dataset has no splits.
-        images: Streams (row number, picture) of the rows where the mask is true, in order.
-        classes: The dataset's own order of its classes, if it has one.
-        group_order: The dataset's own order of its groups, if it has one.
-        defects: Row number -> why the row cannot be used.
+        images: Function that streams (row, picture) of the rows where the mask is true, in order.
+        classes: Order of the classes in the dataset, if it has one.
+        group_order: Order of the groups in the dataset, if it has one.
+        defects: Row -> reason why the row is unusable.
     """
 
     ids: Sequence[str]
@@ -61,11 +61,11 @@ class Rows:
 
 @dataclass(frozen=True)
 class Source:
-    """A dataset where it lies.
+    """Dataset at its original place.
 
     Attributes:
-        fingerprint: JSON-able; changes when the data do. It is made without reading an image.
-        rows: Reads the rows. Raises DataError if the dataset is not what the configuration says.
+        fingerprint: JSON-serializable value that changes when the data change. No image is read for it.
+        rows: Function that reads the rows. Raises DataError if the dataset is not what the configuration says.
     """
 
     fingerprint: object
@@ -73,12 +73,12 @@ class Source:
 
 
 def split_name(name: str) -> str | None:
-    """train, validation or test for the usual spellings of these, else None."""
+    """Return train, validation or test for the usual spellings of these, else None."""
     return _SPLITS.get(name.strip().lower())
 
 
 def name_of(value: Any) -> str | None:
-    """A label as a name: integers (also those that pandas made floats) as digits, None for missing ones."""
+    """Return a label as a name: integers (and integral floats) as digits, None for missing ones."""
     if isinstance(value, np.generic):
         value = value.item()
     if value is None or (isinstance(value, float) and math.isnan(value)):
@@ -90,17 +90,17 @@ def name_of(value: Any) -> str | None:
 
 
 def existing_folder(path: str, key: str) -> Path:
-    """The folder that ``key`` of the configuration names. Raises DataError if it is not there or not a folder."""
+    """Return the folder that ``key`` of the configuration names. Raises DataError if it does not exist."""
     folder = Path(path).expanduser()
     if folder.is_dir():
         return folder
     nearest = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
-    found = "a file" if folder.is_file() else f"nothing; the path is there up to {nearest}"
-    raise DataError("this folder does not exist", where=f"{key}: {path}", found=found, remedy=f"set {key}=DIR")
+    found = "a file" if folder.is_file() else f"nothing; the path exists up to {nearest}"
+    raise DataError("the folder does not exist", where=f"{key}: {path}", found=found, remedy=f"set {key}=DIR")
 
 
 def need_column(column: str, role: str, available: Iterable[str], where: object) -> None:
-    """Raises DataError unless the table has the column that ``data.columns.<role>`` names."""
+    """Raise DataError unless the table has the column that ``data.columns.<role>`` names."""
     names = list(available)
     if column not in names:
         raise DataError(
@@ -113,7 +113,7 @@ def need_column(column: str, role: str, available: Iterable[str], where: object)
 
 
 def fingerprint_files(files: Iterable[Path], root: Path) -> list[list[str | int]]:
-    """[path relative to ``root``, size in bytes, time of change in ns] of each file; size -1 if it is not there."""
+    """Return [path relative to ``root``, size in bytes, time of change in ns] per file; size -1 if it is missing."""
     prints: list[list[str | int]] = []
     for file in files:
         try:
@@ -125,24 +125,24 @@ def fingerprint_files(files: Iterable[Path], root: Path) -> list[list[str | int]
 
 
 def walk(root: Path) -> Iterator[Path]:
-    """Every file below ``root`` in a fixed order; hidden ones are left out, links are followed once."""
-    seen: set[str] = set()
+    """Yield every file below ``root`` in a fixed order; hidden ones are left out, links are followed once."""
+    visited: set[str] = set()
     for folder, names, files in os.walk(root, onerror=_raise, followlinks=True):
-        names[:] = sorted(n for n in names if not n.startswith(".") and _first_time(os.path.join(folder, n), seen))
+        names[:] = sorted(n for n in names if not n.startswith(".") and _first_time(os.path.join(folder, n), visited))
         yield from (Path(folder, name) for name in sorted(files) if not name.startswith("."))
 
 
 def _raise(error: OSError) -> None:
-    raise error  # os.walk would pass over a folder that may not be read, as if it were empty
+    raise error  # os.walk would skip an unreadable folder as if it were empty
 
 
-def _first_time(folder: str, seen: set[str]) -> bool:
+def _first_time(folder: str, visited: set[str]) -> bool:
     real = os.path.realpath(folder)
-    return not (real in seen or seen.add(real))  # type: ignore[func-returns-value]
+    return not (real in visited or visited.add(real))  # type: ignore[func-returns-value]
 
 
 def read_picture(file: Path) -> Picture:
-    """The bytes of an image file, or why they cannot be read."""
+    """Return the bytes of an image file, or the error of reading it."""
     try:
         return file.read_bytes()
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Datasets of torchvision by the name of their class."""
+"""Adapter of torchvision's datasets, by the name of their class."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ _IDX = [f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("image
 
 
 def torchvision_dataset(data: config.Torchvision) -> Source:
-    """Train and test of a dataset that knows these, all splits of one that has more, all rows of one that has none.
+    """Open a torchvision dataset: its train and test parts, all its splits, or all its rows, as its class provides.
 
-    For MNIST and its kin ``root`` may also be a plain folder with the four idx files, gzipped or not.
+    For MNIST and its variants ``root`` may also be a plain folder with the four idx files, gzipped or not.
     """
     import torchvision
 
@@ -64,22 +64,22 @@ def torchvision_dataset(data: config.Torchvision) -> Source:
 
 
 def _idx_files(root: Path, data: config.Torchvision) -> list[Path]:
-    """The four idx files in the folder itself or in its ``raw``, each possibly gzipped."""
+    """Find the four idx files in the folder or in its ``raw``, each possibly gzipped."""
     for folder in (root, root / "raw"):
-        found = [next((f for f in (folder / n, folder / f"{n}.gz") if f.is_file()), None) for n in _IDX]
-        if all(found):
-            return [file for file in found if file is not None]
+        files = [next((f for f in (folder / n, folder / f"{n}.gz") if f.is_file()), None) for n in _IDX]
+        if all(files):
+            return [file for file in files if file is not None]
     raise DataError(
         f"{data.dataset} is not in this folder",
         where=f"data.root: {root}",
         found=one_of(sorted(path.name for path in root.iterdir())) or "an empty folder",
-        allowed=f"{_IDX[0]}, {_IDX[1]}, {_IDX[2]}, {_IDX[3]} (or with .gz), here, in raw/ or in {data.dataset}/raw/",
+        allowed=f"{_IDX[0]}, {_IDX[1]}, {_IDX[2]}, {_IDX[3]} (or with .gz), in it, in raw/ or in {data.dataset}/raw/",
         remedy="set data.root to the folder with these files, or data.download=true",
     )
 
 
 def _from_idx(kind: type, files: Sequence[Path], data: config.Torchvision) -> Rows:
-    """torchvision wants ROOT/NAME/raw with unpacked files: a temporary tree of that form, gone once they are loaded."""
+    """Load idx files through a temporary tree of the form that torchvision expects: ROOT/NAME/raw, unpacked."""
     with tempfile.TemporaryDirectory(prefix="counterpoise-") as folder:
         raw = Path(folder, kind.__name__, "raw")
         raw.mkdir(parents=True)
@@ -97,11 +97,11 @@ def _damaged(file: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, EOFError) as error:
-        raise DataError("this file cannot be unpacked", where=f"data.root: {file}", found=error) from error
+        raise DataError("the file cannot be unpacked", where=f"data.root: {file}", found=error) from error
 
 
 def _construct(kind: type, root: str, data: config.Torchvision, download: bool = False) -> dict[str | None, Any]:
-    """Split name -> dataset. Which splits there are is known to the constructors alone, so each is tried."""
+    """Return split name -> dataset. Only the constructors know the splits, so each name is tried."""
     parameters = inspect.signature(kind).parameters
     options: dict[str, Any] = {"download": True} if download and "download" in parameters else {}
     if "train" in parameters:
@@ -120,9 +120,9 @@ def _construct(kind: type, root: str, data: config.Torchvision, download: bool =
             if "split" not in arguments or "split" not in str(error):
                 raise _not_there(kind, root, error) from error
         except TypeError as error:
-            remedy = "save it in another form (csv, parquet, imagefolder) and use that adapter"
+            remedy = "save it in another format (csv, parquet, imagefolder) and use that adapter"
             raise DataError(
-                "this dataset asks for more than a root and a split",
+                "the dataset's class needs more arguments than a root and a split",
                 where="data.dataset",
                 found=f"{data.dataset}: {error}",
                 remedy=remedy,
@@ -135,14 +135,14 @@ def _construct(kind: type, root: str, data: config.Torchvision, download: bool =
 def _not_there(kind: type, root: str, error: Exception) -> DataError:
     remedy = "set data.root to the folder that torchvision calls `root`, or data.download=true"
     return DataError(
-        f"torchvision finds no {kind.__name__} here", where=f"data.root: {root}", found=error, remedy=remedy
+        f"torchvision finds no {kind.__name__} in this folder", where=f"data.root: {root}", found=error, remedy=remedy
     )
 
 
 def _rows(parts: dict[str | None, Any], data: config.Torchvision) -> Rows:
     first = next(iter(parts.values()))
     order = getattr(first, "classes", None)
-    # ImageNet's classes are tuples of synonyms, of which the first is the usual name
+    # ImageNet's classes are tuples of synonyms; the first is the usual name
     names = [n[0] if isinstance(n, tuple) else str(n) for n in order] if isinstance(order, (list, tuple)) else None
     labels = [_class_name(code, names, data) for part in parts.values() for code in _codes(part)]
     return Rows(
@@ -156,7 +156,7 @@ def _rows(parts: dict[str | None, Any], data: config.Torchvision) -> Rows:
 
 
 def _codes(part: Any) -> Sequence[Any]:
-    """The labels without the images, where the dataset keeps them under one of the usual names."""
+    """Return the labels, without reading images if the dataset has them under one of the usual names."""
     for name in ("targets", "labels", "_labels"):
         codes = getattr(part, name, None)
         if codes is not None and len(codes) == len(part):
@@ -170,7 +170,7 @@ def _class_name(code: Any, names: Sequence[str] | None, data: config.Torchvision
     if isinstance(code, (int, str)):
         return names[code] if names is not None and isinstance(code, int) else name_of(code)
     raise DataError(
-        "the targets of this dataset are not classes",
+        "the targets of the dataset are not classes",
         where="data.dataset",
         found=f"{data.dataset} with a target of type {type(code).__name__}",
         allowed="datasets with one class for each image",

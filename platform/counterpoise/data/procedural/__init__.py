@@ -1,1 +1,1 @@
-"""A procedural world of shapes, drawn on demand."""
+"""Procedural world of shapes, drawn on demand."""

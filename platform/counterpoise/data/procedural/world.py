@@ -1,10 +1,10 @@
-"""A procedural world of 32x32 RGB images whose factors are known: shape, colour and background.
+"""Procedural world of 32x32 RGB images with known factors: shape, colour and background.
 
-Two renderings of the same world stand for the two places that images come from. "web" is what a foundation model has
-seen: clean and roughly centred. "real" is the user's own camera: further out of place, blurred, noisy, unevenly lit.
-What a generator learned from "web" therefore resembles "real" without matching it.
+Two renderings of the same world stand for the two sources of images. "web" stands for the training data of a
+foundation model: clean and roughly centred. "real" stands for the user's camera: off-centre, blurred, noisy, unevenly
+lit. A generator trained on "web" therefore resembles "real" without matching it.
 
-Image i of a call depends on its three factors, the rendering, the seed and `start + i`, and on nothing else: its
+Image i of a call depends only on its three factors, the rendering, the seed and `start + i`: its
 random numbers come from `numpy.random.default_rng((seed, code of the rendering, start + i))`, drawn in a fixed order
 that the factors do not enter. Two images that differ in their colour alone are therefore counterfactuals of each other.
 """
@@ -55,7 +55,7 @@ def caption(
     rng: np.random.Generator | None = None,
     template: str | None = None,
 ) -> str:
-    """What the image shows, in words: "a photo of a red star on grass".
+    """Describe the image in words: "a photo of a red star on grass".
 
     Factors are names or indices into SHAPES, COLORS and BACKGROUNDS. `template` may leave factors out; without one,
     `rng` draws a template (a full one three times in four), and without `rng` it is DEFAULT_TEMPLATE.
@@ -68,7 +68,7 @@ def caption(
 
 
 def draw_template(rng: np.random.Generator) -> str:
-    """A full template with probability 0.75 (two in three of them the default), else one that leaves factors out."""
+    """Draw a full template with probability 0.75 (two in three the default), else one that leaves factors out."""
     u, v = rng.random(2)
     if u >= 0.75:
         return PARTIAL_TEMPLATES[int(v * len(PARTIAL_TEMPLATES))]
@@ -84,12 +84,19 @@ def render(
     seed: int,
     start: int = 0,
 ) -> np.ndarray:
-    """Draws N images.
+    """Draw N images.
 
-    shape, color, background: int (N,), indices into SHAPES, COLORS and BACKGROUNDS.
-    start: the address of the first image, so that a large set can be drawn in pieces: rendering images 0..n in one call
-    or in several with the matching `start` gives the same bytes.
-    Returns uint8 (N, 32, 32, 3).
+    Args:
+        shape: int (N,), indices into SHAPES.
+        color: int (N,), indices into COLORS.
+        background: int (N,), indices into BACKGROUNDS.
+        rendering: "web" or "real".
+        seed: Seed of all random numbers.
+        start: Address of the first image, so that a large set can be drawn in pieces: rendering images 0..n in one
+            call or in several with the matching `start` gives the same bytes.
+
+    Returns:
+        uint8 (N, 32, 32, 3).
     """
     if rendering not in POSE:
         raise ValueError(f"rendering must be one of {sorted(POSE)}, not {rendering!r}")
@@ -105,7 +112,7 @@ def render(
 
 
 class _Random:
-    """The random numbers of n images: `u` (n, 24) uniform, `low` (n, 6, 6), `blade` (n, 5, 16), `grain` normal."""
+    """Random numbers of n images: `u` (n, 24) uniform, `low` (n, 6, 6), `blade` (n, 5, 16), `grain` normal."""
 
     def __init__(self, n: int) -> None:
         self.u = np.empty((n, 24), np.float32)
@@ -114,7 +121,7 @@ class _Random:
         self.grain = np.empty((n, SIZE, SIZE, 3), np.float32)
 
     def between(self, column: int, low: float, high: float) -> np.ndarray:
-        """Column `column` of `u` scaled to (low, high), as (n, 1, 1)."""
+        """Return column `column` of `u` scaled to (low, high), as (n, 1, 1)."""
         return (low + (high - low) * self.u[:, column])[:, None, None]
 
 
@@ -154,7 +161,7 @@ def _render(labels: np.ndarray, rendering: str, r: _Random) -> np.ndarray:
 def _distance(
     shape: np.ndarray, r: _Random, radius: tuple[float, float], offset: float, angle: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Signed distance to the outline in pixels (n, 32, 32), negative inside, and the object's own coordinates."""
+    """Compute the signed distance to the outline in pixels (n, 32, 32), negative inside, and object coordinates."""
     size, turn = r.between(0, *radius), r.between(1, -angle, angle)
     x = GRID[None, None, :] - r.between(2, -offset, offset)
     y = GRID[None, :, None] - r.between(3, -offset, offset)
@@ -175,7 +182,7 @@ def _take(r: _Random, of: np.ndarray) -> _Random:
 
 
 def _interpolation(n: int) -> np.ndarray:
-    """(32, n): linear interpolation from n evenly spaced knots, the first and last of them on the border."""
+    """Return the (32, n) matrix of linear interpolation from n evenly spaced knots, the outer two on the border."""
     at = np.linspace(0, n - 1, SIZE)
     return np.maximum(0, 1 - np.abs(at[:, None] - np.arange(n))).astype(np.float32)
 
@@ -185,7 +192,7 @@ _UP = {n: _interpolation(n) for n in (5, 6, 16)}
 
 
 def _upsample(grid: np.ndarray) -> np.ndarray:
-    """(n, h, w) -> (n, 32, 32), bilinear."""
+    """Resize (n, h, w) to (n, 32, 32), bilinear."""
     return _UP[grid.shape[1]] @ grid @ _UP[grid.shape[2]].T
 
 
@@ -222,7 +229,7 @@ _TEXTURES: tuple[Callable[[_Random, np.ndarray], np.ndarray], ...] = (_grass, _s
 
 
 def _camera(image: np.ndarray, r: _Random) -> np.ndarray:
-    """What the user's camera does to the scene: blur, uneven light, exposure, white balance, sensor noise."""
+    """Simulate the user's camera: blur, uneven light, exposure, white balance, sensor noise."""
     a = r.between(8, 0.0, 0.28)[..., None]
     for _ in range(2):  # [a, 1 - 2a, a] twice along each axis: a Gaussian of up to 1.06 pixels
         for axis in (1, 2):
