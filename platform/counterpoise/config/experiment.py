@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
-from counterpoise.config.base import NonNegativeInt, Section, Share
+from counterpoise.config.base import RESOLVED, Decides, NonNegativeInt, Section, Share
 from counterpoise.config.data import Data
 from counterpoise.config.prompts import Prompts
 from counterpoise.config.synthesis import Feedback, Generator, Plan, Pool, Scorer, Selection
 from counterpoise.config.training import Stage, Training
 
 
-class Evaluation(Section):
+class Evaluation(Section, decides="metrics"):
     test: str = "test"  # the dataset's split, or a plan: its images must not be those of plans that stages train on
     bootstrap: NonNegativeInt = 1000  # resamples for the intervals
     confidence: Share = 0.95
@@ -21,17 +21,17 @@ class Evaluation(Section):
     few: PositiveInt = 20  # and "few" below this many
 
 
-class Realism(Section):
+class Realism(Section, decides="metrics"):
     """How like the real training images the synthetic ones are: FID, density, coverage, domain probe."""
 
     # on whose features; auto: Inception's if its weights are there, else the scorer's, else the trained classifier's
-    extractor: Literal["auto", "inception", "clip", "model", "none"] = "auto"
+    extractor: Annotated[Literal["auto", "inception", "clip", "model", "none"], RESOLVED] = "auto"
     k: PositiveInt = 5  # neighbours, for density and coverage
-    max_images: PositiveInt = 500  # of each class, real and synthetic each, drawn by seed
+    max_images: Annotated[PositiveInt, RESOLVED] = 500  # of each class, real and synthetic each, drawn by seed
     seed: NonNegativeInt = 0  # of the images drawn and of the probe
 
 
-class Tracking(Section):
+class Tracking(Section, decides="runtime"):
     """MLflow. The server is MLFLOW_TRACKING_URI's, or a SQLite file in the store's folder."""
 
     enabled: bool = True
@@ -41,10 +41,10 @@ class Tracking(Section):
 class Experiment(Section):
     """One method on one dataset with one training seed."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    store: str = "counterpoise-store"  # a folder, or s3://bucket/prefix
-    method: str
-    seed: NonNegativeInt = 0  # of training; the dataset and the pool have their own
+    name: Annotated[str, Decides("place")] = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    store: Annotated[str, Decides("place")] = "counterpoise-store"  # a folder, or s3://bucket/prefix
+    method: Annotated[str, Decides("place")]
+    seed: Annotated[NonNegativeInt, Decides("weights")] = 0  # of training; the dataset and the pool have their own
     data: Data
     prompts: Prompts = Prompts()
     generator: Generator | None = None

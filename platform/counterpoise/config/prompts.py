@@ -7,23 +7,25 @@ from typing import Annotated, Any
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from counterpoise.config.base import NonNegativeInt, Section
+from counterpoise.config.base import RESOLVED, Decides, NonNegativeInt, Section
 
 FIELDS = ("label", "group", "modifier", "description")  # what a template may say in braces
 Texts = Annotated[list[str], Field(min_length=1)]
 
 
-class Llm(Section):
+class Llm(Section, decides="pixels"):
     """Who is asked for prompts: with ``endpoint`` a model served there, without it a local one of transformers."""
 
-    model: str  # the name it is served under; local: a hub id, a folder, or package:NAME/path
-    endpoint: str | None = Field(default=None, pattern=r"^https?://\S+$")  # …/v1, of an OpenAI-compatible server
-    api_key_env: str | None = None  # the environment variable that holds the key
-    timeout: PositiveFloat = 120.0  # seconds, for an answer of the endpoint
+    model: Annotated[str, RESOLVED]  # the name it is served under; local: a hub id, a folder, or package:NAME/path
+    # …/v1, of an OpenAI-compatible server
+    endpoint: Annotated[str | None, RESOLVED] = Field(default=None, pattern=r"^https?://\S+$")
+    api_key_env: Annotated[str | None, Decides("runtime")] = None  # the environment variable that holds the key
+    timeout: Annotated[PositiveFloat, Decides("runtime")] = 120.0  # seconds, for an answer of the endpoint
     temperature: Annotated[float, Field(ge=0)] = 1.0
     seed: NonNegativeInt | None = 0  # null: the endpoint is told none
-    revision: str | None = None  # local, from the hub
-    num_gpus: Annotated[float, Field(ge=0)] = 0.0  # local: what its Ray actor reserves
+    revision: Annotated[str | None, RESOLVED] = None  # local, from the hub
+    # local: what its Ray actor reserves
+    num_gpus: Annotated[float, Field(ge=0), Decides("runtime")] = 0.0
 
     @model_validator(mode="after")
     def _one_of_two(self) -> Llm:
@@ -36,7 +38,7 @@ class Llm(Section):
         return self
 
 
-class Contextual(Section):
+class Contextual(Section, decides="pixels"):
     """Many prompts for each cell, that differ in what is neither class nor group (AIM-Fair, section 3.1)."""
 
     number: PositiveInt = 50  # prompts of a cell
@@ -45,9 +47,8 @@ class Contextual(Section):
     task: str = "photographs"  # of what the prompts are
     details: list[str] = []  # what else they should say, a sentence each
     format: str = "A photo of a"  # how every prompt begins; empty: as it likes
-    save_to: str | None = (
-        None  # write the prompts to this .yaml or .jsonl file, to edit and then to give as prompts.file
-    )
+    # write the prompts to this .yaml or .jsonl file, to edit and then to give as prompts.file
+    save_to: Annotated[str | None, Decides("place")] = None
 
     @model_validator(mode="after")
     def _one_of_two(self) -> Contextual:
@@ -63,7 +64,7 @@ class Contextual(Section):
         return self
 
 
-class Prompts(Section):
+class Prompts(Section, decides="pixels"):
     """What is asked of the generator: one prompt for each cell from the template, or many.
 
     The template's ``{label}`` and ``{group}`` stand for the cell's names, or the words given for them, ``{modifier}``
@@ -71,13 +72,15 @@ class Prompts(Section):
     without modifier and description is the cell's plain prompt, by which cells are told apart.
     """
 
-    template: str = "a photo of a {group} {label}"
-    labels: dict[str, str] = {}  # class -> the words to use for it
-    groups: dict[str, str] = {}
-    descriptions: dict[str, str] = {}  # class -> what it is or looks like
-    modifiers: list[str] | dict[str, Texts] = []  # a prompt for each; for all classes, or class -> its own
-    file: str | None = None  # prompts to use instead: .yaml or .jsonl, rows of label, group, prompt
-    contextual: Contextual | None = None
+    template: Annotated[str, RESOLVED] = "a photo of a {group} {label}"
+    labels: Annotated[dict[str, str], RESOLVED] = {}  # class -> the words to use for it
+    groups: Annotated[dict[str, str], RESOLVED] = {}
+    descriptions: Annotated[dict[str, str], RESOLVED] = {}  # class -> what it is or looks like
+    # a prompt for each; for all classes, or class -> its own
+    modifiers: Annotated[list[str] | dict[str, Texts], RESOLVED] = []
+    # prompts to use instead: .yaml or .jsonl, rows of label, group, prompt
+    file: Annotated[str | None, RESOLVED] = None
+    contextual: Annotated[Contextual | None, RESOLVED] = None
     negative: str = ""
 
     @model_validator(mode="before")

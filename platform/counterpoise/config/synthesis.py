@@ -6,10 +6,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
-from counterpoise.config.base import NonNegativeInt, Section, Share
+from counterpoise.config.base import RESOLVED, Decides, NonNegativeInt, Section, Share
 
 
-class Plan(Section):
+class Plan(Section, decides="selection"):
     """Number of synthetic images of each cell; strategies: :mod:`counterpoise.synthesis.selection.strategies`."""
 
     strategy: Literal["uniformize", "usb", "asb", "balanced", "biased", "fill", "custom"]
@@ -33,20 +33,21 @@ class Plan(Section):
         return self
 
 
-class Adapter(Section):
+class Adapter(Section, decides="pixels"):
     """An IP-Adapter: weights that let a pipeline of Stable Diffusion 1, 2 or XL see an image beside the prompt."""
 
-    model: str  # a hub id, a folder, or package:NAME/path
-    revision: str | None = None
+    model: Annotated[str, RESOLVED]  # a hub id, a folder, or package:NAME/path
+    revision: Annotated[str | None, RESOLVED] = None
     weights: str  # a file in it, such as models/ip-adapter_sd15.safetensors
     encoder: str  # the folder in it of the CLIP vision tower that the adapter was trained with: models/image_encoder
     scale: Annotated[float, Field(ge=0)] = 1.0  # weight of the image's attention beside the prompt's
 
 
-class Condition(Section):
+class Condition(Section, decides="pixels"):
     """Real images as a condition beside the prompt: each synthetic image sees the embedding of one of its cell."""
 
-    adapter: Adapter | None = None  # without one the pipeline itself takes images (StableUnCLIPImg2Img)
+    # without one the pipeline itself takes images (StableUnCLIPImg2Img)
+    adapter: Annotated[Adapter | None, RESOLVED] = None
     dropout: Annotated[float, Field(ge=0, le=1)] = 0.0  # probability that a part of the embedding becomes zero
     dropout_of: Literal["element", "embedding"] = "element"  # what a part is: each number (as in FG), or all at once
     rescale: bool = False  # divide what is kept by 1 - dropout
@@ -65,13 +66,14 @@ class Condition(Section):
         return self
 
 
-class Generator(Section):
+class Generator(Section, decides="pixels"):
     """A pipeline of diffusers: text to image, or with ``condition`` from a prompt and an image."""
 
-    model: str  # a hub id, a folder, or package:NAME/path
-    revision: str | None = None
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # auto: bfloat16 on a GPU, float32 on a CPU
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    model: Annotated[str, RESOLVED]  # a hub id, a folder, or package:NAME/path
+    revision: Annotated[str | None, RESOLVED] = None
+    # auto: bfloat16 on a GPU, float32 on a CPU
+    dtype: Annotated[Literal["auto", "float32", "bfloat16", "float16"], RESOLVED] = "auto"
+    device: Annotated[Literal["auto", "cpu", "cuda", "mps"], Decides("runtime")] = "auto"
     scheduler: str | None = None  # a diffusers scheduler class; by default the model's own
     num_inference_steps: PositiveInt = 25
     guidance_scale: Annotated[float, Field(ge=0)] = 7.5
@@ -83,21 +85,26 @@ class Generator(Section):
     seed: NonNegativeInt = 0
 
 
-class Feedback(Section):
+class Feedback(Section, decides="pixels"):
     """Guidance by the task's own classifier (FG); see :mod:`counterpoise.synthesis.feedback.criteria`."""
 
-    criterion: str | dict[str, float] = "entropy"  # loss, entropy, hardness, module:function; or weights of several
-    stage: str | None = None  # the classifier: a stage of this experiment, trained on real images alone;
-    checkpoint: str | None = None  # or weights (safetensors) of the same `training.backbone`
+    # loss, entropy, hardness, module:function; or weights of several
+    criterion: Annotated[str | dict[str, float], RESOLVED] = "entropy"
+    # the classifier: a stage of this experiment, trained on real images alone;
+    stage: Annotated[str | None, RESOLVED] = None
+    checkpoint: Annotated[str | None, RESOLVED] = None  # or weights (safetensors) of the same `training.backbone`
     scale: float = 0.03  # length of the nudge ÷ length of the latents
     every: PositiveInt = 5  # guide one step in so many
     start: Annotated[float, Field(ge=0, le=1)] = 0.0  # share of the steps before guidance
     stop: Annotated[float, Field(ge=0, le=1)] = 1.0
     predicted: Literal["blend", "plain"] = "blend"  # see counterpoise.generators.guidance.Guide.blend
-    decoder: str | None = None  # an AutoencoderTiny for the predicted image, by hub id or folder
-    checkpoint_decoder: bool = False  # decode twice to save memory
-    rounds: PositiveInt = 1  # train → sample → train again: how often the classifier is renewed, and the pool with it
-    seed: NonNegativeInt = 0  # of the classifier's training, whatever the experiment's is: one pool for all seeds
+    # an AutoencoderTiny for the predicted image, by hub id or folder
+    decoder: Annotated[str | None, RESOLVED] = None
+    checkpoint_decoder: Annotated[bool, Decides("runtime")] = False  # decode twice to save memory
+    # train → sample → train again: how often the classifier is renewed, and the pool with it
+    rounds: Annotated[PositiveInt, RESOLVED] = 1
+    # of the classifier's training, whatever the experiment's is: one pool for all seeds
+    seed: Annotated[NonNegativeInt, RESOLVED] = 0
 
     @model_validator(mode="after")
     def _consistent(self) -> Feedback:
@@ -115,15 +122,15 @@ class Feedback(Section):
         return {self.criterion: 1.0} if isinstance(self.criterion, str) else self.criterion
 
 
-class Scorer(Section):
+class Scorer(Section, decides="pixels"):
     """A CLIP of open_clip: an architecture and its weights' tag, or a model name alone (hf-hub:…, local-dir:…)."""
 
-    model: str = "ViT-B-32"
-    pretrained: str | None = None
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    model: Annotated[str, RESOLVED] = "ViT-B-32"
+    pretrained: Annotated[str | None, RESOLVED] = None
+    device: Annotated[Literal["auto", "cpu", "cuda", "mps"], Decides("runtime")] = "auto"
 
 
-class Selection(Section):
+class Selection(Section, decides="selection"):
     """Filters of the pool's images (:mod:`counterpoise.synthesis.selection.filters`); each is off at null."""
 
     clip_similarity: float | None = None  # least cosine with the own prompt
@@ -150,7 +157,7 @@ class Selection(Section):
         return [name for name in needing if getattr(self, name) is not None]
 
 
-class ActorResources(Section):
+class ActorResources(Section, decides="runtime"):
     """How many actors, and what each reserves in Ray."""
 
     workers: PositiveInt | None = None  # by default as many as the cluster has room for
@@ -158,11 +165,12 @@ class ActorResources(Section):
     num_gpus: Annotated[float, Field(ge=0)] = 0.0
 
 
-class Pool(Section):
-    """How the pool is filled. Only ``shard_size`` and ``max_attempts`` decide what it holds."""
+class Pool(Section, decides="pixels"):
+    """How the pool is filled."""
 
     shard_size: PositiveInt = 32  # images sampled in one batch and committed together
     max_attempts: PositiveInt = 3  # per image, before it is quarantined
     sampling: ActorResources = ActorResources()
     scoring: ActorResources = ActorResources(workers=1, num_cpus=0.0)  # beside as many samplers as there are CPUs
-    max_quarantined: Annotated[float, Field(ge=0, le=1)] = 0.05  # share of quarantined images that is an error
+    # share of quarantined images that is an error
+    max_quarantined: Annotated[float, Field(ge=0, le=1), Decides("runtime")] = 0.05

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from counterpoise.config.base import NonNegativeInt, Section, Share
+from counterpoise.config.base import RESOLVED, Decides, NonNegativeInt, Section, Share
 from counterpoise.config.synthesis import ActorResources
 
 # These two agree with the selectable metrics of counterpoise.evaluation.catalogue: a test holds them together.
@@ -37,7 +37,7 @@ def _one_length(section: Stage | Training) -> None:
         raise ValueError("give `epochs` or `steps`, not both (`epochs: null` takes back what an extended file says)")
 
 
-class Objective(Section):
+class Objective(Section, decides="weights"):
     """What is minimised: a loss of each image, and a risk that says how much each of a batch's losses counts."""
 
     loss: Literal[
@@ -77,7 +77,7 @@ class Objective(Section):
         return self
 
 
-class Optimizer(Section):
+class Optimizer(Section, decides="weights"):
     name: Literal["adam", "adamw", "sgd"] = "adam"
     lr: PositiveFloat = 1e-3
     weight_decay: Annotated[float, Field(ge=0)] = 1e-5
@@ -92,7 +92,7 @@ class Optimizer(Section):
         return self
 
 
-class Mixture(Section):
+class Mixture(Section, decides="weights"):
     """How the views of a stage come together; without either, they are concatenated."""
 
     real_share: Share | None = None  # every batch has this share of real images (FG: 0.5), the rest is synthetic
@@ -105,7 +105,7 @@ class Mixture(Section):
         return self
 
 
-class Mix(Section):
+class Mix(Section, decides="weights"):
     """Two images become one, their losses are weighted alike (Zhang et al. 2018; Yun et al. 2019)."""
 
     name: Literal["mixup", "cutmix"] = "mixup"
@@ -113,7 +113,7 @@ class Mix(Section):
     pairs: Literal["any", "real_synthetic"] = "any"  # with any image of the batch, or with one of the other source
 
 
-class Trainable(Section):
+class Trainable(Section, decides="weights"):
     """Which parameters move; the others leave the optimizer."""
 
     name: Literal["all", "last_layer", "blocks", "all_but_blocks", "random", "lora", "selective"] = "all"
@@ -146,7 +146,7 @@ class Trainable(Section):
         return self
 
 
-class Dfr(Section):
+class Dfr(Section, decides="weights"):
     """Deep feature reweighting (Kirichenko et al. 2023): L1 logistic regression as the last layer, no epochs."""
 
     strengths: list[PositiveFloat] = Field([3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003], min_length=1)  # C, inverse
@@ -154,27 +154,30 @@ class Dfr(Section):
     normalize: bool = False  # features to length 1 first, as FFR's authors' code has it
 
 
-class Stage(Section):
+class Stage(Section, decides="weights"):
     """One fit: on which data, with which objective, which parameters, for how long, from where."""
 
-    name: str
-    data: list[str] = Field(min_length=1)  # views: "real", "validation", or names of plans
+    name: Annotated[str, Decides("place")]
+    data: Annotated[list[str], RESOLVED] = Field(min_length=1)  # views: "real", "validation", or names of plans
     mixture: Mixture = Mixture()
-    start: str | None = None  # an earlier stage, "scratch", or a file of weights; by default the stage before
+    # an earlier stage, "scratch", or a file of weights; by default the stage before
+    start: Annotated[str | None, RESOLVED] = None
     head: Literal["kept", "fresh"] = "kept"  # the last layer's weights: the start's, or new ones
     objective: Objective = Objective()
     sampling: Literal["uniform", "class_balanced", "square_root", "group_balanced", "errors"] = "uniform"
-    reference: str | None = None  # an earlier stage whose mistakes `errors` and `relative_difficulty` look at
+    # an earlier stage whose mistakes `errors` and `relative_difficulty` look at
+    reference: Annotated[str | None, RESOLVED] = None
     upweight: PositiveFloat = 20.0  # errors: how much more often an image that the reference gets wrong is shown
     groups: Literal["cell", "cell_source"] = "cell"  # what objective and sampling call a group
     trainable: Trainable = Trainable()
-    augmentation: list[Transform] | None = None  # by default training.augmentation
+    augmentation: Annotated[list[Transform] | None, RESOLVED] = None  # by default training.augmentation
     mix: Mix | None = None
-    epochs: PositiveInt | None = None  # by default training.epochs or training.steps
-    steps: PositiveInt | None = None  # instead of epochs: as many whole epochs as come nearest to this many batches
-    optimizer: Optimizer | None = None  # by default training.optimizer
+    epochs: Annotated[PositiveInt | None, RESOLVED] = None  # by default training.epochs or training.steps
+    # instead of epochs: as many whole epochs as come nearest to this many batches
+    steps: Annotated[PositiveInt | None, RESOLVED] = None
+    optimizer: Annotated[Optimizer | None, RESOLVED] = None  # by default training.optimizer
     batch_norm: Literal["train", "frozen_statistics", "frozen"] = "train"  # frozen: scale and shift do not move either
-    select_by: SelectBy | None = None  # by default training.select_by
+    select_by: Annotated[SelectBy | None, RESOLVED] = None  # by default training.select_by
     dfr: Dfr | None = None  # instead of epochs
 
     @model_validator(mode="after")
@@ -225,24 +228,27 @@ class Stage(Section):
         return by_group or self.mixture.subsample == "cell" or self.dfr is not None
 
 
-class Training(Section):
+class Training(Section, decides="weights"):
     """What all stages share."""
 
     backbone: str = "small_cnn"  # small_cnn, or a torchvision classification model by name
     head: Literal["linear", "cosine"] = "linear"  # cosine: angles to class directions, for arcface and adaface
     pretrained: bool = False  # torchvision's default weights
-    image_size: PositiveInt = 32  # images are resized to this many pixels a side
-    epochs: PositiveInt | None = None  # of each stage; 20, unless `steps` are given
-    steps: PositiveInt | None = None  # of each stage, instead of epochs: alike for few images and for many
+    # images are resized to this many pixels a side, also those that a classifier sees as it guides (`feedback`)
+    image_size: Annotated[PositiveInt, Decides("weights", "pixels")] = 32
+    epochs: Annotated[PositiveInt | None, RESOLVED] = None  # of each stage; 20, unless `steps` are given
+    # of each stage, instead of epochs: alike for few images and for many
+    steps: Annotated[PositiveInt | None, RESOLVED] = None
     batch_size: PositiveInt = 128  # over all workers
-    optimizer: Optimizer = Optimizer()
-    augmentation: list[Transform] = []
-    select_by: SelectBy = "worst_group_accuracy"
+    optimizer: Annotated[Optimizer, RESOLVED] = Optimizer()
+    augmentation: Annotated[list[Transform], RESOLVED] = []
+    select_by: Annotated[SelectBy, RESOLVED] = "worst_group_accuracy"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"  # of forward passes; auto: bfloat16 on a GPU
-    compile: bool = False  # torch.compile: a minute at the start of every stage, then faster steps
-    num_workers: PositiveInt = 1  # Ray Train workers of one fit
+    # torch.compile: a minute at the start of every stage, then faster steps
+    compile: Annotated[bool, Decides("runtime")] = False
+    num_workers: Annotated[PositiveInt, Decides("runtime")] = 1  # Ray Train workers of one fit
     resources: ActorResources = ActorResources(num_cpus=1.0)  # of each worker; resources.workers: fits at once
-    max_failures: NonNegativeInt = 2
+    max_failures: Annotated[NonNegativeInt, Decides("runtime")] = 2
 
     @model_validator(mode="before")
     @classmethod

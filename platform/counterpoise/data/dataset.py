@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 from PIL import Image, ImageOps
 
 from counterpoise import config
+from counterpoise.config.identity import identity
 from counterpoise.core.digest import digest
 from counterpoise.core.progress import Progress
 from counterpoise.data import imbalance
@@ -41,7 +42,6 @@ _BATCH = 64  # images in work at once
 _KEPT = ("JPEG", "PNG", "WEBP")  # formats whose files are stored as they are
 _GREY = 16  # how far apart the channels of a grey image may be, for JPEG's sake
 _ORIENTATION = 0x0112
-_PLACE = ("root", "path", "download")  # where a dataset lies is no part of what it is; the fingerprint is
 
 QUARANTINE = pa.schema([(name, pa.string()) for name in ("id", "label", "group", "split", "reason", "detail")])
 Defect = tuple[int, str, str]  # source row, reason, detail
@@ -73,8 +73,7 @@ def load(data: config.Data, store: Store) -> Loaded:
     """
     _check_tint(data)
     source = open_source(data)
-    what = data.model_dump(mode="json", exclude={"imbalance", "max_quarantined", *_PLACE})
-    address = digest({"format": _FORMAT, "data": what, "source": source.fingerprint})
+    address = digest({"format": _FORMAT, "data": identity(data, "source"), "source": source.fingerprint})
     key, aside = f"tables/{address}.parquet", f"tables/{address}.quarantine.parquet"
     if not store.exists(key):
         _import(source.rows(), data, store, key, aside)
