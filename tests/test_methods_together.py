@@ -2,7 +2,9 @@
 
 Two methods that differ in one key, whichever it is, are put together into one job and each into a job of its own.
 What they come to must be equal, and the difference must show where the key decides something. So no part of a method's
-config can be taken from another method that happens to share its pool, stage or measurement.
+config can be taken from another method that happens to share its pool, stage or measurement. What the keys themselves
+say that they decide (:mod:`counterpoise.config.identity`), and what is said to follow from another value
+(:mod:`counterpoise.config.consequences`), is held against what really comes of them.
 
 Shards are filled without Ray and without models (see synthesis/filler.py); classifiers that guide are trained.
 """
@@ -18,7 +20,8 @@ import pytest
 from pydantic import BaseModel
 
 from chat_server import Server, obedient
-from counterpoise.config import Experiment, compose
+from counterpoise.config import Experiment, compose, identity
+from counterpoise.config.consequences import Consequence, consequences
 from counterpoise.errors import ConfigError, SynthesisError
 from counterpoise.synthesis.pool import sampling
 from counterpoise.synthesis.prompts import llm
@@ -287,6 +290,48 @@ CASES = [
     Case("stages.2.dfr.normalize", False, True, "weights", DFR),
 ]
 
+# Keys in other surroundings, where more or less follows from them
+ROUNDS = {"feedback": GUIDED["feedback"] | {"rounds": 2}}
+ALONE = {
+    "stages": [REAL, {"name": "apart", "data": ["even"], "start": "scratch", "epochs": 2}, MIXED | {"start": "real"}]
+}
+ELSEWHERE = [
+    Case("seed", 0, 1, "weights", GUIDED),
+    Case("stages.0.objective.loss", "cross_entropy", "balanced_softmax", "pixels", GUIDED),
+    Case("stages.1.objective.loss", "cross_entropy", "balanced_softmax", "weights", GUIDED),
+    Case("training.batch_size", 8, 4, "pixels", GUIDED),
+    Case("training.image_size", 16, 32, "pixels", FILE),
+    Case("training.batch_size", 8, 4, "weights", FILE),
+    Case("selection.grey", None, 40.0, "selection", ROUNDS),
+    Case("stages.1.objective.loss", "cross_entropy", "balanced_softmax", "rounds", ROUNDS),
+    Case("training.epochs", 1, 3, "weights", ALONE),
+    Case("stages.0.batch_norm", "train", "frozen", "weights", ALONE),
+    Case("stages.1.batch_norm", "train", "frozen", "weights", ALONE),
+    Case("plans.biased.rate", 0.75, 0.9, "selection", SELECTIVE),
+    Case("generator.guidance_scale", 7.5, 1.0, "pixels", BIASED),
+]
+
+# Keys that all methods of a file share: held against each other in files of their own
+SHARED = [
+    Case("name", "together", "renamed", "nothing"),
+    Case("store", "{store}/one", "{store}/other", "nothing"),
+    Case("tracking.experiment", None, "other", "nothing"),
+    Case("data.max_quarantined", 0.01, 0.5, "nothing"),
+    Case("evaluation.bootstrap", 10, 20, "metrics"),
+    Case("evaluation.many", 100, 50, "metrics"),
+    Case("data.imbalance.rate", 0.75, 0.9, "selection"),
+    Case(
+        "data.per_cell",
+        {"train": 12, "validation": 4, "test": 4},
+        {"train": 16, "validation": 4, "test": 4},
+        "selection",
+    ),
+    Case("data.classes", ["circle", "ring"], ["circle", "star"], "pixels"),
+    Case("data.groups", ["red", "blue"], ["red", "white"], "pixels"),
+    Case("data.imbalance.rate", 0.75, 0.9, "pixels", GUIDED),
+    Case("data.imbalance.rate", 0.75, 0.9, "pixels", SEEN),
+]
+
 
 # -- every key ---------------------------------------------------------------------------------------------------------
 
@@ -327,6 +372,20 @@ def test_every_key_that_a_method_may_set_has_a_case():
     own = {leaf for leaf in leaves(Experiment) if leaf.split(".")[0] not in {*compose._SHARED, *AXES}}
     assert own == {pattern(case.path) for case in CASES}
     assert len(own) > 140
+
+
+def test_no_key_is_forgotten_where_keys_say_what_they_decide():
+    assert {leaf.path for leaf in identity.leaves()} == set(leaves(Experiment))
+
+
+@pytest.mark.parametrize("case", CASES, ids=[case.path for case in CASES])
+def test_keys_decide_what_they_say(case):
+    said = identity.decisions()[pattern(case.path)]
+    if case.decides in ("nothing", "refused"):
+        resolved = {leaf.path for leaf in identity.leaves() if leaf.resolved}
+        assert set(said) <= {"place", "runtime"} or pattern(case.path) in resolved
+    else:
+        assert {"rounds": "pixels"}.get(case.decides, case.decides) in said
 
 
 # -- a case ------------------------------------------------------------------------------------------------------------
@@ -455,6 +514,7 @@ def facts(job, method):
     """All that a method comes to before its own training, which follows from the addresses."""
     (one,) = (task for task in job.method_runs if task.experiment.method == method)
     return {
+        "dataset": job.loaded.view.digest,
         "prompts": job.prompts[method].to_json(),
         "rounds": [
             {"pool": found.pool.digest, "runtime": found.pool.runtime, **taken(found.images.methods[method])}
@@ -491,12 +551,26 @@ def differs(one, other):
     images = [{key: value for key, value in found.items() if key != "runtime"} for found in (first, second)]
     if images[0] != images[1]:
         return "selection"
-    if len(one["rounds"]) != len(other["rounds"]):
+    if [found["pool"] for found in one["rounds"]] != [found["pool"] for found in other["rounds"]]:
         return "rounds"
     return "nothing" if one["stages"] == other["stages"] else "weights"
 
 
-@pytest.mark.parametrize("case", CASES, ids=[case.path for case in CASES])
+def changed(one, other, first):
+    """What two methods do not have in common, as far as facts tell; ``first`` is the experiment of the one."""
+    before, after = one["rounds"][-1]["views"], other["rounds"][-1]["views"]
+    digests = zip(first.stages, one["stages"], other["stages"], strict=True)
+    return Consequence(
+        dataset=one["dataset"] != other["dataset"],
+        pool=[found["pool"] for found in one["rounds"]] != [found["pool"] for found in other["rounds"]],
+        plans=tuple(plan for plan in before if before[plan] != after[plan]),
+        stages=tuple(stage.name for stage, old, new in digests if old != new),
+        realism=before != after or one["dataset"] != other["dataset"],
+        metrics=one["result"] != other["result"],
+    )
+
+
+@pytest.mark.parametrize("case", [*CASES, *ELSEWHERE], ids=lambda case: case.path)
 def test_together_as_alone(case, there, store):
     store = f"{store}/{'llm' if case.shared is LOCAL else 'all'}"
     pair = [experiment(case, value, method, there, store) for method, value in (("a", case.one), ("b", case.other))]
@@ -504,6 +578,7 @@ def test_together_as_alone(case, there, store):
         with pytest.raises(ConfigError, match="share a pool") as caught:
             run(pair)
         assert case.path.startswith(caught.value.where)
+        assert consequences(pair[0], case.path) == Consequence()
         return
     together = run(pair)
     for one in pair:
@@ -511,6 +586,24 @@ def test_together_as_alone(case, there, store):
     assert run(pair[::-1]) == together
     assert differs(together["a"], together["b"]) == case.decides
     assert (together["a"]["result"] == together["b"]["result"]) == (case.decides == "nothing")
+    found = changed(together["a"], together["b"], pair[0])
+    (leaf,) = (leaf for leaf in identity.present_leaves(pair[0]) if leaf.path == case.path)
+    if found != Consequence() or not leaf.resolved:  # a value may come to the same, as a folder's revision does
+        assert found == consequences(pair[0], case.path)
+
+
+@pytest.mark.parametrize("case", SHARED, ids=lambda case: case.path)
+def test_what_follows_from_keys_that_methods_share(case, there, store):
+    there = there | {"store": store}
+    pair = [
+        experiment(case, value.format(**there) if case.path == "store" else value, "alone", there, f"{store}/all")
+        for value in (case.one, case.other)
+    ]
+    one, other = (run([found])["alone"] for found in pair)
+    found = changed(one, other, pair[0])
+    assert found == consequences(pair[0], case.path)
+    metrics_alone = found == Consequence(metrics=True)
+    assert ("metrics" if metrics_alone else differs(one, other)) == case.decides
 
 
 def test_each_method_has_its_own_limit_of_quarantined_images(there, store):

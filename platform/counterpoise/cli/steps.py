@@ -27,16 +27,23 @@ def audit(run: Run) -> tuple[dict, Any]:
     return found.to_json(), tables.audit(found)
 
 
-@command("plan", "Show what each cell will get, and what is held.")
-def plan(run: Run) -> tuple[dict, Any]:
+_EXPLAIN = click.option("--explain", is_flag=True, help="Also show what another value of each key would make anew.")
+
+
+@command("plan", "Show what each cell will get, and what is held.", _EXPLAIN)
+def plan(run: Run, explain: bool) -> tuple[dict, Any]:
     """Show how many synthetic images each cell will get, what the pool holds, and how long the rest will take.
 
     \b
     Example:  counterpoise plan demo --method usb
+              counterpoise plan demo --method usb --explain
     """
     from counterpoise.cli import tables
+    from counterpoise.config import consequences
 
     planned = run.plan
+    if explain:
+        planned = planned | {"explain": {name: consequences.explain(one) for name, one in run.suite.methods.items()}}
     return planned, tables.plan(planned, run.dataset.names)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.console import RenderableType
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -55,6 +56,23 @@ def plan(planned: Mapping[str, Any], names: LabelSpace) -> Iterator[RenderableTy
         else f"about {_duration(seconds)} at the last measured rate"
     )
     yield f"{planned['held']:,} held in the pool, {planned['to_sample']:,} to sample: {time}"
+    for method, keys in planned.get("explain", {}).items():
+        yield from explanation(method, keys)
+
+
+def explanation(method: str, keys: Mapping[str, Mapping[str, Any]]) -> Iterator[RenderableType]:
+    """What another value of each key makes anew: the keys of a section side by side that have the same consequence."""
+    grouped: dict[str, dict[str, list[str]]] = {}
+    for path, told in keys.items():
+        parts = path.split(".")
+        depth = min(2 if parts[0] in ("plans", "stages") else 1, len(parts) - 1)
+        names = grouped.setdefault(told["text"], {}).setdefault(".".join(parts[:depth]), [])
+        names.append(".".join(parts[depth:]))
+    yield Text(f"\n{method}: what another value makes anew", style="bold")
+    for text, sections in sorted(grouped.items(), key=lambda group: group[0] == "nothing"):
+        yield Text(text, style="italic")
+        for section, names in sections.items():
+            yield Padding(Text(f"{section}: {', '.join(names)}" if section else ", ".join(names)), (0, 0, 0, 2))
 
 
 def synthesis(done: Mapping[str, Any]) -> Iterator[RenderableType]:

@@ -7,10 +7,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
-from counterpoise.config.base import NonNegativeInt, Section, Share
+from counterpoise.config.base import RESOLVED, Decides, NonNegativeInt, Section, Share
 
 
-class Splits(Section):
+class Splits(Section, decides="source"):
     """Shares of the splits that a dataset lacks, drawn from its training rows by seed within each cell. They sum to 1.
 
     A dataset without splits gets all three. A dataset with train and test gets ``validation`` from train: a tenth by
@@ -30,7 +30,7 @@ class Splits(Section):
         return self
 
 
-class Biased(Section):
+class Biased(Section, decides="source"):
     """FFR's rule: the share ``rate`` of each class's images is in its majority group, the rest in the other groups."""
 
     kind: Literal["biased"]
@@ -39,7 +39,7 @@ class Biased(Section):
     per_class: PositiveInt | None = None  # size of each class's majority cell; by default all its images
 
 
-class LongTailed(Section):
+class LongTailed(Section, decides="source"):
     """CIFAR-LT's rule: n_i = n_max · factor^(-i / (classes - 1)), classes in the order of ``data.classes``."""
 
     kind: Literal["long_tailed"]
@@ -47,7 +47,7 @@ class LongTailed(Section):
     largest: PositiveInt | None = None  # n_max; by default the size of the smallest class
 
 
-class Counts(Section):
+class Counts(Section, decides="source"):
     """Numbers of images to keep, per class or per class and group."""
 
     kind: Literal["counts"]
@@ -57,7 +57,7 @@ class Counts(Section):
 Imbalance = Annotated[Biased | LongTailed | Counts, Field(discriminator="kind")]
 
 
-class Tint(Section):
+class Tint(Section, decides=("source", "pixels")):
     """Nuisance colour on grey images: the group of an image is the colour it is tinted with."""
 
     colors: list[str] = Field(min_length=2)
@@ -70,18 +70,21 @@ class Tint(Section):
         return colors
 
 
-class Dataset(Section):
+class Dataset(Section, decides="source"):
     """Settings that all adapters share."""
 
-    classes: list[str] | None = None  # classes to use, in this order; by default all, in the dataset's order or sorted
-    groups: list[str] | None = None  # groups to use, in this order; likewise
+    # classes to use, in this order; by default all, in the dataset's order or sorted
+    classes: Annotated[list[str] | None, Decides("source", "pixels")] = None
+    groups: Annotated[list[str] | None, Decides("source", "pixels")] = None  # groups to use, in this order; likewise
     # slice of the training rows, such as "1::2"
     rows: str | None = Field(default=None, pattern=r"^(-?\d+)?:(-?\d+)?(:[1-9]\d*)?$")
     splits: Splits | None = None  # for the splits that the dataset lacks
     seed: NonNegativeInt = 0  # seed of the drawn splits, tints and imbalance
-    imbalance: Imbalance | None = None  # imbalance to impose on train and validation, never on test
+    # imbalance to impose on train and validation, never on test
+    imbalance: Annotated[Imbalance | None, RESOLVED] = None
     tint: Tint | None = None
-    max_quarantined: Annotated[float, Field(ge=0, le=1)] = 0.01  # largest share of unusable rows; more is an error
+    # largest share of unusable rows; more is an error
+    max_quarantined: Annotated[float, Field(ge=0, le=1), Decides("runtime")] = 0.01
 
     @field_validator("classes", "groups")
     @classmethod
@@ -97,38 +100,38 @@ class Dataset(Section):
         return self
 
 
-class Columns(Section):
+class Columns(Section, decides="source"):
     """Column names of a table."""
 
     image: str = "image"
-    label: str = "label"
-    group: str | None = None
+    label: Annotated[str, Decides("source", "pixels")] = "label"
+    group: Annotated[str | None, Decides("source", "pixels")] = None
     split: str | None = None
     id: str | None = None
 
 
-class CsvFolder(Dataset):
+class CsvFolder(Dataset, decides=("source", "pixels")):
     """Folder of image files and a CSV file; ``columns.image`` holds paths relative to ``root``."""
 
     adapter: Literal["csv"]
-    root: str
+    root: Annotated[str, RESOLVED]
     table: str = "labels.csv"
     columns: Columns = Columns()
 
 
-class ParquetTable(Dataset):
+class ParquetTable(Dataset, decides=("source", "pixels")):
     """Parquet files with encoded images: a file, a folder or a pattern, or one of these for each split."""
 
     adapter: Literal["parquet"]
-    path: str | dict[Literal["train", "validation", "test"], str]
+    path: Annotated[str | dict[Literal["train", "validation", "test"], str], RESOLVED]
     columns: Columns = Columns()
 
 
-class ImageFolder(Dataset):
+class ImageFolder(Dataset, decides=("source", "pixels")):
     """Tree of folders named by ``layout``: ``{label}``, ``{split}/{label}/{group}`` and so on."""
 
     adapter: Literal["imagefolder"]
-    root: str
+    root: Annotated[str, RESOLVED]
     layout: str = "{label}"
 
     @field_validator("layout")
@@ -142,7 +145,7 @@ class ImageFolder(Dataset):
         return layout
 
 
-class Torchvision(Dataset):
+class Torchvision(Dataset, decides=("source", "pixels")):
     """Dataset class of torchvision by name, downloaded into ``root`` if ``download`` is true.
 
     For MNIST and its variants ``root`` may also be a plain folder with the four idx files.
@@ -150,21 +153,21 @@ class Torchvision(Dataset):
 
     adapter: Literal["torchvision"]
     dataset: str
-    root: str
-    download: bool = False
+    root: Annotated[str, RESOLVED]
+    download: Annotated[bool, Decides("runtime")] = False
 
 
-class HuggingFace(Dataset):
+class HuggingFace(Dataset, decides=("source", "pixels")):
     """A Hugging Face dataset by name, or a folder written by ``save_to_disk``."""
 
     adapter: Literal["huggingface"]
-    path: str
+    path: Annotated[str, RESOLVED]
     name: str | None = None
     revision: str | None = None
     columns: Columns = Columns()
 
 
-class Testbed(Dataset):
+class Testbed(Dataset, decides=("source", "pixels")):
     """Procedural world; ``label`` and ``group`` name the factors used as class and group."""
 
     __test__ = False  # pytest must not collect this class by its name
@@ -172,8 +175,12 @@ class Testbed(Dataset):
     adapter: Literal["testbed"]
     label: Literal["shape", "color", "background"] = "shape"
     group: Literal["shape", "color", "background"] | None = "color"
-    rendering: Literal["real", "web"] = "real"
-    per_cell: dict[Literal["train", "validation", "test"], PositiveInt] = {"train": 500, "validation": 50, "test": 100}
+    rendering: Annotated[Literal["real", "web"], Decides("source")] = "real"
+    per_cell: Annotated[dict[Literal["train", "validation", "test"], PositiveInt], Decides("source")] = {
+        "train": 500,
+        "validation": 50,
+        "test": 100,
+    }
 
 
 Data = Annotated[

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
-from counterpoise.config.base import NonNegativeInt, Section, Share
+from counterpoise.config.base import RESOLVED, Decides, NonNegativeInt, Section, Share
 from counterpoise.config.data import Data
 from counterpoise.config.prompts import Prompts
 from counterpoise.config.synthesis import Feedback, Generator, Plan, Pool, Scorer, Selection
 from counterpoise.config.training import Stage, Training
 
 
-class Evaluation(Section):
+class Evaluation(Section, decides="metrics"):
     """Evaluation on held-out images, with bootstrap intervals."""
 
     test: str = "test"  # the test split, or a plan whose images no stage trains on
@@ -23,17 +23,17 @@ class Evaluation(Section):
     few: PositiveInt = 20  # a class with fewer training images than this is few-shot
 
 
-class Realism(Section):
+class Realism(Section, decides="metrics"):
     """Realism of the synthetic images against the real training images: FID, density, coverage, domain probe."""
 
     # features; auto: Inception's if its weights are available, else the scorer's, else the trained classifier's
-    extractor: Literal["auto", "inception", "clip", "model", "none"] = "auto"
+    extractor: Annotated[Literal["auto", "inception", "clip", "model", "none"], RESOLVED] = "auto"
     k: PositiveInt = 5  # neighbours, for density and coverage
-    max_images: PositiveInt = 500  # largest number per class, of real and of synthetic images each
+    max_images: Annotated[PositiveInt, RESOLVED] = 500  # largest number per class, of real and of synthetic images each
     seed: NonNegativeInt = 0  # seed of the drawn images and of the probe
 
 
-class Tracking(Section):
+class Tracking(Section, decides="runtime"):
     """MLflow tracking, to the server at MLFLOW_TRACKING_URI or a SQLite file in the store's folder."""
 
     enabled: bool = True
@@ -43,10 +43,11 @@ class Tracking(Section):
 class Experiment(Section):
     """One method on one dataset with one training seed."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    store: str = "counterpoise-store"  # a folder, or s3://bucket/prefix
-    method: str
-    seed: NonNegativeInt = 0  # seed of training; dataset, generator and feedback have other seeds
+    name: Annotated[str, Decides("place")] = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    store: Annotated[str, Decides("place")] = "counterpoise-store"  # a folder, or s3://bucket/prefix
+    method: Annotated[str, Decides("place")]
+    # seed of training; dataset, generator and feedback have other seeds
+    seed: Annotated[NonNegativeInt, Decides("weights")] = 0
     data: Data
     prompts: Prompts = Prompts()
     generator: Generator | None = None

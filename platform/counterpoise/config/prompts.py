@@ -7,24 +7,24 @@ from typing import Annotated, Any
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from counterpoise.config.base import NonNegativeInt, Section
+from counterpoise.config.base import RESOLVED, Decides, NonNegativeInt, Section
 
 FIELDS = ("label", "group", "modifier", "description")  # placeholders of a template, in braces
 Texts = Annotated[list[str], Field(min_length=1)]
 
 
-class Llm(Section):
+class Llm(Section, decides="pixels"):
     """Language model that writes prompts: the model served at ``endpoint``, else a local one of transformers."""
 
-    model: str  # the name at the endpoint; local: a hub id, a folder, or package:NAME/path
+    model: Annotated[str, RESOLVED]  # the name at the endpoint; local: a hub id, a folder, or package:NAME/path
     # URL of an OpenAI-compatible server, ending in /v1
-    endpoint: str | None = Field(default=None, pattern=r"^https?://\S+$")
-    api_key_env: str | None = None  # the environment variable that holds the key
-    timeout: PositiveFloat = 120.0  # seconds to wait for an answer of the endpoint
+    endpoint: Annotated[str | None, RESOLVED] = Field(default=None, pattern=r"^https?://\S+$")
+    api_key_env: Annotated[str | None, Decides("runtime")] = None  # the environment variable that holds the key
+    timeout: Annotated[PositiveFloat, Decides("runtime")] = 120.0  # seconds to wait for an answer of the endpoint
     temperature: Annotated[float, Field(ge=0)] = 1.0
     seed: NonNegativeInt | None = 0  # null: no seed is sent to the endpoint
-    revision: str | None = None  # local: revision on the hub
-    num_gpus: Annotated[float, Field(ge=0)] = 0.0  # local: GPUs that its Ray actor reserves
+    revision: Annotated[str | None, RESOLVED] = None  # local: revision on the hub
+    num_gpus: Annotated[float, Field(ge=0), Decides("runtime")] = 0.0  # local: GPUs that its Ray actor reserves
 
     @model_validator(mode="after")
     def _one_of_two(self) -> Llm:
@@ -37,7 +37,7 @@ class Llm(Section):
         return self
 
 
-class Contextual(Section):
+class Contextual(Section, decides="pixels"):
     """Contextual prompts: many per cell, varied in everything but class and group (AIM-Fair, section 3.1)."""
 
     number: PositiveInt = 50  # prompts per cell
@@ -46,7 +46,8 @@ class Contextual(Section):
     task: str = "photographs"  # kind of images that the prompts describe
     details: list[str] = []  # further instructions, a sentence each
     format: str = "A photo of a"  # beginning of every prompt; empty: free
-    save_to: str | None = None  # .yaml or .jsonl file to write the prompts to, for editing and use as prompts.file
+    # .yaml or .jsonl file to write the prompts to, for editing and use as prompts.file
+    save_to: Annotated[str | None, Decides("place")] = None
 
     @model_validator(mode="after")
     def _one_of_two(self) -> Contextual:
@@ -64,7 +65,7 @@ class Contextual(Section):
         return self
 
 
-class Prompts(Section):
+class Prompts(Section, decides="pixels"):
     """Prompts of the generator: one or many per cell, from the template, a file or contextual prompts.
 
     The template's ``{label}`` and ``{group}`` stand for the cell's names, or the words given for them, ``{modifier}``
@@ -72,13 +73,15 @@ class Prompts(Section):
     modifier and description gives the cell's plain prompt, by which CLIP tells cells apart.
     """
 
-    template: str = "a photo of a {group} {label}"
-    labels: dict[str, str] = {}  # class -> its words in prompts
-    groups: dict[str, str] = {}  # group -> its words in prompts
-    descriptions: dict[str, str] = {}  # class -> its description
-    modifiers: list[str] | dict[str, Texts] = []  # one prompt for each: of all classes, or class -> its modifiers
-    file: str | None = None  # .yaml or .jsonl file of prompts instead of the template: rows of label, group, prompt
-    contextual: Contextual | None = None
+    template: Annotated[str, RESOLVED] = "a photo of a {group} {label}"
+    labels: Annotated[dict[str, str], RESOLVED] = {}  # class -> its words in prompts
+    groups: Annotated[dict[str, str], RESOLVED] = {}  # group -> its words in prompts
+    descriptions: Annotated[dict[str, str], RESOLVED] = {}  # class -> its description
+    # one prompt for each: of all classes, or class -> its modifiers
+    modifiers: Annotated[list[str] | dict[str, Texts], RESOLVED] = []
+    # .yaml or .jsonl file of prompts instead of the template: rows of label, group, prompt
+    file: Annotated[str | None, RESOLVED] = None
+    contextual: Annotated[Contextual | None, RESOLVED] = None
     negative: str = ""  # negative prompt
 
     @model_validator(mode="before")

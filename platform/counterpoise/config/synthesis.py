@@ -6,10 +6,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
-from counterpoise.config.base import NonNegativeInt, Section, Share
+from counterpoise.config.base import RESOLVED, Decides, NonNegativeInt, Section, Share
 
 
-class Plan(Section):
+class Plan(Section, decides="selection"):
     """Number of synthetic images per cell; strategies: :mod:`counterpoise.synthesis.selection.strategies`."""
 
     strategy: Literal["uniformize", "usb", "asb", "balanced", "biased", "fill", "custom"]
@@ -34,20 +34,20 @@ class Plan(Section):
         return self
 
 
-class Adapter(Section):
+class Adapter(Section, decides="pixels"):
     """IP-Adapter: weights that add an image condition to a Stable Diffusion 1, 2 or XL pipeline."""
 
-    model: str  # a hub id, a folder, or package:NAME/path
-    revision: str | None = None
+    model: Annotated[str, RESOLVED]  # a hub id, a folder, or package:NAME/path
+    revision: Annotated[str | None, RESOLVED] = None
     weights: str  # a file in the model, such as models/ip-adapter_sd15.safetensors
     encoder: str  # folder in the model with the adapter's CLIP vision tower, such as models/image_encoder
     scale: Annotated[float, Field(ge=0)] = 1.0  # weight of the image's attention relative to the prompt's
 
 
-class Condition(Section):
+class Condition(Section, decides="pixels"):
     """Image condition: each synthetic image is sampled with the embedding of a real image of its cell."""
 
-    adapter: Adapter | None = None  # null: the pipeline itself takes images (StableUnCLIPImg2Img)
+    adapter: Annotated[Adapter | None, RESOLVED] = None  # null: the pipeline itself takes images (StableUnCLIPImg2Img)
     dropout: Annotated[float, Field(ge=0, le=1)] = 0.0  # probability that a part of the embedding is zeroed
     dropout_of: Literal["element", "embedding"] = "element"  # the part: each element (as in FG), or the whole embedding
     rescale: bool = False  # divide the kept parts by 1 - dropout
@@ -66,13 +66,14 @@ class Condition(Section):
         return self
 
 
-class Generator(Section):
+class Generator(Section, decides="pixels"):
     """Pipeline of diffusers: text to image, or with ``condition`` from a prompt and an image."""
 
-    model: str  # a hub id, a folder, or package:NAME/path
-    revision: str | None = None
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # auto: bfloat16 on a GPU, float32 on a CPU
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    model: Annotated[str, RESOLVED]  # a hub id, a folder, or package:NAME/path
+    revision: Annotated[str | None, RESOLVED] = None
+    # auto: bfloat16 on a GPU, float32 on a CPU
+    dtype: Annotated[Literal["auto", "float32", "bfloat16", "float16"], RESOLVED] = "auto"
+    device: Annotated[Literal["auto", "cpu", "cuda", "mps"], Decides("runtime")] = "auto"
     scheduler: str | None = None  # a diffusers scheduler class; by default the model's own
     num_inference_steps: PositiveInt = 25
     guidance_scale: Annotated[float, Field(ge=0)] = 7.5
@@ -84,21 +85,25 @@ class Generator(Section):
     seed: NonNegativeInt = 0  # base seed of the noise
 
 
-class Feedback(Section):
+class Feedback(Section, decides="pixels"):
     """Feedback guidance by the task's classifier (FG); see :mod:`counterpoise.synthesis.feedback.criteria`."""
 
-    criterion: str | dict[str, float] = "entropy"  # loss, entropy, hardness or module:function; or criterion -> weight
-    stage: str | None = None  # the classifier: a stage of this experiment, trained on real images alone,
-    checkpoint: str | None = None  # or weights (safetensors) of the same `training.backbone`
+    # loss, entropy, hardness or module:function; or criterion -> weight
+    criterion: Annotated[str | dict[str, float], RESOLVED] = "entropy"
+    # the classifier: a stage of this experiment, trained on real images alone,
+    stage: Annotated[str | None, RESOLVED] = None
+    checkpoint: Annotated[str | None, RESOLVED] = None  # or weights (safetensors) of the same `training.backbone`
     scale: float = 0.03  # norm of the guidance step ÷ norm of the latents
     every: PositiveInt = 5  # guide every n-th step
     start: Annotated[float, Field(ge=0, le=1)] = 0.0  # share of the steps before guidance begins
     stop: Annotated[float, Field(ge=0, le=1)] = 1.0  # share of the steps after which guidance ends
     predicted: Literal["blend", "plain"] = "blend"  # see counterpoise.generators.guidance.Guide.blend
-    decoder: str | None = None  # an AutoencoderTiny for the predicted image, by hub id or folder
-    checkpoint_decoder: bool = False  # recompute the decoder in the backward pass to save memory
-    rounds: PositiveInt = 1  # rounds of training the classifier and sampling a pool with it
-    seed: NonNegativeInt = 0  # seed of the classifier; the experiment's seeds share it, and so the pool
+    decoder: Annotated[str | None, RESOLVED] = None  # an AutoencoderTiny for the predicted image, by hub id or folder
+    # recompute the decoder in the backward pass to save memory
+    checkpoint_decoder: Annotated[bool, Decides("runtime")] = False
+    rounds: Annotated[PositiveInt, RESOLVED] = 1  # rounds of training the classifier and sampling a pool with it
+    # seed of the classifier; the experiment's seeds share it, and so the pool
+    seed: Annotated[NonNegativeInt, RESOLVED] = 0
 
     @model_validator(mode="after")
     def _consistent(self) -> Feedback:
@@ -116,15 +121,15 @@ class Feedback(Section):
         return {self.criterion: 1.0} if isinstance(self.criterion, str) else self.criterion
 
 
-class Scorer(Section):
+class Scorer(Section, decides="pixels"):
     """CLIP model of open_clip: an architecture and a tag of weights, or a model name alone (hf-hub:…, local-dir:…)."""
 
-    model: str = "ViT-B-32"
-    pretrained: str | None = None
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    model: Annotated[str, RESOLVED] = "ViT-B-32"
+    pretrained: Annotated[str | None, RESOLVED] = None
+    device: Annotated[Literal["auto", "cpu", "cuda", "mps"], Decides("runtime")] = "auto"
 
 
-class Selection(Section):
+class Selection(Section, decides="selection"):
     """Filters of synthetic images (:mod:`counterpoise.synthesis.selection.filters`); null switches one off."""
 
     clip_similarity: float | None = None  # least CLIP cosine with the image's prompt
@@ -151,7 +156,7 @@ class Selection(Section):
         return [name for name in needing if getattr(self, name) is not None]
 
 
-class ActorResources(Section):
+class ActorResources(Section, decides="runtime"):
     """Number of Ray workers, and the resources that each reserves."""
 
     workers: PositiveInt | None = None  # by default as many as the cluster's resources allow
@@ -159,11 +164,12 @@ class ActorResources(Section):
     num_gpus: Annotated[float, Field(ge=0)] = 0.0
 
 
-class Pool(Section):
+class Pool(Section, decides="pixels"):
     """Sampling of the pool. Only ``shard_size`` and ``max_attempts`` affect its content."""
 
     shard_size: PositiveInt = 32  # images sampled in one batch and committed together
     max_attempts: PositiveInt = 3  # samples of an image before it is quarantined
     sampling: ActorResources = ActorResources()
     scoring: ActorResources = ActorResources(workers=1, num_cpus=0.0)  # 0 CPUs: samplers may use all
-    max_quarantined: Annotated[float, Field(ge=0, le=1)] = 0.05  # largest share of quarantined images; more is an error
+    # largest share of quarantined images; more is an error
+    max_quarantined: Annotated[float, Field(ge=0, le=1), Decides("runtime")] = 0.05

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from counterpoise.config.base import NonNegativeInt, Section, Share
+from counterpoise.config.base import RESOLVED, Decides, NonNegativeInt, Section, Share
 from counterpoise.config.synthesis import ActorResources
 
 # A test keeps these two equal to the selectable metrics of counterpoise.evaluation.catalogue.
@@ -37,7 +37,7 @@ def _one_length(section: Stage | Training) -> None:
         raise ValueError("give `epochs` or `steps`, not both (`epochs: null` unsets the value of an extended file)")
 
 
-class Objective(Section):
+class Objective(Section, decides="weights"):
     """Training objective: a per-image loss, reduced over the batch by a risk."""
 
     loss: Literal[
@@ -77,7 +77,7 @@ class Objective(Section):
         return self
 
 
-class Optimizer(Section):
+class Optimizer(Section, decides="weights"):
     """Optimizer and learning-rate schedule."""
 
     name: Literal["adam", "adamw", "sgd"] = "adam"
@@ -94,7 +94,7 @@ class Optimizer(Section):
         return self
 
 
-class Mixture(Section):
+class Mixture(Section, decides="weights"):
     """Combination of a stage's views; without either key, they are concatenated."""
 
     real_share: Share | None = None  # every batch has this share of real images (FG: 0.5), the rest is synthetic
@@ -107,7 +107,7 @@ class Mixture(Section):
         return self
 
 
-class Mix(Section):
+class Mix(Section, decides="weights"):
     """Mixing of image pairs and of their losses with the same weight (Zhang et al. 2018; Yun et al. 2019)."""
 
     name: Literal["mixup", "cutmix"] = "mixup"
@@ -115,7 +115,7 @@ class Mix(Section):
     pairs: Literal["any", "real_synthetic"] = "any"  # partner: any image of the batch, or one of the other source
 
 
-class Trainable(Section):
+class Trainable(Section, decides="weights"):
     """Trainable parameters of a stage; all others are frozen and excluded from the optimizer."""
 
     name: Literal["all", "last_layer", "blocks", "all_but_blocks", "random", "lora", "selective"] = "all"
@@ -148,7 +148,7 @@ class Trainable(Section):
         return self
 
 
-class Dfr(Section):
+class Dfr(Section, decides="weights"):
     """Deep feature reweighting (Kirichenko et al. 2023): L1 logistic regression as the last layer, no epochs."""
 
     # values of C to try, the inverse strength of the L1 penalty
@@ -157,27 +157,30 @@ class Dfr(Section):
     normalize: bool = False  # scale features to length 1 first, as FFR's code does
 
 
-class Stage(Section):
+class Stage(Section, decides="weights"):
     """Training stage: data, objective, trainable parameters, length and start of one fit."""
 
-    name: str  # unique in the experiment
-    data: list[str] = Field(min_length=1)  # views: "real", "validation", or names of plans
+    name: Annotated[str, Decides("place")]  # unique in the experiment
+    data: Annotated[list[str], RESOLVED] = Field(min_length=1)  # views: "real", "validation", or names of plans
     mixture: Mixture = Mixture()
-    start: str | None = None  # an earlier stage, "scratch", or a file of weights; by default the stage before
+    # an earlier stage, "scratch", or a file of weights; by default the stage before
+    start: Annotated[str | None, RESOLVED] = None
     head: Literal["kept", "fresh"] = "kept"  # last layer: kept from the start, or new
     objective: Objective = Objective()
     sampling: Literal["uniform", "class_balanced", "square_root", "group_balanced", "errors"] = "uniform"
-    reference: str | None = None  # earlier stage whose mistakes `errors` and `relative_difficulty` use
+    # earlier stage whose mistakes `errors` and `relative_difficulty` use
+    reference: Annotated[str | None, RESOLVED] = None
     upweight: PositiveFloat = 20.0  # errors: sampling weight of images that the reference misclassifies
     groups: Literal["cell", "cell_source"] = "cell"  # groups of objective and sampling
     trainable: Trainable = Trainable()
-    augmentation: list[Transform] | None = None  # by default training.augmentation
+    augmentation: Annotated[list[Transform] | None, RESOLVED] = None  # by default training.augmentation
     mix: Mix | None = None
-    epochs: PositiveInt | None = None  # by default training.epochs or training.steps
-    steps: PositiveInt | None = None  # instead of epochs: the number of whole epochs nearest to this many batches
-    optimizer: Optimizer | None = None  # by default training.optimizer
+    epochs: Annotated[PositiveInt | None, RESOLVED] = None  # by default training.epochs or training.steps
+    # instead of epochs: the number of whole epochs nearest to this many batches
+    steps: Annotated[PositiveInt | None, RESOLVED] = None
+    optimizer: Annotated[Optimizer | None, RESOLVED] = None  # by default training.optimizer
     batch_norm: Literal["train", "frozen_statistics", "frozen"] = "train"  # frozen: scale and shift are frozen too
-    select_by: SelectBy | None = None  # by default training.select_by
+    select_by: Annotated[SelectBy | None, RESOLVED] = None  # by default training.select_by
     dfr: Dfr | None = None  # fit the last layer by DFR instead of epochs
 
     @model_validator(mode="after")
@@ -228,24 +231,26 @@ class Stage(Section):
         return by_group or self.mixture.subsample == "cell" or self.dfr is not None
 
 
-class Training(Section):
+class Training(Section, decides="weights"):
     """Settings that all stages share."""
 
     backbone: str = "small_cnn"  # small_cnn, or a torchvision classification model by name
     head: Literal["linear", "cosine"] = "linear"  # cosine: angles to class directions, for arcface and adaface
     pretrained: bool = False  # start from torchvision's default weights
-    image_size: PositiveInt = 32  # pixels per side that images are resized to
-    epochs: PositiveInt | None = None  # per stage; 20 unless `steps` is given
-    steps: PositiveInt | None = None  # per stage, instead of epochs: the same for few images and for many
+    image_size: Annotated[PositiveInt, Decides("weights", "pixels")] = 32  # pixels per side that images are resized to
+    epochs: Annotated[PositiveInt | None, RESOLVED] = None  # per stage; 20 unless `steps` is given
+    # per stage, instead of epochs: the same for few images and for many
+    steps: Annotated[PositiveInt | None, RESOLVED] = None
     batch_size: PositiveInt = 128  # over all workers
-    optimizer: Optimizer = Optimizer()
-    augmentation: list[Transform] = []
-    select_by: SelectBy = "worst_group_accuracy"
+    optimizer: Annotated[Optimizer, RESOLVED] = Optimizer()
+    augmentation: Annotated[list[Transform], RESOLVED] = []
+    select_by: Annotated[SelectBy, RESOLVED] = "worst_group_accuracy"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"  # precision of forward passes; auto: bfloat16 on a GPU
-    compile: bool = False  # torch.compile: a minute per stage to start, then faster steps
-    num_workers: PositiveInt = 1  # Ray Train workers of one fit
+    # torch.compile: a minute per stage to start, then faster steps
+    compile: Annotated[bool, Decides("runtime")] = False
+    num_workers: Annotated[PositiveInt, Decides("runtime")] = 1  # Ray Train workers of one fit
     resources: ActorResources = ActorResources(num_cpus=1.0)  # per worker; resources.workers: fits in parallel
-    max_failures: NonNegativeInt = 2  # restarts of a fit after a worker dies
+    max_failures: Annotated[NonNegativeInt, Decides("runtime")] = 2  # restarts of a fit after a worker dies
 
     @model_validator(mode="before")
     @classmethod

@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 from PIL import Image, ImageOps
 
 from counterpoise import config
+from counterpoise.config.identity import identity
 from counterpoise.core.digest import digest
 from counterpoise.core.progress import Progress
 from counterpoise.data import imbalance
@@ -43,7 +44,6 @@ _BATCH = 64  # images processed at once
 _KEPT = ("JPEG", "PNG", "WEBP")  # formats whose files are stored as they are
 _GREY = 16  # largest difference of the channels of a grey image, to tolerate JPEG
 _ORIENTATION = 0x0112
-_PLACE = ("root", "path", "download")  # the location is not part of the address; the fingerprint is
 
 QUARANTINE = pa.schema([(name, pa.string()) for name in ("id", "label", "group", "split", "reason", "detail")])
 Defect = tuple[int, str, str]  # source row, reason, detail
@@ -75,8 +75,7 @@ def load(data: config.Data, store: Store) -> Loaded:
     """
     _check_tint(data)
     source = open_source(data)
-    what = data.model_dump(mode="json", exclude={"imbalance", "max_quarantined", *_PLACE})
-    address = digest({"format": _FORMAT, "data": what, "source": source.fingerprint})
+    address = digest({"format": _FORMAT, "data": identity(data, "source"), "source": source.fingerprint})
     key, quarantine_key = f"tables/{address}.parquet", f"tables/{address}.quarantine.parquet"
     graph.run_all([_Import(data, store, key, quarantine_key)])
     view = ImageView.open(store, [key])

@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 import yaml
 
 from counterpoise import __version__
+from counterpoise.config.identity import without
 from counterpoise.export.content import Content
 from counterpoise.storage.schema import LabelSpace
 
@@ -149,9 +150,10 @@ def _loading(names: LabelSpace, form: str) -> str:
 
 
 def _config(content: Content) -> str:
-    """Dump the experiment without its store, tracking and seed, which mean nothing elsewhere."""
-    tree = content.experiment.model_dump(mode="json", exclude={"store", "tracking", "seed"})
-    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
+    """Dump the experiment without its store, seed and runtime settings, which mean nothing elsewhere."""
+    tree = without(content.experiment, "runtime")
+    shown = {key: value for key, value in tree.items() if key not in ("store", "seed")}
+    return yaml.safe_dump(shown, sort_keys=False, allow_unicode=True)
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

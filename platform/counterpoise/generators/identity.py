@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from counterpoise.config import Adapter, Generator
+from counterpoise.config.identity import identity
 from counterpoise.core.model_source import fingerprint, hash_of_file, is_folder, locate
 from counterpoise.errors import ModelError
 
@@ -53,8 +54,7 @@ def identify_adapter(adapter: Adapter) -> dict[str, Any]:
     where = "generator.condition.adapter"
     located = locate(adapter.model, f"{where}.model")
     if not is_folder(located):
-        files = adapter.model_dump(include={"weights", "encoder", "scale"})
-        return {**fingerprint(located, adapter.revision, f"{where}.model"), **files}
+        return {**fingerprint(located, adapter.revision, f"{where}.model"), **identity(adapter, "pixels")}
     _check_adapter_folder(adapter)
     return {
         "sha256": hash_of_file(Path(located) / adapter.weights),

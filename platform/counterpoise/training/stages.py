@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float
 
 from counterpoise import config
+from counterpoise.config.identity import identity
 from counterpoise.core.digest import digest
 from counterpoise.core.model_source import hash_of_file
 from counterpoise.errors import ModelError, PlanError
@@ -36,11 +37,6 @@ from counterpoise.training.parameters.view_gradients import Gradients
 from counterpoise.training.stage_checks import check_stage
 
 FORMAT = 2  # of stored stages and of the training behind them: raise it when the same config trains differently
-
-# What of `training` decides weights. The number of workers does not (beyond the order of summation).
-_DECISIVE = {"backbone", "head", "pretrained", "image_size", "batch_size", "precision"}
-# What of a stage is said elsewhere in its address, or decides nothing.
-_ELSEWHERE = {"name", "data", "start", "reference", "epochs", "steps", "optimizer", "augmentation", "select_by"}
 
 
 class StageFit(Fit):
@@ -186,21 +182,21 @@ def _task(
     reference = earlier[stage.reference] if stage.reference else None
     steps = {
         "epochs": recipe.epochs,
-        "optimizer": recipe.optimizer.model_dump(mode="json"),
+        "optimizer": identity(recipe.optimizer, "weights"),
         "select_by": stage.select_by or training.select_by,
     }
     shared = {
         "format": FORMAT,
         "start": start_digest,
         "augmentation": recipe.transforms,
-        "training": training.model_dump(mode="json", include=_DECISIVE),
+        "training": identity(training, "weights"),
         "seed": experiment.seed,
     }
     gradients = _gradients(recipe, where, views, experiment.seed, start, before, store, shared)
     address = shared | {
         "data": [view.digest for view in images],
         "validation": validation.digest,
-        "stage": stage.model_dump(mode="json", exclude=_ELSEWHERE),
+        "stage": identity(stage, "weights"),
         "reference": reference.digest if reference else None,
         "gradients": gradients.digest if gradients else None,
         "steps": None if stage.dfr else steps,

@@ -14,6 +14,7 @@ from typing import Any
 
 from counterpoise import config
 from counterpoise.config import Experiment
+from counterpoise.config.identity import identity
 from counterpoise.config.training import GROUP_METRICS
 from counterpoise.core.digest import digest
 from counterpoise.core.progress import Progress
@@ -52,7 +53,7 @@ class MethodRun:
             "validation": self.validation.digest,
             "test": self.test.digest,
             "training": self.views["real"].digest,
-            "evaluation": experiment.evaluation.model_dump(),
+            "evaluation": identity(experiment.evaluation, "metrics"),
         }
         return f"results/{digest(address)}.json"
 

@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Float
 
 from counterpoise.config import ActorResources, Experiment, Realism
+from counterpoise.config.identity import identity, without
 from counterpoise.core.digest import digest
 from counterpoise.core.progress import Progress
 from counterpoise.errors import ConfigError
@@ -84,7 +85,7 @@ def compared_by(experiments: Sequence[Experiment]) -> Experiment:
 
 def _compared_on(experiment: Experiment) -> tuple[str, Any]:
     kind, scorer = resolve_extractor(experiment), experiment.scorer
-    return kind, scorer.model_dump(exclude={"device"}) if kind == "clip" and scorer is not None else None
+    return kind, without(scorer, "runtime") if kind == "clip" and scorer is not None else None
 
 
 def of_suite(
@@ -150,16 +151,16 @@ def measure(
         as of :func:`counterpoise.scoring.realism.realism`, ``versions``, ``digest`` and ``reused``.
     """
     settings = experiment.realism
-    identity, _ = _source(experiment, real.names, judge)
+    extractor, _ = _source(experiment, real.names, judge)
     real = subsample_per_class(real, settings.max_images, settings.seed)
     methods: dict[str, list[str]] = {}
     views: dict[str, ImageView] = {}
-    scored, whose = set[str](), identity.get("clip")  # what the pool holds the features of
+    scored, whose = set[str](), extractor.get("clip")  # what the pool holds the features of
     for method, plans in made.items():
         view = subsample_per_class(union(plans), settings.max_images, settings.seed)
         if len(view):
-            address = {"format": _FORMAT, "real": real.digest, "synthetic": view.digest, "extractor": identity}
-            key = digest(address | settings.model_dump(include={"k", "seed"}))
+            address = {"format": _FORMAT, "real": real.digest, "synthetic": view.digest, "extractor": extractor}
+            key = digest(address | identity(settings, "metrics"))
             methods.setdefault(key, []).append(method)
             views[key] = view
             if whose is not None and scorers is not None and scorers.get(method) == whose:

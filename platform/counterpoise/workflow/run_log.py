@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from counterpoise.config import Experiment
+from counterpoise.config.identity import without
 from counterpoise.core.digest import digest
 from counterpoise.data.audit import Audit
 from counterpoise.report.content import Report, Results
@@ -187,4 +188,5 @@ def to_text(value: object) -> str:
 
 def config_digest(experiment: Experiment) -> str:
     """What a method is, whatever its seed, and wherever it runs and is tracked."""
-    return digest(experiment.model_dump(mode="json", exclude={"name", "store", "seed", "tracking"}))
+    settings = without(experiment, "place", "runtime")
+    return digest({key: value for key, value in settings.items() if key != "seed"})

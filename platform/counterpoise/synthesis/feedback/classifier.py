@@ -19,6 +19,7 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 
 from counterpoise import config
+from counterpoise.config.identity import identity
 from counterpoise.core.digest import digest
 from counterpoise.core.model_source import fingerprint, hash_of_file, is_folder, locate
 from counterpoise.errors import ModelError
@@ -71,13 +72,12 @@ class GuideClassifier:
     @property
     def identity(self) -> dict[str, Any]:
         """All of it that decides pixels."""
-        harmless = {"stage", "checkpoint", "checkpoint_decoder", "rounds", "seed"}
         return {
-            **self.settings.model_dump(exclude=harmless),
+            **identity(self.settings, "pixels"),
+            **identity(self.training, "pixels"),
             "criterion": self.settings.weights,
             "decoder": fingerprint(self.settings.decoder, where="feedback.decoder") if self.settings.decoder else None,
             "classifier": self.address,
-            "image_size": self.training.image_size,
             "statistics": self.real if self.needs_statistics else None,
         }
 

@@ -13,6 +13,7 @@ from importlib.metadata import version
 from typing import Any
 
 from counterpoise.config import Experiment, Generator
+from counterpoise.config.identity import identity
 from counterpoise.core.digest import digest
 from counterpoise.core.model_source import fingerprint
 from counterpoise.errors import ConfigError
@@ -84,12 +85,11 @@ def pixel_identity(
     if generator is None:
         raise ConfigError("there is nothing to sample with", where="generator", found="null")
     check_pipeline_folder(generator)
-    elsewhere: Any = {"model": True, "revision": True, "device": True, "dtype": True, "condition": {"adapter"}}
     return {
         "format": _FORMAT,
         "names": {"classes": list(names.classes), "groups": list(names.groups)},
         "generator": {
-            **generator.model_dump(exclude=elsewhere),
+            **identity(generator, "pixels"),
             "weights": fingerprint(generator.model, generator.revision, "generator.model"),
             "dtype": devices(experiment).dtype,
             **({"adapter": identify_adapter(adapter)} if (adapter := _adapter(generator)) else {}),
@@ -98,10 +98,9 @@ def pixel_identity(
         "feedback": feedback,
         "prompts": prompts.prompts,
         "plain": prompts.plain,
-        "negative": experiment.prompts.negative,
+        **identity(experiment.prompts, "pixels"),
         "scorer": identify_scorer(experiment.scorer) if experiment.scorer else None,
-        "shard_size": pool.shard_size,
-        "max_attempts": pool.max_attempts,
+        **identity(pool, "pixels"),
     }
 
 

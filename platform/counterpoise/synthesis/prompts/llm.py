@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from counterpoise.config import Llm
+from counterpoise.config.identity import identity
 from counterpoise.core.model_source import fingerprint, locate
 from counterpoise.errors import ConfigError, CounterpoiseError, ModelError
 from counterpoise.synthesis.prompts.contextual import Ask, Found, Request, collect
@@ -30,7 +31,7 @@ def identify(llm: Llm) -> dict[str, Any]:
     Raises:
         ModelError: There is no such local model.
     """
-    settings = {"temperature": llm.temperature, "seed": llm.seed}
+    settings = identity(llm, "pixels")
     if llm.endpoint:
         return {"endpoint": llm.endpoint.rstrip("/"), "model": llm.model, **settings}
     return {"weights": fingerprint(llm.model, llm.revision, f"{_WHERE}.model"), **settings}
