@@ -216,7 +216,7 @@ def test_streaming_an_unreadable_image_names_its_row(view, monkeypatch):
 _KILLED = """
 import os, pickle, signal, sys
 import counterpoise.storage.view
-from counterpoise.training.pixels import Pixels
+from counterpoise.training.loading.pixel_cache import PixelCache
 decode, seen = counterpoise.storage.view.decode_image, []
 def killing(*given):
     seen.append(1)
@@ -224,7 +224,7 @@ def killing(*given):
         os.kill(os.getpid(), signal.SIGKILL)
     return decode(*given)
 counterpoise.storage.view.decode_image = killing
-Pixels([pickle.load(sys.stdin.buffer)], 16)
+PixelCache([pickle.load(sys.stdin.buffer)], 16)
 """
 
 
