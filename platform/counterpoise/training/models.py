@@ -137,8 +137,7 @@ def fresh_head(model: Classifier, seed: int) -> None:
     """Draw new weights for the last layer, as the layer's own constructor does; the rest of the model stays.
 
     They depend only on the seed and the layer's type and shape: they are drawn on the CPU whatever the model's device,
-    and
-    torch's global generator keeps its state. (Some of torchvision's models draw their first head otherwise: a VGG
+    and torch's global generator keeps its state. (Some of torchvision's models draw their first head otherwise: a VGG
     from a normal distribution of deviation 0.01, a ViT's is zero.)
 
     Raises:
@@ -162,8 +161,7 @@ def small_cnn(classes: int) -> nn.Module:
     GroupNorm (Wu & He 2018) instead of batch norm: an image's logits then depend on no other image, so results do not
     depend on how a batch is split among workers. Strides replace pooling between convolutions, because a CPU spends its
     time on large early feature maps. The maximum over positions ends the network, because small off-centre objects
-    vanish
-    in a mean.
+    vanish in a mean.
     """
     return _named(
         layer1=nn.Sequential(*_convolution(3, 24, stride=2)),

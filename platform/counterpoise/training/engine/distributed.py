@@ -30,7 +30,7 @@ def fit_with_ray(task: Fit, on_epoch: OnEpoch | None) -> None:
     """Run :func:`counterpoise.training.engine.fit.fit` in ``training.num_workers`` Ray Train workers.
 
     Raises:
-        ConfigError: The cluster has no room for the workers.
+        ConfigError: The cluster is too small for the workers.
         ray.train.TrainingFailedError: The workers died more than ``training.max_failures`` times.
     """
     cluster.connect()

@@ -77,8 +77,7 @@ class Augmenter:
         """Return the augmented images, on their device.
 
         torchvision's transforms always run on the CPU, so that random choices are the same with and without a GPU. With
-        any
-        of these, apply them before the images move to the device.
+        any of these, apply them before the images move to the device.
 
         Args:
             images: A part of the epoch's images.

@@ -61,8 +61,7 @@ def image_weights(
       from uniform to class-balanced (Mahajan et al. 2018; q = ½ in Kang et al. 2020, eq. 1).
     - ``group_balanced``: 1 / (size of its group) (FFR §4, "Resampling").
     - ``errors``: ``upweight`` times as often where a reference model is wrong (JTT, Liu et al. 2021, Algorithm 1).
-      JTT's
-      epochs grow with the repeated images; here an epoch shows n images, as with every other sampling.
+      JTT's epochs grow with the repeated images; here an epoch shows n images, as with every other sampling.
 
     Args:
         sampling: One of the names above.
@@ -71,8 +70,7 @@ def image_weights(
         wrong: For ``errors``: True for images that the reference misclassifies.
         upweight: For ``errors``: λ_up.
         source: True for synthetic images, if ``real_share`` composes the batches. Each source is then sampled
-            separately,
-            so that sizes are those of a class or group within its source.
+            separately, so that sizes are those of a class or group within its source.
 
     Raises:
         ValueError: ``errors`` without ``wrong``.
@@ -100,8 +98,7 @@ def subsample(cells: Int[np.ndarray, " n"], seed: int) -> Int[np.ndarray, " m"]:
     """Return positions of an equal number of images of each class or cell, ascending.
 
     The number is the size of the rarest class or cell that occurs. SYNAuG tunes the last layer on such a subset of the
-    real
-    images. It is drawn once for a stage; all its epochs see the same images.
+    real images. It is drawn once for a stage; all its epochs see the same images.
 
     Args:
         cells: Class, or number of the cell, of each image.
@@ -127,10 +124,9 @@ def epoch_batches(
 
     With ``mixture.real_share`` there are as many batches of these sizes, but each has round(share · size) real images
     and at least one of each source, in random order. Each source goes separately through one permutation of its images
-    after the other, across epochs (FG has half real, half
-    synthetic). In the long run all its images are therefore shown equally often, however many steps a pass takes. A
-    source
-    whose weights differ is sampled with replacement. The caller has already applied ``mixture.subsample``.
+    after the other, across epochs (FG has half real, half synthetic). In the long run all its images are therefore
+    shown equally often, however many steps a pass takes. A source whose weights differ is sampled with replacement. The
+    caller has already applied ``mixture.subsample``.
 
     Args:
         weights: The result of :func:`image_weights`.
@@ -169,8 +165,7 @@ def shown_shares(
     """Return the expected share of each class among the images of :func:`epoch_batches`; the sum is 1.
 
     It is the prior that losses such as balanced softmax correct for: that of the images shown, not of the dataset. A
-        real
-    share counts as given, without a batch's rounding.
+    real share counts as given, without a batch's rounding.
 
     Raises:
         ValueError: With ``real_share``: a source has no images.
@@ -202,8 +197,7 @@ def _source_order(
     """Return positions of the ``count`` images, of a source's n, that an epoch shows.
 
     The epochs read an endless sequence of permutations, ``count`` positions each, so that epoch e begins at e · count.
-    Each
-    permutation is drawn by its number in the sequence.
+    Each permutation is drawn by its number in the sequence.
     """
     n = len(weights)
     if not _equal(weights):

@@ -67,8 +67,7 @@ def cache_folder() -> Path:
     """Return the folder of decoded images: COUNTERPOISE_CACHE, or ``~/.cache/counterpoise``.
 
     It may be deleted at any time. Its files take at most COUNTERPOISE_CACHE_LIMIT bytes, if that is set, and never the
-    last
-    tenth of the disk (of large disks the last GiB). Images that do not fit are decoded each time they are shown.
+    last tenth of the disk (of large disks the last GiB). Images that do not fit are decoded each time they are shown.
     """
     return Path(os.environ.get("COUNTERPOISE_CACHE") or Path.home() / ".cache" / "counterpoise")
 

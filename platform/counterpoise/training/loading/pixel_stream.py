@@ -19,10 +19,8 @@ class PixelStream:
     """The images of a view, readable like an array (n, size, size, 3) in any order.
 
     Parquet files are read by row group. The encoded images of the row groups used last stay in memory, at about a tenth
-    of
-    their decoded size, so that a dataset of moderate size is read once and then only decoded. On a larger dataset,
-    shuffled
-    batches read a row group (up to 1,024 images) for nearly every image that they show.
+    of their decoded size, so that a dataset of moderate size is read once and then only decoded. On a larger dataset,
+    shuffled batches read a row group (up to 1,024 images) for nearly every image that they show.
 
     Args:
         view: At least one row.

@@ -66,8 +66,7 @@ class LogitAdjustment(Loss):
     """Cross-entropy of logits + τ · log prior, which leaves the logits free of the prior: Menon et al. 2021, eq. 10.
 
     A class that is never shown counts as one image in 10³⁸. It then hardly adds to the softmax, so that its logit is
-    not
-    pushed down.
+    not pushed down.
     """
 
     log_prior: Tensor
@@ -108,10 +107,8 @@ class LDAM(Loss):
 
     The largest margin, that of the rarest class shown, is ``max_margin``; s is ``scale``, by default 30. Such margins
     suit logits of bounded size: the authors' z are cosines. With a cosine head z are cosines too (the head's own scale
-        is
-    divided out). With a linear head z are the unscaled logits: they may outgrow the margins, and s makes the gradients
-    s
-    times as large, so a ``scale`` near 1 or a smaller learning rate is appropriate.
+    is divided out). With a linear head z are the unscaled logits: they may outgrow the margins, and s makes the
+    gradients s times as large, so a ``scale`` near 1 or a smaller learning rate is appropriate.
     """
 
     margins: Tensor
@@ -151,8 +148,7 @@ class ArcFace(Loss):
     """Cross-entropy of s · cos θ with the label's angle widened to θ + m: Deng et al. 2019, eq. 3.
 
     m is ``margin``, by default 0.5 (radians); s is the cosine head's scale. Beyond θ + m = π the cosine would rise
-    again;
-    the label's logit there is cos θ - m · sin m, as in the authors' first code, so that it keeps falling.
+    again; the label's logit there is cos θ - m · sin m, as in the authors' first code, so that it keeps falling.
     """
 
     def __init__(self, settings: config.Objective, prior: Float[Tensor, " classes"], head: Head) -> None:
@@ -172,15 +168,14 @@ class ArcFace(Loss):
 class AdaFace(Loss):
     """ArcFace with margins by image quality, approximated by the length of the features: Kim et al. 2022, §3.3.
 
-    With z = clip(h · (length - mean) / (deviation + 0.001), -1, 1), the label's cos θ becomes
-    cos(θ - m · z) - m · (1 + z). Hardness thus raises the gradient of a clear image (long features) and lowers that of
-    a blurred one. m is ``margin``,
-    by default 0.4; h is ``concentration``; s is the cosine head's scale.
+    With z = clip(h · (length - mean) / (deviation + 0.001), -1, 1), the label's cos θ becomes cos(θ - m · z) - m · (1 +
+    z). Hardness thus raises the gradient of a clear image (long features) and lowers that of a blurred one. m is
+    ``margin``, by default 0.4; h is ``concentration``; s is the cosine head's scale.
 
     As in the authors' code, lengths are held within 0.001 and 100 and get no gradient, angles are held within 0.001 and
     π - 0.001, and mean and deviation are running ones, 20 and 100 at first: before they are used, each batch in
-    training
-    mode replaces a hundredth of them by its own. (One image has no deviation; it leaves the deviation as it is.)
+    training mode replaces a hundredth of them by its own. (One image has no deviation; it leaves the deviation as it
+    is.)
 
     With several workers connected by torch.distributed the batch is that of all of them, so all must call a loss in
     training mode equally often. A call is a batch: of two calls for one batch, one should be in evaluation mode.

@@ -2,12 +2,10 @@
 
 A risk takes the losses and groups of the *global* batch, detached, and returns one weight for each image. Each worker
 then back-propagates the weighted losses of its own slice, and the gradients are summed over workers. One worker and
-many
-therefore minimise the same objective, up to the order of summation.
+many therefore minimise the same objective, up to the order of summation.
 
 A risk is a module, so that its state between batches (its buffers) is checkpointed with the model. A new risk is a
-class
-in this file and a line in :data:`RISKS`, with its name in :class:`counterpoise.config.Objective`.
+class in this file and a line in :data:`RISKS`, with its name in :class:`counterpoise.config.Objective`.
 """
 
 from __future__ import annotations
@@ -81,8 +79,7 @@ class CVaR(Risk):
     """The mean over the worst share α of the batch: Levy et al. 2020, with a batch in place of the distribution.
 
     The αn images of the largest losses have the weight 1 / (αn); if αn is not whole, the last of them has the remainder
-    to
-    a sum of 1. Among equal losses the earlier in the batch goes first. α is ``worst_share``.
+    to a sum of 1. Among equal losses the earlier in the batch goes first. α is ``worst_share``.
     """
 
     def __init__(self, settings: config.Objective, group_sizes: Int[Tensor, " groups"]) -> None:
@@ -104,8 +101,7 @@ class RelativeDifficulty(Risk):
     W is near 1 for an image that the biased model finds hard and this one does not, ½ where they agree. LfF trains the
     two models together, and computes W from running means of each image's two losses, divided by their class's largest.
     This is a variant: the biased model is trained before, in a separate stage (with generalised cross-entropy, for
-        LfF's),
-    and W is computed from the current losses.
+    LfF's), and W is computed from the current losses.
     """
 
     def forward(

@@ -88,8 +88,7 @@ def ranked_mask(similar: dict[str, float], different: dict[str, float], top_k: i
     """Return the tensors among the k least of ``similar`` and among the k greatest of ``different``.
 
     At least 2k - n and at most k of n tensors are returned, in their own order. Among equal differences the earlier
-    tensor
-    comes first.
+    tensor comes first.
 
     Args:
         similar: Differences between the gradients of two views that differ in the domain, such as real and biased.
