@@ -86,9 +86,8 @@ def test_a_killed_ray_train_worker_is_replaced_and_two_workers_end_where_one_doe
     try:
         fitted = stages.run(together, views, validation, kill_once)[0]
         crowd = together.model_copy(update={"training": together.training.model_copy(update={"num_workers": 32})})
-        with pytest.raises(
-            ConfigError, match=r"too small for the workers[\s\S]*training\.num_workers"
-        ):  # Ray Train would wait for ever
+        # Ray Train would wait for ever
+        with pytest.raises(ConfigError, match=r"too small for the workers[\s\S]*training\.num_workers"):
             stages.run(crowd.model_copy(update={"seed": 1}), views, validation)
     finally:
         cluster.disconnect()
