@@ -25,7 +25,7 @@ from counterpoise.config.consequences import Consequence, consequences
 from counterpoise.errors import ConfigError, SynthesisError
 from counterpoise.synthesis.pool import sampling
 from counterpoise.synthesis.prompts import llm
-from counterpoise.synthesis.prompts.contextual import Found
+from counterpoise.synthesis.prompts.contextual import CellPrompts
 from counterpoise.training import stages
 from counterpoise.workflow import outcomes
 from counterpoise.workflow.run import Run
@@ -481,7 +481,7 @@ def written(requests, settings):
     """The answers of a local language model, without the model."""
     for number, request in enumerate(requests):
         words = f"{request.protected} {request.target}"
-        yield number, Found([f"A photo of a {words} no. {n}" for n in range(request.number)], [])
+        yield number, CellPrompts([f"A photo of a {words} no. {n}" for n in range(request.number)], [])
 
 
 def put(tree, path, value):

@@ -55,13 +55,13 @@ def set_batch(actor: SamplingActor | ScoringActor, size: int) -> None:
     recipe = replace(actor.work.recipe, shard_size=size)
     actor.work = replace(actor.work, recipe=recipe)
     if isinstance(actor, SamplingActor):
-        actor.artist.recipe = recipe
+        actor.models.recipe = recipe
 
 
 def bare_sample(sampler: SamplingActor, size: int) -> None:
     """The loop that the actor is measured against: the same pipeline, called as its documentation shows."""
     settings = sampler.work.generator
-    sampler.artist.generator.pipeline(
+    sampler.models.generator.pipeline(
         [PROMPT] * size,
         num_inference_steps=settings.num_inference_steps,
         guidance_scale=settings.guidance_scale,
@@ -122,7 +122,7 @@ def _throughput(
 
 def _parts(sampler: SamplingActor, batch: int) -> dict[str, float]:
     """Seconds that a bare call spends outside the denoiser: encoding the prompts, decoding the latents."""
-    pipeline = sampler.artist.generator.pipeline
+    pipeline = sampler.models.generator.pipeline
     unet, vae = pipeline.unet, pipeline.vae
     shape = (batch, 4, unet.config.sample_size, unet.config.sample_size)
     latents = torch.randn(shape, device=unet.device, dtype=unet.dtype)
@@ -146,9 +146,9 @@ def independence(setting: Setting) -> Iterator[Case]:
 
 def _independence(sampler: SamplingActor, batch: int, box: Box) -> Row:
     set_batch(sampler, batch)
-    first, again = (np.stack(sampler.artist.draw(Shard(0, 0, 0)).pixels).astype(int) for _ in range(2))
+    first, again = (np.stack(sampler.models.draw(Shard(0, 0, 0)).pixels).astype(int) for _ in range(2))
     seeds = [seed("benchmark", 0, 0, index, 0) for index in range(batch)]
-    alone = np.concatenate([sampler.artist.generator.sample([PROMPT], "", [one]).pixels for one in seeds]).astype(int)
+    alone = np.concatenate([sampler.models.generator.sample([PROMPT], "", [one]).pixels for one in seeds]).astype(int)
     away = np.abs(first - alone)
     return {
         "same_batch_twice_equal": bool((first == again).all()),

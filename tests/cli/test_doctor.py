@@ -64,7 +64,7 @@ def test_what_keeps_a_run_from_its_prompts(serve, monkeypatch, tmp_path):
         ({"endpoint": "http://127.0.0.1:9/v1"}, "start it, or correct the address"),
         ({"endpoint": serve(lambda: time.sleep(1.0) or LISTED)}, "no answer in 0.2 s"),
         ({"endpoint": serve(lambda: (503, b"loading"))}, "503"),
-        ({"endpoint": serve(lambda: LISTED, key="xyz")}, "name the key's variable as api_key_env"),
+        ({"endpoint": serve(lambda: LISTED, key="xyz")}, "set api_key_env to the variable with the key"),
         ({"endpoint": serve(lambda: LISTED, key="xyz"), "api_key_env": "SECRET"}, "check the key in SECRET"),
         ({"endpoint": serve(lambda: LISTED), "api_key_env": "NOT_SET"}, "set NOT_SET"),
         ({"model": str(tmp_path / "nowhere")}, "nowhere"),

@@ -153,7 +153,7 @@ def test_what_each_filter_kept_out_and_how_pure_the_cells_are(make_report):
     page = Page(html)
     assert "93.1 % of the synthetic images" in page.text
     assert "87.5" in page.text
-    for text in ("clip_margin kept out 14 images", "near_duplicate kept out 0 images", "clip_margin 0.012 < 0.02"):
+    for text in ("clip_margin rejected 14 images", "near_duplicate rejected 0 images", "clip_margin 0.012 < 0.02"):
         assert text in page.text
     assert "quarantined: one colour all over" in page.text
     unscored = dict(make_report().synthesis) | {"purity": None, "cell_purity": None}
@@ -177,8 +177,8 @@ def test_which_tensors_moved(make_report):
     ]
     text = Page(render(replace(report, rows=rows))).text
     assert f"2 tensors tensor {last} conv.weight 1 fc.weight {len(seeds)} all" in text
-    assert "What moved" in text
-    assert "What moved" not in Page(render(report)).text
+    assert "Trained parameters" in text
+    assert "Trained parameters" not in Page(render(report)).text
 
 
 def test_best_is_the_best_mean_in_its_direction(make_report):
@@ -306,11 +306,11 @@ def test_a_browser_shows_it_without_sideways_scrolling_on_a_phone(make_report, t
 
 def test_the_prompts_are_there(make_report):
     text = Page(render(make_report())).text
-    assert "50 prompts for each cell from a grammar, for usb, asb, ffr; prompt set 5d41402abc4b2a76" in text
+    assert "Prompts 50 prompts for each cell from a grammar, for usb, asb, ffr; prompt set 5d41402abc4b2a76" in text
     assert "a photo of a red triangle, at dawn · a photo of a red triangle, at noon and 48 more" in text
     assert "1 answer was refused" in text
     assert "it does not say 'triangle'" in text
-    assert "What was asked for" not in Page(render(make_report(methods=("erm",), samples=[]))).text
+    assert "Prompts" not in Page(render(make_report(methods=("erm",), samples=[]))).text
 
 
 @pytest.mark.parametrize(
@@ -358,7 +358,7 @@ def test_the_leaderboard_has_ranks_intervals_costs_and_differences(make_board):
     assert "control of ffr: erm for 34 epochs, as many steps" in text
     assert "the reference: real images only" in text
     assert "stages trained now 4 of 16" in text
-    assert "groups , epochs chosen by the groups" in text
+    assert "groups , epochs selected by the groups" in text
     assert board.command in text
     said = board.to_json()
     for found in said["differences"]:

@@ -142,7 +142,7 @@ def test_a_metric_of_which_less_is_better():
 def test_one_seed_shows_nothing():
     said = verdict(report({"erm": 0.2, "resample": 0.5, "ffr": 0.6}, ["ffr"], count=1))
     assert (said.tone, said.headline) == ("open", "One seed cannot show whether synthetic images help.")
-    assert "points). Another seed may turn that round" in said.lines[0]
+    assert "points). Another seed may reverse this" in said.lines[0]
     assert "resample" in said.lines[1]
 
 

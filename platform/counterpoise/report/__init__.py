@@ -1,1 +1,1 @@
-"""What a person reads in the end: one page, and the figures that go to MLflow."""
+"""Reports: the page of a run, the leaderboard of a comparison, and the figures logged to MLflow."""

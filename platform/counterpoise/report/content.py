@@ -1,4 +1,4 @@
-"""What the report says, as plain data. The experiment fills it in; the page and the figures only show it.
+"""Content of a report, as plain data; the page and the figures only show it.
 
 Grids are class × group lists of lists; a dataset without groups has one column and an empty ``groups``.
 """
@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # scipy.stats, which audit and plan do without
 Grid = list[list[int]]
 Rates = list[list[float | None]]
 
-OPEN_CELLS, MOST_CELLS = 16, 64  # whose samples are shown at once, and on demand: a page must stay a page
+OPEN_CELLS, MOST_CELLS = 16, 64  # cells with samples shown at once, and on demand: bounds the size of the page
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,8 @@ class PlanTable:
     Attributes:
         name: The plan's name.
         methods: The methods that train on it.
-        wanted: Images it asks for.
-        chosen: Images it got.
+        wanted: Images that it asks for.
+        chosen: Images that were selected for it.
     """
 
     name: str
@@ -42,7 +42,7 @@ class PlanTable:
 
 @dataclass(frozen=True)
 class CellPrompts:
-    """How many prompts a cell has, and some of them."""
+    """The number of a cell's prompts, and some of them."""
 
     cell: str
     count: int
@@ -54,11 +54,11 @@ class PromptTable:
     """A prompt set.
 
     Attributes:
-        methods: The methods whose images were asked for with it.
-        digest: Its address.
-        origin: Where it comes from: the template, a grammar, a file, a language model.
-        cells: Its prompts, cell by cell.
-        refused: How many answers of a language model could not be used.
+        methods: The methods whose images have these prompts.
+        digest: The set's address.
+        origin: Source: the template, a grammar, a file, a language model.
+        cells: The prompts, cell by cell.
+        refused: Number of unusable answers of a language model.
         refusals: Some of them, each with the reason.
     """
 
@@ -71,7 +71,7 @@ class PromptTable:
 
     @property
     def per_cell(self) -> str:
-        """How many prompts a cell has, in words."""
+        """The number of prompts of a cell, in words."""
         counts = {cell.count for cell in self.cells}
         least, most = min(counts), max(counts)
         return f"{least} to {most} prompts" if least < most else f"{most} prompts" if most > 1 else "one prompt"
@@ -79,39 +79,39 @@ class PromptTable:
 
 @dataclass(frozen=True)
 class CellSamples:
-    """Some images of a cell, as encoded files; the rejected ones with the reason; a prompt that was used."""
+    """Example images of a cell, as encoded files: rejected ones with the reason, and a prompt that was used."""
 
     label: str
     group: str | None
     prompt: str | None = None
     real: list[bytes] = field(default_factory=list)
     accepted: list[bytes] = field(default_factory=list)
-    rejected: list[tuple[bytes | None, str]] = field(default_factory=list)  # None: there is no image to show
+    rejected: list[tuple[bytes | None, str]] = field(default_factory=list)  # None: no image to show
 
 
 @dataclass(frozen=True)
 class FilterExamples:
-    """What a filter kept out: how many images, and some of them with the reason."""
+    """A filter's rejections: their number, and some of the images with the reason."""
 
     name: str
     count: int
-    images: list[tuple[bytes | None, str]] = field(default_factory=list)  # None: there is no image to show
+    images: list[tuple[bytes | None, str]] = field(default_factory=list)  # None: no image to show
 
 
 @dataclass(frozen=True)
 class ResultRow:
-    """One method trained with one seed, measured on the test images.
+    """The results of one method trained with one seed, measured on the test images.
 
     Attributes:
-        metrics: Name -> value, in [0, 1] but for costs; None or absent where it is not defined.
+        metrics: Name -> value, in [0, 1] except for costs; None or absent if undefined.
         intervals: Name -> (low, high), bootstrap over the test images.
         cells: For each cell ``label``, ``group`` (names; group None without groups), ``n``, ``accuracy``, ``low``,
             ``high``; the last three are None for a cell without test images.
         images_sampled: Synthetic images that were sampled for this fit.
-        images_reused: Those that were in the pool before.
-        seconds: What the fit took.
-        regime: What choosing its epochs took: ``groups``, ``labels`` or ``none``.
-        moved: Parameter tensor -> whether the last stage that holds some of them still moved it; empty if none does.
+        images_reused: Synthetic images that were in the pool before.
+        seconds: Duration of the fit.
+        regime: Labels used to select its epochs: ``groups``, ``labels`` or ``none``.
+        moved: Parameter tensor -> True if the last stage with frozen tensors moved it; empty without such a stage.
     """
 
     method: str
@@ -128,23 +128,23 @@ class ResultRow:
 
 @dataclass(frozen=True, kw_only=True)
 class Results:
-    """What methods came to.
+    """Results of all methods.
 
     Attributes:
         title: The experiment's name.
-        command: What the user typed.
-        created: When, as text.
+        command: The user's command.
+        created: Date, as text.
         config_yaml: The effective configuration.
         classes, groups: Names, in the order of the grids.
         rows: The results; methods are shown in the order of their first row.
         summary: Method -> metric -> (mean, low, high) over seeds.
-        baseline: The method that real images alone give; None if it was not run.
-        control: The one that they give in as many steps as any other method takes.
-        by: The metric that judges.
-        digests: Name -> address of what the results follow from.
+        baseline: The method with real images only; None if it was not run.
+        control: The method with real images only and as many steps as the costliest method.
+        by: The judging metric.
+        digests: Name -> address of the artifacts behind the results.
         versions: Library -> version.
-        confidence: Of the intervals.
-        tested_on: What the rows were measured on, in words.
+        confidence: Confidence level of the intervals.
+        tested_on: Description of the test images.
         of_images: With one seed, the summary's intervals are of resampled test images.
     """
 
@@ -167,6 +167,7 @@ class Results:
 
     @property
     def methods(self) -> list[str]:
+        """The methods, in the order of their first rows."""
         return list(dict.fromkeys(row.method for row in self.rows))
 
     @property
@@ -176,14 +177,14 @@ class Results:
 
     @property
     def seeds(self) -> int:
-        """Seeds of the method with the fewest."""
+        """The number of seeds of the method with the fewest."""
         return min((sum(row.method == method for row in self.rows) for method in self.methods), default=0)
 
     @property
     def defined(self) -> list[str]:
-        """The metrics that some method has, in reading order; those that the catalogue does not know come last."""
-        there = dict.fromkeys(n for m in self.methods for n in self.summary.get(m, ()) if self.interval(m, n))
-        return [*(name for name in METRICS if name in there), *(name for name in there if name not in METRICS)]
+        """The metrics that some method has, in reading order; metrics outside the catalogue come last."""
+        names = dict.fromkeys(n for m in self.methods for n in self.summary.get(m, ()) if self.interval(m, n))
+        return [*(name for name in METRICS if name in names), *(name for name in names if name not in METRICS)]
 
     @property
     def columns(self) -> list[str]:
@@ -191,7 +192,7 @@ class Results:
         return self.groups or [""]
 
     def interval(self, method: str, metric: str) -> Estimate | None:
-        """Mean and interval; None where the metric was not measured. Fewer than two seeds have no interval of seeds."""
+        """Return mean and interval; None if the metric was not measured. One seed has no interval of seeds."""
         mean, low, high = self.summary.get(method, {}).get(metric, (None, None, None))
         if mean is None or math.isnan(mean):
             return None
@@ -201,25 +202,25 @@ class Results:
         return mean, low, high
 
     def values(self, method: str, metric: str) -> list[float]:
-        """The metric's value of each seed."""
-        found = (row.metrics.get(metric) for row in self.rows if row.method == method)
-        return [value for value in found if value is not None and not math.isnan(value)]
+        """Return the metric's value of each seed."""
+        values = (row.metrics.get(metric) for row in self.rows if row.method == method)
+        return [value for value in values if value is not None and not math.isnan(value)]
 
     def moved(self, method: str) -> dict[str, int]:
-        """Of a method that moves some parameter tensors only: with how many of its seeds each of them moves."""
+        """Return for each parameter tensor the number of seeds that move it, for a method with frozen tensors."""
         counts = Counter[str]()
         for row in self.rows:
             counts.update({name: int(moves) for name, moves in row.moved.items() if row.method == method})
         return dict(counts)
 
     def cell_accuracies(self, method: str) -> Rates:
-        """Accuracy of each cell, mean over seeds; None for cells without test images."""
-        seen: dict[tuple[str, str], list[float]] = {}
+        """Return the accuracy of each cell, mean over seeds; None for cells without test images."""
+        accuracies: dict[tuple[str, str], list[float]] = {}
         for row in self.rows:
             for cell in row.cells if row.method == method else ():
                 if cell["accuracy"] is not None:
-                    seen.setdefault((cell["label"], cell["group"] or ""), []).append(cell["accuracy"])
-        return [[mean(seen.get((label, group), ())) for group in self.columns] for label in self.classes]
+                    accuracies.setdefault((cell["label"], cell["group"] or ""), []).append(cell["accuracy"])
+        return [[mean(accuracies.get((label, group), ())) for group in self.columns] for label in self.classes]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,14 +228,14 @@ class Report(Results):
     """Everything on the page of a run.
 
     Attributes:
-        dataset: What was repaired, in a few words.
+        dataset: Short description of the dataset.
         audit: ``Audit.to_json()`` of the training images.
-        plans: Without one, the page is about real images only.
+        plans: The plans; without one, the page shows real images only.
         prompts: The prompt sets of the plans' images.
-        synthesis: ``select.summary()``; None if nothing was asked of a generator.
+        synthesis: ``select.summary()``; None if no images were synthesised.
         realism: Each set of synthetic images against the real ones: ``methods``, ``extractor``, ``k``, ``rows``; see
             :func:`counterpoise.scoring.realism.realism`.
-        filtered: For each filter that is on, and for the quarantine, what it kept out.
+        filtered: For each active filter, and for the quarantine, the rejected images.
         samples: Images of cells; of very many cells, only the rarest are shown.
         seconds: Step -> seconds of wall clock.
     """
@@ -256,25 +257,26 @@ class Report(Results):
         return [method for method in self.methods if method in using]
 
     def real_images(self, cell: CellSamples) -> int:
-        """How many training images the cell has."""
+        """Return the number of training images of the cell."""
         return self.audit["counts"][self.classes.index(cell.label)][self.columns.index(cell.group or "")]
 
     def shown_samples(self) -> list[CellSamples]:
-        """The samples that there is room for: all, in order, or those of the rarest cells."""
+        """Return the samples to show: all, in order, or those of the rarest cells."""
         few = len(self.samples) <= OPEN_CELLS
         return self.samples if few else sorted(self.samples, key=self.real_images)[:MOST_CELLS]
 
     def trained_on(self, plan: PlanTable) -> Grid:
-        """Real and synthetic images together."""
+        """Return the counts of real and synthetic images together."""
         return add(self.audit["counts"], plan.chosen)
 
 
-def add(one: Grid, other: Grid) -> Grid:
-    return [[a + b for a, b in zip(*rows, strict=True)] for rows in zip(one, other, strict=True)]
+def add(first: Grid, second: Grid) -> Grid:
+    """Return the sums of two grids, cell by cell."""
+    return [[a + b for a, b in zip(*rows, strict=True)] for rows in zip(first, second, strict=True)]
 
 
 def gains(after: Rates, before: Rates) -> Rates:
-    """Differences of accuracies, cell by cell; None where one is not known."""
+    """Return differences of accuracies, cell by cell; None if one is unknown."""
     return [
         [None if a is None or b is None else a - b for a, b in zip(*rows, strict=True)]
         for rows in zip(after, before, strict=True)
@@ -282,5 +284,6 @@ def gains(after: Rates, before: Rates) -> Rates:
 
 
 def mean(values: Iterable[float]) -> float | None:
+    """Return the mean of the values; None without any."""
     values = list(values)
     return fmean(values) if values else None

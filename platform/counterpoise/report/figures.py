@@ -1,4 +1,4 @@
-"""The page's pictures once more with matplotlib, for MLflow, which shows images and no parts of a page."""
+"""Matplotlib versions of the page's pictures, for MLflow."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ _GAINS = LinearSegmentedColormap.from_list("gains", ["#a8410c", "#f4f4f0", "#167
 COLORS = ("#1f6f9f", "#c4581a", "#2a7d5f", "#8a4fa0", "#a8821a", "#b23a58", "#3e8f96")
 _BASELINE, _SOFT, _WARN = "#7b828c", "#5c636d", "#a8410c"
 _SAMPLES, _SIDE = 6, 64  # images of each kind in the sample grid, and their pixels
-_WRITTEN = 400  # cells up to which their numbers are written into a heatmap
+_WRITTEN = 400  # largest number of cells of a heatmap with numbers
 
 
 def all_figures(report: Report) -> dict[str, Figure]:
-    """Every figure that the report has something for, by name."""
+    """Return every figure that the report has data for, by name."""
     made = {"counts": counts(report)}
     if report.rows:
         drawn = intervals(report)
@@ -39,7 +39,7 @@ def all_figures(report: Report) -> dict[str, Figure]:
 
 
 def counts(report: Report) -> Figure:
-    """Training images per cell: real ones, and with those of each plan."""
+    """Draw training images per cell: real ones, and with those of each plan."""
     grids = {"real": report.audit["counts"]}
     grids |= {f"{', '.join(plan.methods)} ({plan.name})": report.trained_on(plan) for plan in report.plans}
     most = max(max(map(max, grid)) for grid in grids.values())
@@ -52,9 +52,9 @@ def counts(report: Report) -> Figure:
 
 
 def intervals(report: Results) -> Figure | None:
-    """The primary metrics of each method, or else the one that judges: mean, interval and single seeds.
+    """Draw the primary metrics of each method, or else the judging one: mean, interval and single seeds.
 
-    None if no method has any of them.
+    Returns None if no method has any of them.
     """
     shown = [name for name in PRIMARY if name in report.defined] or [n for n in (report.by,) if n in report.defined]
     if not shown:
@@ -83,7 +83,7 @@ def intervals(report: Results) -> Figure | None:
 
 
 def cells(report: Results) -> Figure:
-    """Accuracy per cell of the baseline, and what each other method changes, in points."""
+    """Draw the baseline's accuracy per cell, and each other method's change, in points."""
     before = report.cell_accuracies(report.baseline) if report.baseline else None
     figure, axes = _panels(report, report.methods)
     for axis, method in zip(axes, report.methods, strict=True):
@@ -97,9 +97,9 @@ def cells(report: Results) -> Figure:
 
 
 def tradeoff(report: Results) -> Figure | None:
-    """Overall against worst-group accuracy, in percent: the mean of each method, and both intervals.
+    """Draw overall against worst-group accuracy, in percent: the mean of each method, and both intervals.
 
-    None if no method has both.
+    Returns None if no method has both.
     """
     both = (OVERALL.name, WORST_GROUP.name)
     if not any(all(report.interval(method, name) for name in both) for method in report.methods):
@@ -127,14 +127,14 @@ def tradeoff(report: Results) -> Figure | None:
 
 
 def samples(report: Report) -> Figure:
-    """Some cells' real images beside the synthetic ones used and those filtered out."""
-    chosen = report.shown_samples()[: content.OPEN_CELLS]
-    rows = [np.concatenate([_strip(images) for images in _kinds(cell)], axis=1) for cell in chosen]
+    """Draw some cells' real images beside the synthetic ones used and those filtered out."""
+    shown = report.shown_samples()[: content.OPEN_CELLS]
+    rows = [np.concatenate([_strip(images) for images in _kinds(cell)], axis=1) for cell in shown]
     height, width, _ = rows[0].shape
     figure = Figure(figsize=(9, 9 * height * len(rows) / width + 0.6), layout="constrained")
     axis = figure.subplots()
     axis.imshow(np.concatenate(rows), interpolation="nearest")
-    names = [_short(cell.label + (f" × {cell.group}" if cell.group else ""), 30) for cell in chosen]
+    names = [_short(cell.label + (f" × {cell.group}" if cell.group else ""), 30) for cell in shown]
     axis.set_yticks(np.arange(len(rows)) * height + height / 2, names, fontsize=7)
     axis.xaxis.tick_top()
     axis.set_xticks(np.arange(3) * width / 3, ["real", "synthetic", "filtered"], fontsize=8, ha="left")
@@ -145,7 +145,7 @@ def samples(report: Report) -> Figure:
 def grid(
     strips: Sequence[Sequence[Sequence[bytes | None]]], rows: Sequence[str], columns: Sequence[str], title: str
 ) -> Figure:
-    """Strips of encoded images under labels; None is a grey square.
+    """Draw strips of encoded images under labels; None is a grey square.
 
     Args:
         strips: Images by row and column; all strips are of one length.
@@ -173,7 +173,7 @@ def grid(
 
 
 def _side(strips: Sequence[Sequence[Sequence[bytes | None]]]) -> int:
-    """Pixels of a square: the images' own, if these can be seen and do not fill the wall."""
+    """Return the side of a square in pixels: the images' own, within bounds."""
     for data in (data for row in strips for strip in row for data in strip if data is not None):
         with Image.open(io.BytesIO(data)) as image:
             return min(max(*image.size, _SIDE), 2 * _SIDE)
@@ -181,7 +181,7 @@ def _side(strips: Sequence[Sequence[Sequence[bytes | None]]]) -> int:
 
 
 def _squares(strip: Sequence[bytes | None], side: int) -> UInt8[np.ndarray, "height width 3"]:
-    """Images side by side on white, each fitted into a square, with a gap after the last."""
+    """Return images side by side on white, each fitted into a square, with a gap after the last."""
     canvas = Image.new("RGB", (len(strip) * (side + 2) + 10, side + 4), "white")
     for number, data in enumerate(strip):
         picture = Image.new("RGB", (side, side), (235, 235, 235))
@@ -199,7 +199,7 @@ def _kinds(cell: CellSamples) -> tuple[list[bytes], list[bytes], list[bytes]]:
 
 
 def _strip(images: Sequence[bytes]) -> UInt8[np.ndarray, "height width 3"]:
-    """The images side by side on white, with room for as many as are shown at most."""
+    """Return the images side by side on white, with space for the most images shown."""
     strip = np.full((_SIDE + 4, _SAMPLES * (_SIDE + 4) + 16, 3), 255, np.uint8)
     for number, data in enumerate(images[:_SAMPLES]):
         left = number * (_SIDE + 4)
@@ -247,6 +247,7 @@ def _frame(column: int, row: int) -> Rectangle:
 
 
 def plain(axis: Axes) -> None:
+    """Remove an axis's frame and tick marks."""
     axis.tick_params(length=0, labelcolor=_SOFT)
     for spine in axis.spines.values():
         spine.set_visible(False)

@@ -1,4 +1,4 @@
-"""The leaderboard, as plain data: every method on every metric, ranked by one of them."""
+"""The leaderboard as plain data: every method on every metric, ranked by one of them."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from counterpoise.report.content import Results
 from counterpoise.report.verdict import standings, verdict
 
 REGIMES = {
-    "groups": "epochs chosen by the groups of the validation images",
-    "labels": "by their labels only",
-    "none": "the last epoch, without looking",
+    "groups": "epochs selected by the groups of the validation images",
+    "labels": "epochs selected by their labels only",
+    "none": "the last epoch, without selection",
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class Leaderboard(Results):
-    """Methods on the same seeds and splits, in the order of their places; costs are among the metrics.
+    """Results of methods on the same seeds and splits, in the order of their places; costs are among the metrics.
 
     Attributes:
-        places: Method -> place by the mean of ``by``, from 1; None where it could not be measured.
-        regimes: Method -> what choosing its epochs took; a key of :data:`REGIMES`.
+        places: Method -> place by the mean of ``by``, from 1; None if it could not be measured.
+        regimes: Method -> labels used to select its epochs; a key of :data:`REGIMES`.
         synthetic: The methods that train on synthetic images.
-        control_of: Of the equal-compute control: ``method`` (the costliest one, whose steps it takes), ``base``,
-            ``epochs`` and ``images_shown``. None if there is none, or if it is a listed method.
-        stages: ``fitted`` now, and ``found`` in the store.
+        control_of: Description of the equal-compute control: ``method`` (the costliest one, whose steps it takes),
+            ``base``, ``epochs`` and ``images_shown``. None without a control, or if it is a listed method.
+        stages: Numbers of stages ``fitted`` now, and ``found`` in the store.
         results: The flat row of every method and seed.
     """
 
@@ -40,6 +40,7 @@ class Leaderboard(Results):
 
     @property
     def synthetic_methods(self) -> list[str]:
+        """The methods that train on synthetic images."""
         return self.synthetic
 
     @property
@@ -49,7 +50,7 @@ class Leaderboard(Results):
         return [name for name in names if name in self.defined]
 
     def about(self, method: str) -> str:
-        """What the table says of a method under its name."""
+        """Return the table's remark on a method."""
         if method == self.baseline:
             return "the reference: real images only"
         if method != self.control:
@@ -60,8 +61,8 @@ class Leaderboard(Results):
         return f"control of {of}: {base} for {epochs} epochs, as many steps"
 
     def to_json(self) -> dict[str, Any]:
-        """leaderboard.json."""
-        said, (to_base, to_control) = verdict(self), standings(self)
+        """Return the content of leaderboard.json."""
+        conclusion, (to_base, to_control) = verdict(self), standings(self)
         return {
             "title": self.title,
             "command": self.command,
@@ -88,8 +89,8 @@ class Leaderboard(Results):
                 }
                 for method in self.methods
             ],
-            "differences": [asdict(found) for found in (*to_base.values(), *to_control.values())],
-            "verdict": [said.headline, *said.lines],
+            "differences": [asdict(difference) for difference in (*to_base.values(), *to_control.values())],
+            "verdict": [conclusion.headline, *conclusion.lines],
             "stages": dict(self.stages),
             "rows": self.results,
             "digests": dict(self.digests),

@@ -1,4 +1,4 @@
-"""The report as one HTML page: no script, nothing fetched, readable on paper, on a phone and in the dark."""
+"""The report as one HTML page: without scripts or external files, readable on paper, on a phone and in dark mode."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _TICKS = (0.05, 0.1, 0.2)
 
 
 def render(report: Report) -> str:
-    """The page of a run, as HTML."""
+    """Return the page of a run, as HTML."""
     environment = _environment(report)
     return environment.get_template("report.html.j2").render(
         **_shared(environment, report),
@@ -40,7 +40,7 @@ def render(report: Report) -> str:
 
 
 def render_leaderboard(board: Leaderboard) -> str:
-    """The page of a comparison, as HTML."""
+    """Return the page of a comparison, as HTML."""
     environment = _environment(board)
     best = dict(_metric_columns(board))
     before = board.cell_accuracies(board.baseline) if board.baseline else None
@@ -87,7 +87,7 @@ def _shared(environment: Environment, results: Results) -> dict[str, Any]:
     }
 
 
-# -- what the template asks for ----------------------------------------------------------------------------------------
+# -- values for the templates ------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -100,19 +100,19 @@ class Scale:
     ticks: list[float]
 
     def at(self, value: int | float) -> str:
-        """Where a value lies on the axis, in percent of its length."""
+        """Return a value's position on the axis, in percent of its length."""
         share = (value - self.low) / (self.high - self.low)
         return f"{100 * min(max(share, 0.0), 1.0):.2f}%"
 
 
 def _scales(results: Results) -> list[Scale]:
-    """The axes of a page's dot plots: the metric that judges, and the primary ones."""
+    """Return the axes of a page's dot plots: the judging metric, and the primary ones."""
     names = dict.fromkeys((results.by, *PRIMARY))
     return [scale for name in names if (scale := dot_scale(results, name))]
 
 
 def dot_scale(report: Results, metric: str) -> Scale | None:
-    """An axis that has room for all methods' intervals and seeds; None if nobody has this metric."""
+    """Return an axis that fits all methods' intervals and seeds; None if no method has this metric."""
     shown = [v for m in report.methods for v in report.interval(m, metric) or () if v is not None]
     shown += [v for m in report.methods if report.interval(m, metric) for v in report.values(m, metric)]
     if not shown:
@@ -125,11 +125,12 @@ def dot_scale(report: Results, metric: str) -> Scale | None:
 
 
 def percent(value: int | float | None) -> str:
+    """Return a share in percent with one decimal; – without a value."""
     return "–" if value is None or math.isnan(value) else f"{100 * value:.1f}"
 
 
 def three_figures(value: int | float | None) -> str:
-    """Three significant digits, without an exponent; more before the point."""
+    """Return three significant digits, or more before the point, without an exponent."""
     if value is None:
         return "–"
     if value == 0 or abs(value) < 5e-7:
@@ -139,11 +140,12 @@ def three_figures(value: int | float | None) -> str:
 
 
 def p_value(value: int | float | None) -> str:
+    """Return a p value with three decimals."""
     return "–" if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def points(change: int | float | None) -> str:
-    """A difference with its sign, in percentage points."""
+    """Return a difference with its sign, in percentage points."""
     if change is None:
         return ""
     text = f"{100 * change:+.1f}"
@@ -151,10 +153,12 @@ def points(change: int | float | None) -> str:
 
 
 def count(number: int | float) -> str:
+    """Return a number with thousands separators."""
     return f"{number:,.0f}"
 
 
 def duration(seconds: int | float) -> str:
+    """Return a duration in seconds, minutes or hours."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -163,12 +167,12 @@ def duration(seconds: int | float) -> str:
 
 
 def depth(number: int, most: int) -> str:
-    """A count's shade in [0, 1], on a logarithmic scale: rare cells must stay tellable from each other."""
+    """Return a count's shade in [0, 1], on a logarithmic scale, so that rare cells remain distinguishable."""
     return f"{math.log1p(number) / math.log1p(most):.3f}" if most > 0 else "0"
 
 
 def picture(data: bytes | None) -> Markup:
-    """An image as an element with its bytes in it; small ones are shown pixel by pixel."""
+    """Return an image as an element with embedded bytes; small ones are shown without smoothing."""
     try:
         uri, small = _data_uri(data or b"")
     except OSError:
@@ -177,7 +181,7 @@ def picture(data: bytes | None) -> Markup:
 
 
 def _drawn(figure: Figure) -> Markup:
-    """A figure as an element. It is drawn on white, also on a dark page."""
+    """Return a figure as an element, with a white background also in dark mode."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=144)
     data = base64.b64encode(buffer.getvalue()).decode()
@@ -197,7 +201,7 @@ def _data_uri(data: bytes) -> tuple[str, bool]:
 
 
 def _metric_columns(report: Results) -> list[tuple[str, str | None]]:
-    """Metrics that some method has, in reading order, each with the method whose mean is best."""
+    """Return the metrics that some method has, in reading order, each with the method of the best mean."""
     columns = []
     for name in report.defined:
         means = {m: interval[0] for m in report.methods if (interval := report.interval(m, name))}
@@ -209,7 +213,7 @@ def _metric_columns(report: Results) -> list[tuple[str, str | None]]:
 
 
 def _distinct(plans: Sequence[PlanTable]) -> list[PlanTable]:
-    """Plans that gave the same images to each cell are shown once, for all their methods."""
+    """Merge plans that gave the same images to each cell, for all their methods."""
     merged: dict[str, PlanTable] = {}
     for plan in plans:
         same = merged.get(repr((plan.wanted, plan.chosen)))
@@ -221,7 +225,7 @@ def _distinct(plans: Sequence[PlanTable]) -> list[PlanTable]:
 
 
 def _colors(report: Results) -> list[str]:
-    """One colour per method, the same everywhere; grey for the baseline."""
+    """Return one colour per method, the same everywhere; grey for the baseline."""
     hues = iter(range(1, len(report.methods) + 1))
     return ["var(--m0)" if m == report.baseline else f"var(--m{(next(hues) - 1) % 7 + 1})" for m in report.methods]
 
@@ -232,4 +236,5 @@ def _style(environment: Environment) -> Markup:
 
 
 def total(grid: Grid) -> int:
+    """Return the sum of a grid."""
     return sum(map(sum, grid))

@@ -1,4 +1,4 @@
-"""Methods over settings, as lines with intervals."""
+"""Trend figures: metrics of methods over settings, as lines with intervals."""
 
 from __future__ import annotations
 
@@ -16,30 +16,32 @@ _KINDS = (("o", "-"), ("s", "--"), ("^", ":"))  # marker and line
 
 
 def trend(tables: Mapping[str, Table], metrics: Sequence[str]) -> Figure:
-    """A panel for each metric, in %: settings along the axis in their order, a line for each method.
+    """Draw a panel for each metric, in %: settings along the axis in their order, a line for each method.
 
     Args:
-        tables: By setting.
-        metrics: Which to draw.
+        tables: Summaries by setting.
+        metrics: The metrics to draw.
     """
     settings = list(tables)
     methods = list(dict.fromkeys(method for table in tables.values() for method in table))
     step = min(0.06, 0.6 / len(methods))
     figure = Figure(figsize=(5 * len(metrics), 3.6), layout="constrained")
     for axis, metric in zip(figure.subplots(1, len(metrics), squeeze=False).flat, metrics, strict=True):
-        for number, method in enumerate(methods):
-            found = [(x, tables[setting].get(method, {}).get(metric)) for x, setting in enumerate(settings)]
-            points = [(x, one) for x, one in found if one is not None]
+        for index, method in enumerate(methods):
+            summaries = [(x, tables[setting].get(method, {}).get(metric)) for x, setting in enumerate(settings)]
+            points = [(x, summary) for x, summary in summaries if summary is not None]
             if not points:
                 continue
-            aside = step * (number - (len(methods) - 1) / 2)  # so that intervals do not cover each other
-            marker, dashes = _KINDS[number // len(COLORS) % len(_KINDS)]  # when the colours come round again
-            reach = [50 * (one.interval[1] - one.interval[0]) if one.interval else 0.0 for _, one in points]
+            offset = step * (index - (len(methods) - 1) / 2)  # so that intervals do not overlap
+            marker, dashes = _KINDS[index // len(COLORS) % len(_KINDS)]  # distinguishes repeated colours
+            half = [
+                50 * (summary.interval[1] - summary.interval[0]) if summary.interval else 0.0 for _, summary in points
+            ]
             axis.errorbar(
-                [x + aside for x, _ in points],
-                [100 * one.mean for _, one in points],
-                yerr=reach,
-                color=COLORS[number % len(COLORS)],
+                [x + offset for x, _ in points],
+                [100 * summary.mean for _, summary in points],
+                yerr=half,
+                color=COLORS[index % len(COLORS)],
                 marker=marker,
                 ls=dashes,
                 ms=4,

@@ -1,8 +1,8 @@
-"""The results in words. What the seeds do not show is not claimed.
+"""Conclusions in words, from paired tests over seeds.
 
-Methods are compared by their differences seed by seed (:mod:`counterpoise.evaluation.compare`). From "not shown"
-nothing follows: it is never called the same. Synthetic images are said to help only if a method that uses them is
-better than real images alone, and better than the best method that does without them.
+Methods are compared by their differences seed by seed (:mod:`counterpoise.evaluation.compare`). Nothing is claimed that
+the seeds do not show, and "not shown" never means equal. Synthetic images are said to help only if a method that uses
+them is better than real images alone, and better than the best method without synthetic images.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Against = Mapping[str, Difference]
 
 @dataclass(frozen=True)
 class Conclusion:
-    """One sentence, and those that it rests on. ``tone`` is good, open (nothing shown) or bad."""
+    """A headline and the sentences that it rests on. ``tone`` is good, open (nothing shown) or bad."""
 
     tone: Literal["good", "open", "bad"]
     headline: str
@@ -28,14 +28,14 @@ class Conclusion:
 
 
 def against(results: Results, methods: Sequence[str], other: str, metric: str | None = None) -> dict[str, Difference]:
-    """Each of the methods against one, by the metric that judges or another; Holm-corrected over these methods."""
+    """Compare each method with one other, by the given or the judging metric; Holm-corrected over the methods."""
     rows = [{"method": row.method, "seed": row.seed, **row.metrics} for row in results.rows]
-    found = differences(rows, methods, other, metric or results.by, results.confidence)
-    return {difference.method: difference for difference in found}
+    compared = differences(rows, methods, other, metric or results.by, results.confidence)
+    return {difference.method: difference for difference in compared}
 
 
 def standings(results: Results) -> tuple[Against, Against]:
-    """All methods against the baseline, and those but the baseline against the control; empty where there is none."""
+    """Compare all methods with the baseline, and all but the baseline with the control; empty without them."""
     fixed = (results.baseline, results.control)
     others = [method for method in results.methods if method not in fixed]
     to_base = [*others, *([results.control] if results.control else [])]
@@ -46,11 +46,11 @@ def standings(results: Results) -> tuple[Against, Against]:
 
 
 def verdict(results: Results) -> Conclusion:
-    """Whether the synthetic images helped, by the metric that judges."""
+    """Return the conclusion on the synthetic images, by the judging metric."""
     if not results.rows:
         return Conclusion("open", "Nothing has been trained yet.", [])
-    said = _verdict(results)
-    return replace(said, lines=[*said.lines, *_stand_in(results)])
+    conclusion = _verdict(results)
+    return replace(conclusion, lines=[*conclusion.lines, *_stand_in(results)])
 
 
 def _verdict(results: Results) -> Conclusion:
@@ -80,7 +80,7 @@ def _verdict(results: Results) -> Conclusion:
 
 
 def _judged(results: Results, measured: Sequence[str], rival: str, to_base: Against, to_rival: Against) -> Conclusion:
-    """Tone and headline."""
+    """Return tone and headline."""
     base, best = str(results.baseline), _named(results, measured, to_base, to_rival)
     metric, value = _metric(results), _shown(results, best)
     change = f"with {best}, {metric} goes from {_shown(results, base)} to {value}"
@@ -107,7 +107,7 @@ def _gain(results: Results, best: str, rival: str, found: Difference) -> str:
 
 
 def _named(results: Results, measured: Sequence[str], to_base: Against, to_rival: Against) -> str:
-    """The method to speak of: the best of those that helped, or of all with synthetic images."""
+    """Return the method to name: the best of those that helped, or else of all with synthetic images."""
     return _best(results, [m for m in measured if _helped(m, to_base, to_rival)] or measured)
 
 
@@ -122,7 +122,7 @@ def _is(found: Against, method: str, outcome: str) -> bool:
 def _one_seed(results: Results, base: str, best: str) -> Conclusion:
     lines = [
         f"In this run {_metric(results)} is {_shown(results, base)} with {base} and {_shown(results, best)} with "
-        f"{best} ({_points(_mean(results, best) - _mean(results, base))}). Another seed may turn that round: run five."
+        f"{best} ({_points(_mean(results, best) - _mean(results, base))}). Another seed may reverse this: run five."
     ]
     others = [
         m for m in results.methods if m not in (base, *results.synthetic_methods) and _value(results, m) is not None
@@ -134,7 +134,7 @@ def _one_seed(results: Results, base: str, best: str) -> Conclusion:
 
 
 def _rival(results: Results, rival: str, best: str, found: Difference | None) -> str:
-    """The best that one would do without a generator."""
+    """Return the comparison with the best method without synthetic images."""
     change = "they share no seed" if found is None else _change(found)
     outcome = "not shown" if found is None else found.outcome
     ending = {
@@ -146,21 +146,21 @@ def _rival(results: Results, rival: str, best: str, found: Difference | None) ->
 
 
 def _groups(found: Against, other: str | None) -> list[str]:
-    """Who is better, who is worse, and of whom nothing is shown, against one method."""
+    """Return which methods are better and worse than one other, and for which no difference is shown."""
     lines = []
     for outcome, words in (
         ("better", f"Better than {other}"),
         ("worse", f"Worse than {other}"),
         ("not shown", f"Against {other}, no difference that these seeds can show"),
     ):
-        chosen = [difference for difference in found.values() if difference.outcome == outcome]
-        if chosen:
-            lines.append(f"{words}: {', '.join(f'{one.method} ({_change(one)})' for one in chosen)}.")
+        matches = [difference for difference in found.values() if difference.outcome == outcome]
+        if matches:
+            lines.append(f"{words}: {', '.join(f'{match.method} ({_change(match)})' for match in matches)}.")
     return lines
 
 
 def _price(results: Results, base: str, best: str) -> list[str]:
-    """What the method does to the averages over all cells and all images."""
+    """Return the method's effect on the averages over all cells and all images."""
     lines = []
     for metric in catalogue.AVERAGES:
         found = against(results, [best], base, metric).get(best) if metric != results.by else None
@@ -174,7 +174,7 @@ def _price(results: Results, base: str, best: str) -> list[str]:
 
 
 def _stand_in(results: Results) -> list[str]:
-    """Which metric judges in place of the first choice, where that one is not defined."""
+    """Return the reason why another metric judges than the first choice."""
     first = catalogue.JUDGES[0]
     if first in results.defined or results.by == first or results.by != catalogue.judge(results.defined):
         return []
@@ -184,7 +184,7 @@ def _stand_in(results: Results) -> list[str]:
 def _how(results: Results) -> str:
     return (
         f"These are mean differences over {results.seeds} seeds, each with its {results.confidence:.0%} interval. "
-        "Better and worse are said after a paired t test that is corrected for the number of methods (Holm)."
+        "Better and worse rest on a paired t test, corrected for the number of methods (Holm)."
     )
 
 

@@ -1,1 +1,1 @@
-"""From a plan to images: prompts, addresses, the pool and what a plan takes from it."""
+"""Synthesis: prompts, feedback, the pool of synthetic images, and the selection of a plan's images from it."""

@@ -1,1 +1,1 @@
-"""Training is a list of stages: on which images, with which objective, for how long, from which weights."""
+"""Staged training: each stage has its images, objective, trainable parameters, length and initial weights."""

@@ -1,4 +1,4 @@
-"""Classifiers: small ones of our own for small images, and torchvision's by name."""
+"""Classifiers: small backbones for small images, and torchvision's by name."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ COSINE_SCALE = 64.0  # the s of Deng et al. 2019 and Kim et al. 2022
 
 
 class Classifier(nn.Module):
-    """A backbone behind the one place where pixels are normalised (ImageNet's mean and deviation).
+    """A backbone preceded by pixel normalisation (ImageNet's mean and deviation).
 
-    Takes uint8 pixels, so that what is saved, served and logged is the whole way from an image to its logits.
+    It takes uint8 pixels, so that the saved, served and logged model covers the whole way from an image to its logits.
     """
 
     mean: Tensor
@@ -39,13 +39,16 @@ class Classifier(nn.Module):
     def forward(
         self, images: UInt8[Tensor, "n 3 height width"] | Float[Tensor, "n 3 height width"]
     ) -> Float[Tensor, "n classes"]:
-        """Logits of images with values from 0 to 255; floats have gradients."""
+        """Return logits of images with values from 0 to 255; floats have gradients."""
         return self.backbone((images.to(self.mean.dtype) - self.mean) / self.deviation)
 
     def logits_and_features(
         self, images: UInt8[Tensor, "n 3 height width"] | Float[Tensor, "n 3 height width"]
     ) -> tuple[Float[Tensor, "n classes"], Float[Tensor, "n d"]]:
-        """Logits, and what the last linear layer takes: of a network without one (SqueezeNet) the logits again."""
+        """Return logits and the input of the last linear layer.
+
+        A network without a linear layer (SqueezeNet) gives the logits twice.
+        """
         taken: list[Tensor] = []
         last = [layer for _, layer in _linear_layers(self.backbone)[-1:]]
         handles = [layer.register_forward_pre_hook(lambda _, inputs: taken.append(inputs[0])) for layer in last]
@@ -58,23 +61,25 @@ class Classifier(nn.Module):
 
 
 class CosineHead(nn.Linear):
-    """A last layer that sees only angles: ``COSINE_SCALE`` · cos(features, class direction); no bias.
+    """A last layer on angles: ``COSINE_SCALE`` · cos(features, class direction); no bias.
 
-    A linear layer with the weight (classes, d) under the same key, so that whatever looks for a model's last linear
-    layer finds it. The lengths of the weight's rows change nothing. Deng et al. 2019, eq. 2.
+    It is a linear layer with the weight (classes, d) under the same key, so that :func:`last_linear` finds it. The
+    lengths of the weight's rows change nothing. Deng et al. 2019, eq. 2.
     """
 
     def __init__(self, features: int, classes: int) -> None:
         super().__init__(features, classes, bias=False)
 
     def reset_parameters(self) -> None:
-        """Directions drawn evenly from the sphere."""
+        """Draw directions evenly from the sphere."""
         nn.init.normal_(self.weight)
         with torch.no_grad():
             self.weight.copy_(nn.functional.normalize(self.weight))
 
     def forward(self, input: Float[Tensor, "n d"]) -> Float[Tensor, "n classes"]:
-        """Logits in [-64, 64], in float32 also where bfloat16 is the rule: there 64 · cos comes in steps of 0.25.
+        """Return logits in [-64, 64], in float32 also under bfloat16 autocast.
+
+        In bfloat16, 64 · cos would come in steps of 0.25.
 
         Features shorter than 0.001 (AdaFace's bound too) count as if they had that length, because the gradient grows
         with its inverse.
@@ -89,14 +94,15 @@ class NormalizedLinear(nn.Linear):
     """A last layer on features scaled to length 1; features of zeros stay as they are."""
 
     def forward(self, input: Float[Tensor, "n d"]) -> Float[Tensor, "n classes"]:
+        """Return logits of features (n, d), scaled to length 1."""
         return super().forward(nn.functional.normalize(input))
 
 
 def with_normalized_head(model: Classifier) -> Classifier:
-    """Scales the features to length 1 before the last linear layer, in place; weights and their names stay.
+    """Scale the features to length 1 before the last linear layer, in place; weights keep their names.
 
-    :meth:`Classifier.logits_and_features` gives the features as they were. For heads that were fitted to features of
-    length 1, as in FFR's deep feature reweighting. A layer without a bias gets one, of zeros.
+    It serves heads that were fitted to features of length 1, as in FFR's deep feature reweighting.
+    :meth:`Classifier.logits_and_features` still gives the unscaled features. A layer without a bias gets one, of zeros.
 
     Raises:
         ConfigError: See :func:`last_linear`.
@@ -110,7 +116,7 @@ def with_normalized_head(model: Classifier) -> Classifier:
 
 
 def last_linear(backbone: nn.Module) -> tuple[str, nn.Linear]:
-    """The name and module of the layer that gives the logits: the last linear layer, in order of registration.
+    """Return the name and module of the layer that gives the logits: the last linear one registered.
 
     Raises:
         ConfigError: There is none, as in SqueezeNet, whose logits come from a convolution.
@@ -118,20 +124,20 @@ def last_linear(backbone: nn.Module) -> tuple[str, nn.Linear]:
     layers = _linear_layers(backbone)
     if not layers:
         raise ConfigError(
-            "this backbone has no linear layer that could be taken for its head",
+            "this backbone has no linear layer to serve as its head",
             where="training.backbone",
             found=type(backbone).__name__,
-            remedy="a cosine or fresh head, or training the last layer alone, needs another backbone: "
-            "small_cnn, or any of torchvision's but SqueezeNet",
+            remedy="a cosine head, a fresh head or training of the last layer alone needs another backbone: "
+            "small_cnn, or any torchvision model but SqueezeNet",
         )
     return layers[-1]
 
 
 def fresh_head(model: Classifier, seed: int) -> None:
-    """Draws new weights for the last layer, as the layer's own constructor does; the rest of the model stays.
+    """Draw new weights for the last layer, as the layer's own constructor does; the rest of the model stays.
 
-    They depend on nothing but the seed and the layer's kind and shape: they are drawn on the CPU wherever the model is,
-    and torch's global generator is left as it was. (Some of torchvision's models draw their first head otherwise: a VGG
+    They depend only on the seed and the layer's type and shape: they are drawn on the CPU whatever the model's device,
+    and torch's global generator keeps its state. (Some of torchvision's models draw their first head otherwise: a VGG
     from a normal distribution of deviation 0.01, a ViT's is zero.)
 
     Raises:
@@ -150,12 +156,12 @@ def _linear_layers(backbone: nn.Module) -> list[tuple[str, nn.Linear]]:
 
 
 def small_cnn(classes: int) -> nn.Module:
-    """Four 3×3 convolutions; 137,000 weights, 2.8 million multiplications for a 32 px image.
+    """Return four 3×3 convolutions: 137,000 weights, 2.8 million multiplications for a 32 px image.
 
     GroupNorm (Wu & He 2018) instead of batch norm: an image's logits then depend on no other image, so results do not
-    depend on how a batch is shared out among workers. Strides instead of pooling between convolutions, because a CPU's
-    time goes into large early feature maps; the maximum over positions at the end, because small objects out of place
-    drown in a mean.
+    depend on how a batch is split among workers. Strides replace pooling between convolutions, because a CPU spends its
+    time on large early feature maps. The maximum over positions ends the network, because small off-centre objects
+    vanish in a mean.
     """
     return _named(
         layer1=nn.Sequential(*_convolution(3, 24, stride=2)),
@@ -168,7 +174,7 @@ def small_cnn(classes: int) -> nn.Module:
 
 
 def small_resnet(classes: int) -> nn.Module:
-    """Four residual blocks (He et al. 2016) with GroupNorm; some thirteen times the work of :func:`small_cnn`."""
+    """Return four residual blocks (He et al. 2016) with GroupNorm; some thirteen times :func:`small_cnn`'s work."""
     return _named(
         stem=nn.Sequential(*_convolution(3, 32)),
         layer1=_Residual(32, 64),
@@ -181,7 +187,7 @@ def small_resnet(classes: int) -> nn.Module:
 
 
 def _named(**modules: nn.Module) -> nn.Sequential:
-    """One after the other, under torchvision's names for a ResNet's parts."""
+    """Chain the modules, under torchvision's names for a ResNet's parts."""
     return nn.Sequential(OrderedDict(modules))
 
 
@@ -209,17 +215,17 @@ def _convolution(channels: int, out: int, stride: int = 1) -> list[nn.Module]:
 
 BUILT_IN: dict[str, Callable[[int], nn.Module]] = {"small_cnn": small_cnn, "small_resnet": small_resnet}
 
-# In training these two return auxiliary logits beside the logits; nobody in this field uses them.
+# In training these two return auxiliary logits beside the logits; none of the papers uses them.
 _UNUSABLE = {"googlenet", "inception_v3"}
 
 
 def backbones() -> list[str]:
-    """The names that ``training.backbone`` may have."""
+    """Return the allowed names of ``training.backbone``."""
     return [*BUILT_IN, *sorted(set(torchvision.models.list_models(module=torchvision.models)) - _UNUSABLE)]
 
 
 def check_backbone(training: Training) -> None:
-    """Raises ConfigError unless the backbone exists, has the weights and the head asked for and takes such images."""
+    """Raise ConfigError unless the backbone exists, has the requested weights and head, and takes such images."""
     name, known = training.backbone, backbones()
     if name not in known:
         raise ConfigError(
@@ -241,23 +247,24 @@ def check_backbone(training: Training) -> None:
         with torch.device("meta"), torch.no_grad():
             Classifier(backbone).eval()(torch.empty(1, 3, size, size, dtype=torch.uint8))
     except (RuntimeError, AssertionError) as error:
-        remedy = "224 works for all of torchvision's models; small_cnn takes any size"
+        remedy = "224 works for all torchvision models; small_cnn takes any size"
         raise ConfigError(
             f"{name} cannot take images of this size", where="training.image_size", found=size, remedy=remedy
         ) from error
 
 
 def build_model(training: Training, classes: int, seed: int) -> Classifier:
-    """A classifier with fresh weights, on the CPU.
+    """Return a classifier with fresh weights, on the CPU.
 
     Args:
-        training: Names the backbone, and whether it starts from torchvision's default weights (all but the head).
+        training: Names the backbone and its head; with ``pretrained`` all but the head are torchvision's default
+            weights.
         classes: Number of logits.
-        seed: Draws the fresh weights; torch's global generator is left as it was.
+        seed: Seed of the fresh weights; torch's global generator keeps its state.
 
     Raises:
         ConfigError: See :func:`check_backbone`.
-        ModelError: The pretrained weights cannot be had.
+        ModelError: The pretrained weights cannot be loaded.
     """
     check_backbone(training)
     with torch.random.fork_rng(devices=[]):
@@ -272,7 +279,10 @@ def build_model(training: Training, classes: int, seed: int) -> Classifier:
 
 
 def restored_model(training: Training, classes: int, seed: int, store: Store, key: str | None) -> Classifier:
-    """A classifier with the weights at ``key`` of the store, on the CPU; without a key :func:`build_model`'s."""
+    """Return a classifier with the weights at ``key`` of the store, on the CPU.
+
+    Without a key it has :func:`build_model`'s weights.
+    """
     if key is None:
         return build_model(training, classes, seed)
     model = build_model(training.model_copy(update={"pretrained": False}), classes, seed)
@@ -281,12 +291,12 @@ def restored_model(training: Training, classes: int, seed: int, store: Store, ke
 
 
 def load_weights(store: Store, key: str) -> dict[str, Tensor]:
-    """The state dict of a :class:`Classifier` at ``key``."""
+    """Return the state dict of a :class:`Classifier` at ``key``."""
     return load_safetensors(read(store, key))
 
 
 def weights_name(training: Training) -> str | None:
-    """Which published weights a model starts from: ``ResNet50_Weights.IMAGENET1K_V2``; None for fresh ones."""
+    """Return the name of the published initial weights, such as ``ResNet50_Weights.IMAGENET1K_V2``, or None."""
     if not training.pretrained:
         return None
     return str(torchvision.models.get_model_weights(training.backbone).DEFAULT)
@@ -299,7 +309,7 @@ def _untrained(name: str, classes: int) -> nn.Module:
 
 
 def without_data(name: str) -> nn.Module:
-    """The backbone with two logits on the meta device: shapes only."""
+    """Return the backbone with two logits on the meta device: shapes only."""
     with torch.random.fork_rng(devices=[]):
         try:
             with torch.device("meta"):
@@ -309,11 +319,11 @@ def without_data(name: str) -> nn.Module:
 
 
 def _load_pretrained(backbone: nn.Module, name: str) -> None:
-    """Copies torchvision's default weights wherever the shapes agree, which is everywhere but in the head."""
+    """Copy torchvision's default weights of equal shape, which are all but the head's."""
     try:
         published = torchvision.models.get_model(name, weights="DEFAULT").state_dict()
     except (URLError, OSError, RuntimeError) as error:
-        remedy = "connect once so that torchvision can download them, or put the file into TORCH_HOME/hub/checkpoints"
+        remedy = "go online once so that torchvision can download them, or copy the file to TORCH_HOME/hub/checkpoints"
         raise ModelError(
             f"the pretrained weights of {name} cannot be loaded",
             where="training.pretrained",

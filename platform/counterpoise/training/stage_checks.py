@@ -1,4 +1,4 @@
-"""What can be wrong with a stage, said before anything is fitted."""
+"""Checks of a stage before anything is fitted."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from counterpoise.training.parameters.trainable import prepare
 def check_stage(
     experiment: config.Experiment, stage: config.Stage, where: str, images: list[ImageView], validation: ImageView
 ) -> None:
-    """Raises ConfigError, DataError or PlanError unless the stage can be fitted on these images.
+    """Raise ConfigError, DataError or PlanError unless the stage can be fitted on these images.
 
     Args:
-        experiment: Its training section.
-        stage: One of its stages.
+        experiment: The experiment; its training section applies.
+        stage: One of the experiment's stages.
         where: The stage's key path.
-        images: The views it names that have images.
-        validation: The images that choose its epoch.
+        images: The non-empty views that the stage names.
+        validation: The images that select the stage's epoch.
     """
     _check_images(experiment, stage, where, images, validation)
     _check_groups(stage, where, images, validation)
@@ -35,10 +35,11 @@ def _check_images(
             f"stage {stage.name!r} has no images to train on",
             where=f"{where}.data",
             found=", ".join(f"{name}: 0 images" for name in stage.data),
-            remedy="the plan wants none (is the dataset balanced already?): use another strategy, or name other data",
+            remedy="the plan asks for none, perhaps because the dataset is balanced already: use another strategy "
+            "or other data",
         )
-    seen = stage.group_aware or (stage.select_by or experiment.training.select_by) in config.GROUP_METRICS
-    if not (validation.counts.sum() if seen else len(validation)):
+    uses_groups = stage.group_aware or (stage.select_by or experiment.training.select_by) in config.GROUP_METRICS
+    if not (validation.counts.sum() if uses_groups else len(validation)):
         raise DataError(
             "there are no validation images of known cells",
             where="data",
@@ -47,10 +48,10 @@ def _check_images(
         )
     if stage.mixture.real_share is not None and len({bool(view.synthetic[0]) for view in images}) < 2:
         raise PlanError(
-            f"stage {stage.name!r} mixes real and synthetic images, and has only one of them",
+            f"stage {stage.name!r} mixes real and synthetic images, but has only one of the two",
             where=f"{where}.mixture.real_share",
             found=", ".join(stage.data),
-            remedy="the plan wants none (is the dataset balanced already?): use another strategy",
+            remedy="the plan asks for none, perhaps because the dataset is balanced already: use another strategy",
         )
 
 
@@ -63,7 +64,7 @@ def _check_groups(stage: config.Stage, where: str, images: list[ImageView], vali
             f"stage {stage.name!r} needs the group of every training image",
             where=where,
             found=f"{unknown} images of unknown group",
-            remedy="label their group, leave them out, or use a risk, sampling and mixture that need no groups",
+            remedy="label their groups, remove these images, or use a risk, sampling and mixture that need no groups",
         )
 
 

@@ -1,7 +1,6 @@
-"""Stages in order, each stored under the digest of all that led to it, and reused from there.
+"""Training stages in order, each stored under the digest of its inputs and reused from the store.
 
-A study that varies the last stage therefore never repeats the first, and methods that begin alike share their
-beginning.
+A study that varies the last stage therefore never repeats the first, and methods share their common first stages.
 """
 
 from __future__ import annotations
@@ -36,14 +35,14 @@ from counterpoise.training.models import Classifier, build_model, load_weights, 
 from counterpoise.training.parameters.view_gradients import Gradients
 from counterpoise.training.stage_checks import check_stage
 
-FORMAT = 2  # of stored stages and of the training behind them: raise it when the same config trains differently
+FORMAT = 2  # version of stored stages and their training: raise it when the same config trains differently
 
 
 class StageFit(Fit):
-    """A fit that runs itself: a node of the graph of stages."""
+    """A runnable fit: a node of the graph of stages."""
 
     def run(self, on_epoch: OnEpoch | None = None) -> None:
-        """Fits the stage, unless the store has it: here, or in as many Ray Train workers as the section says."""
+        """Fit the stage, unless the store has it: in this process, or in ``training.num_workers`` Ray Train workers."""
         if self.done():
             return
         if self.stage.dfr:
@@ -64,13 +63,13 @@ class Fitted:
 
     Attributes:
         name: The stage's name.
-        digest: Its address.
+        digest: The stage's address.
         key: Key of the weights (safetensors) in the store.
-        epoch: The epoch whose weights these are, from 1.
-        history: For each epoch its loss and its metrics on the validation images.
-        seconds: What it took to train, whenever that was.
-        reused: Whether it was in the store already.
-        moved: For each of the model's parameter tensors whether training moved it; None if it moved all.
+        epoch: The selected epoch, from 1.
+        history: Loss and validation metrics of each epoch.
+        seconds: Duration of the training, in this call or an earlier one.
+        reused: True if the store already had it.
+        moved: For each of the model's parameter tensors True if training moved it; None if it moved all.
     """
 
     name: str
@@ -89,20 +88,20 @@ def run(
     validation: ImageView,
     on_epoch: OnEpoch | None = None,
 ) -> list[Fitted]:
-    """Fit the experiment's stages from this process, in order; what the store holds is not fitted again.
+    """Fit the experiment's stages from this process, in order; stages in the store are not fitted again.
 
-    With ``training.num_workers`` = 1 a fit runs in this process, otherwise in as many Ray Train workers. A fit that was
-    killed goes on after its last whole epoch.
+    With ``training.num_workers`` = 1 a fit runs in this process, otherwise in as many Ray Train workers. A killed fit
+    resumes after its last complete epoch.
 
     Args:
-        experiment: Its stages, training section, seed and store count.
+        experiment: The experiment; its stages, training section, seed and store apply.
         views: The training images: ``real``, and one view for each plan.
-        validation: Real images that choose each stage's epoch.
-        on_epoch: Called after every epoch, where the fit runs (so it must be picklable for several workers).
+        validation: Real images that select each stage's epoch.
+        on_epoch: Called after every epoch in the process that fits (so it must be picklable for several workers).
 
     Raises:
-        ConfigError: Training diverged, or the section asks for what the machine or the backbone cannot do.
-        DataError: There are no validation images, or group labels are missing where they are needed.
+        ConfigError: Training diverged, or the machine or the backbone cannot do what the section requires.
+        DataError: There are no validation images, or required group labels are missing.
         PlanError: A stage has no images to train on.
     """
     goals = tasks(experiment, views, validation)
@@ -113,7 +112,7 @@ def run(
 
 
 def fitted(task: Fit, reused: bool) -> Fitted:
-    """What a fit that is done came to."""
+    """Return the result of a fit that is done."""
     record: dict[str, Any] = json.loads(read(task.store, task.record_key))
     return Fitted(
         name=task.stage.name,
@@ -128,19 +127,19 @@ def fitted(task: Fit, reused: bool) -> Fitted:
 
 
 def digests(experiment: config.Experiment, views: Mapping[str, ImageView], validation: ImageView) -> list[str]:
-    """The addresses of what :func:`run` would return, without fitting anything."""
+    """Return the addresses of :func:`run`'s results, without fitting anything."""
     return [task.digest for task in tasks(experiment, views, validation)]
 
 
 def predict(experiment: config.Experiment, fitted: Fitted, view: ImageView) -> Float[np.ndarray, "n classes"]:
-    """Class probabilities of the view's images, in its order."""
+    """Return class probabilities of the view's images, in its order."""
     worker = Worker()
     model = load(experiment, fitted, view.names).to(worker.device)
     return loop.predict(model, PixelCache([view], experiment.training.image_size), experiment.training, worker)
 
 
 def load(experiment: config.Experiment, fitted: Fitted, names: LabelSpace) -> Classifier:
-    """The fitted classifier, on the CPU and in evaluation mode; takes uint8 images (n, 3, height, width)."""
+    """Return the fitted classifier, on the CPU and in evaluation mode; it takes uint8 images (n, 3, height, width)."""
     fresh = experiment.training.model_copy(update={"pretrained": False})
     model = build_model(fresh, len(names.classes), seed=0)
     stage = next(stage for stage in experiment.stages if stage.name == fitted.name)
@@ -151,13 +150,13 @@ def load(experiment: config.Experiment, fitted: Fitted, names: LabelSpace) -> Cl
 
 
 def tasks(experiment: config.Experiment, views: Mapping[str, ImageView], validation: ImageView) -> list[StageFit]:
-    """The fits that :func:`run` stands for, each with its address. Raises what it raises, before anything is fitted."""
+    """Return the fits of :func:`run`, each with its address; raise its errors before anything is fitted."""
     store, tasks = open_store(experiment.store), dict[str, StageFit]()
     views = {**views, "validation": validation}
-    for number, stage in enumerate(experiment.stages):
+    for index, stage in enumerate(experiment.stages):
         images = [views[name] for name in stage.data if len(views[name])]
-        check_stage(experiment, stage, f"stages.{number}", images, validation)
-        tasks[stage.name] = _task(experiment, stage, f"stages.{number}", images, views, tasks, store)
+        check_stage(experiment, stage, f"stages.{index}", images, validation)
+        tasks[stage.name] = _task(experiment, stage, f"stages.{index}", images, views, tasks, store)
     return list(tasks.values())
 
 
@@ -219,7 +218,7 @@ def _task(
 def _start(
     stage: config.Stage, where: str, training: config.Training, earlier: dict[str, StageFit], store: Store
 ) -> tuple[str | None, StageFit | None, str | None]:
-    """Where a stage's first weights are: their key in the store, the fit that makes them, and their address."""
+    """Return a stage's initial weights: their key in the store, the fit that produces them, and their address."""
     name = stage.start or next(reversed(earlier), "scratch")
     if name == "scratch":
         return None, None, weights_name(training)
@@ -249,14 +248,14 @@ def _gradients(
     trainable = recipe.stage.trainable
     if trainable.name != "selective":
         return None
-    seen = {name: views[name] for name in (*trainable.similar, *trainable.different)}
-    for name, view in seen.items():
+    compared = {name: views[name] for name in (*trainable.similar, *trainable.different)}
+    for name, view in compared.items():
         if not len(view):
             raise PlanError(
                 f"stage {recipe.stage.name!r} compares gradients on {name!r}, which has no images",
                 where=f"{where}.trainable",
                 found="0 images",
-                remedy="the plan wants none (is the dataset balanced already?): use another strategy",
+                remedy="the plan asks for none, perhaps because the dataset is balanced already: use another strategy",
             )
     address = shared | {
         "pairs": [[views[name].digest for name in pair] for pair in (trainable.similar, trainable.different)],
@@ -264,4 +263,4 @@ def _gradients(
         "batch_norm": recipe.stage.batch_norm,
     }
     classes = len(views["validation"].names.classes)
-    return Gradients(recipe, seen, classes, seed, start, before, store, digest(address))
+    return Gradients(recipe, compared, classes, seed, start, before, store, digest(address))

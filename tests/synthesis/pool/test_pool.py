@@ -166,7 +166,7 @@ def test_the_users_mistakes_travel_as_values(make_pool, tmp_path):
 
 def test_bugs_are_raised(make_pool):
     sampler = actors.SamplingActor(SamplingSpec.of(make_pool()))
-    sampler.artist.generator.sample = lambda *_: 1 / 0
+    sampler.models.generator.sample = lambda *_: 1 / 0
     with pytest.raises(ZeroDivisionError):
         sampler(request(SHARDS[0]))
 

@@ -116,11 +116,11 @@ def test_images_come_out_again(pool, asked, compared):
 
 def test_the_seed_chooses_shards():
     sound = [(Shard(0, 0, number), [0, 2, 3]) for number in range(20)]
-    chosen = verifying._chosen(sound, 4, 0)
+    chosen = verifying._shards_to_sample(sound, 4, 0)
     assert [len(rows) for _, rows in chosen] == [3, 1]
-    assert verifying._chosen(sound, 4, 0) == chosen
-    assert len({shard for seed in range(20) for shard, _ in verifying._chosen(sound, 4, seed)}) > 10
-    assert verifying._chosen([(Shard(0, 0, 0), [])], 4, 0) == []
+    assert verifying._shards_to_sample(sound, 4, 0) == chosen
+    assert len({shard for seed in range(20) for shard, _ in verifying._shards_to_sample(sound, 4, seed)}) > 10
+    assert verifying._shards_to_sample([(Shard(0, 0, 0), [])], 4, 0) == []
 
 
 def test_every_flipped_byte_of_an_image_is_found(pool):
@@ -209,8 +209,8 @@ def test_a_shard_of_another_number(pool):
         ("attempt", 3, "attempts"),
         ("attempt", 1, "seed"),
         ("attempt", None, "attempts"),
-        ("defect", "one colour all over", "image and defect"),
-        ("image", None, "image and defect"),
+        ("defect", "one colour all over", "an image and a defect"),
+        ("image", None, "an image and a defect"),
         ("image", b"no image", "row 2 cannot be decoded"),
         ("image", encode_image(np.zeros((4, 4, 3), np.uint8)), "sizes"),
     ],
@@ -269,7 +269,7 @@ def test_the_same_pixels_in_other_bytes_differ_by_nothing(pool):
 def test_files_that_are_no_shards(pool, name):
     key = f"pool/{pool.digest}/{name}"
     pool.store.create(key, read(pool.store, key_of(pool, SHARDS[0])))
-    assert (key, "this is no shard's key") in verify(pool, 0, 0).bad
+    assert (key, "not the key of a shard") in verify(pool, 0, 0).bad
 
 
 def test_the_description_is_looked_at(pool):

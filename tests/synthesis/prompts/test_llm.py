@@ -46,9 +46,9 @@ def test_an_answer_that_was_cut_off_loses_its_last_line(serve):
     [
         (400, "seed=null", 1),
         (401, "api_key_env", 1),
-        (404, "ends before /chat/completions", 1),
+        (404, "without /chat/completions", 1),
         (429, "wait", 3),
-        (500, "see what the server says", 3),
+        (500, "read the server's message", 3),
     ],
 )
 def test_refusals(serve, status, hint, times):
@@ -204,7 +204,7 @@ def test_through_ray_noise_is_an_error_that_says_so(tiny_llm, names):
     with pytest.raises(SynthesisError, match="does not give enough prompts for star × red") as caught:
         list(asking.answers(wanted(names, llm.model_dump()), llm))
     assert "0 of 4 in 5 answers" in str(caught.value)
-    with pytest.raises(ConfigError, match="no room for the language model"):
+    with pytest.raises(ConfigError, match="too few GPUs for the language model"):
         list(asking.answers(wanted(names, llm.model_dump()), Llm(model=str(tiny_llm), num_gpus=1000)))
 
 

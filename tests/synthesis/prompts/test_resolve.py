@@ -94,7 +94,7 @@ def test_an_edited_file_is_kept_and_said_so(tmp_path, store, names, serve):
     assert read_prompts(str(saved), names) == first.prompts
     edited = saved.read_text().replace("of a star", "of a shining star")
     saved.write_text(edited)
-    with pytest.warns(UserWarning, match=r"give it as prompts\.file"):
+    with pytest.warns(UserWarning, match=r"set prompts\.file to it"):
         assert resolve(prompts, names, store) == first
     assert saved.read_text() == edited
     mine = resolve(Prompts(file=str(saved)), names, store)

@@ -109,7 +109,7 @@ def test_the_strength_with_the_best_worst_group_is_chosen():
     assert nothing["worst_group_accuracy"] == 0  # so strong a penalty leaves the intercept at most
     assert nothing["balanced_accuracy"] == 0.5
     best = max(others, key=lambda row: (row["worst_group_accuracy"], row["balanced_accuracy"]))
-    assert (head.chosen_strength, head.score) == (best["strength"], best["worst_group_accuracy"])
+    assert (head.best_strength, head.score) == (best["strength"], best["worst_group_accuracy"])
 
 
 def test_of_equal_strengths_the_first_is_chosen():
@@ -117,7 +117,7 @@ def test_of_equal_strengths_the_first_is_chosen():
     features[:, 0] += 100 * labels  # no strength makes a mistake
     head = fit_dfr(features, labels, groups, features, Dfr(strengths=[0.3, 3.0, 1.0], refits=1), 2, seed=0)
     assert {row["worst_group_accuracy"] for row in head.tuning} == {1.0}
-    assert head.chosen_strength == 0.3
+    assert head.best_strength == 0.3
 
 
 def test_groups_may_be_numbered_as_you_like():

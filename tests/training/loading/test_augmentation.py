@@ -110,13 +110,13 @@ REFUSED = [
     ({"RandomResizedCrop": {"size": 16, "scal": 1}}, "size, scale, ratio, interpolation"),
     ({"RandomResizedCrop": {"size": 16, "interpolation": "cubic"}}, "'cubic' is not a valid InterpolationMode"),
     ({"RandomResizedCrop": {"size": 32}}, r"uint8 of shape \(3, 32, 32\)"),
-    ({"RandomZoomOut": {"p": 0.2}}, "change the kind or the size"),  # only sometimes
+    ({"RandomZoomOut": {"p": 0.2}}, "change the type or the size"),  # only sometimes
     ({"TenCrop": {"size": 16}}, "tuple"),
     ({"ToPILImage": {}}, "found:   Image"),
     ({"Normalize": {"mean": [0.5], "std": [0.5]}}, "should be a float tensor"),
     ({"RandomIoUCrop": {}}, "bounding boxes"),
     ({"Lambda": {"lambd": "x"}}, "not callable"),
-    ({"RandomGrayscale": {}, "RandomInvert": {}}, "an entry of its own"),
+    ({"RandomGrayscale": {}, "RandomInvert": {}}, "its own entry"),
     ({"RandomApply": {"transforms": [{"ColorJitter": {"hue": 3}}]}}, r"augmentation\.1\.transforms\.0"),
     ({"RandomApply": {"transforms": ["flip"]}}, "RandomHorizontalFlip"),
 ]

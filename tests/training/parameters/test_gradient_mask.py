@@ -127,7 +127,7 @@ def test_an_empty_mask_says_how_large_k_must_be():
         ranked_mask(SIMILAR, DIFFERENT, 1)
     assert "1 of 4 tensors" in str(error.value)
     assert "set top_k to 2 or more" in str(error.value)
-    assert "from 3" in error.value.allowed
+    assert "at least 3" in error.value.allowed
     assert ranked_mask(SIMILAR, DIFFERENT, 2)
 
 

@@ -101,7 +101,7 @@ def test_an_unknown_block_gets_a_suggestion_and_the_names_there_are(model):
     "stage", [make_stage("blocks", blocks=["avgpool"]), make_stage("blocks", blocks=["bn1"], batch_norm="frozen")]
 )
 def test_a_stage_in_which_nothing_can_move_is_an_error(model, stage):
-    with pytest.raises(ConfigError, match="nothing is left to train"):
+    with pytest.raises(ConfigError, match="no parameters are left to train"):
         prepare(model, stage, seed=0)
 
 

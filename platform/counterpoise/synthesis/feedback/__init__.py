@@ -1,1 +1,1 @@
-"""The classifier that guides sampling, and the criteria that it gives."""
+"""The classifier that guides sampling, and the criteria that it computes."""

@@ -1,6 +1,6 @@
-"""Feedback: which classifier guides the generator, where it comes from, and what it needs to be there.
+"""The guide classifier: its address, its training or checkpoint, its statistics, and its use by the generator.
 
-Addresses are known before anything is trained, so that a pool that is there already is found without its classifier.
+Addresses are known before anything is trained, so that an existing pool is found without its classifier.
 """
 
 from __future__ import annotations
@@ -45,16 +45,16 @@ _BATCH = 256
 
 @dataclass(frozen=True)
 class GuideClassifier:
-    """The classifier that guides. Can be pickled; says where things are, does not hold them.
+    """The classifier that guides sampling. Can be pickled: it holds keys, not weights.
 
     Attributes:
         settings: The experiment's feedback section.
-        training: How its network is built.
+        training: The training section, from which its network is built.
         names: Classes and groups.
-        store: Where its weights lie, and the statistics.
-        address: What it is: of a stage its digest, of a file its hash.
+        store: The store of its weights and statistics.
+        address: Digest of the stage that produced it, or hash of its file.
         weights: Key of its weights in the store; or None for ``settings.checkpoint``.
-        real: Digest of the images whose features the statistics are of.
+        real: Digest of the images whose features the statistics describe.
     """
 
     settings: config.Feedback
@@ -67,11 +67,12 @@ class GuideClassifier:
 
     @property
     def needs_statistics(self) -> bool:
+        """True if a criterion needs the statistics of real features."""
         return "hardness" in self.settings.weights or any(":" in name for name in self.settings.weights)
 
     @property
     def identity(self) -> dict[str, Any]:
-        """All of it that decides pixels."""
+        """The part of the classifier and its settings that decides pixels."""
         return {
             **identity(self.settings, "pixels"),
             **identity(self.training, "pixels"),
@@ -83,10 +84,11 @@ class GuideClassifier:
 
     @property
     def statistics_key(self) -> str:
+        """Key of the statistics in the store."""
         return f"statistics/{digest({'format': _FORMAT, 'classifier': self.address, 'images': self.real})}.safetensors"
 
     def classifier(self) -> Classifier:
-        """The network, on the CPU.
+        """Return the network, on the CPU.
 
         Raises:
             ModelError: The checkpoint does not fit ``training.backbone``.
@@ -99,7 +101,7 @@ class GuideClassifier:
         try:
             model.load_state_dict(load_safetensors(_path(self.settings).read_bytes()))
         except (OSError, RuntimeError, SafetensorError) as error:
-            remedy = f"give the state dict of a classifier with training.backbone {self.training.backbone}"
+            remedy = f"use the state dict of a classifier with training.backbone {self.training.backbone}"
             raise ModelError(
                 "the classifier cannot be loaded",
                 where="feedback.checkpoint",
@@ -108,8 +110,8 @@ class GuideClassifier:
             ) from error
         return model.eval()
 
-    def judge(self, device: str = "cpu") -> ClassifierContext:
-        """The classifier as criteria see it, with its statistics if they are needed."""
+    def context(self, device: str = "cpu") -> ClassifierContext:
+        """Return the classifier as criteria use it, with its statistics if a criterion needs them."""
         statistics = None
         if self.needs_statistics:
             values = load_safetensors(read(self.store, self.statistics_key))
@@ -117,14 +119,14 @@ class GuideClassifier:
         return ClassifierContext(self.classifier().to(device), self.training.image_size, statistics)
 
     def compute_statistics(self, real: ImageView) -> None:
-        """Puts the statistics of the real images' features into the store, if they are needed and not there."""
+        """Store the statistics of the real images' features, if they are needed and not stored yet."""
         if not self.needs_statistics or self.store.exists(self.statistics_key):
             return
         model, pixels = self.classifier(), PixelCache([real], self.training.image_size)
         with torch.inference_mode():
             features = torch.cat([_features(model, pixels, low) for low in range(0, len(pixels), _BATCH)])
-        found = class_statistics(features, torch.from_numpy(real.labels.copy()), len(self.names.classes))
-        self.store.create(self.statistics_key, save_safetensors(vars(found)))
+        statistics = class_statistics(features, torch.from_numpy(real.labels.copy()), len(self.names.classes))
+        self.store.create(self.statistics_key, save_safetensors(vars(statistics)))
 
 
 @dataclass(frozen=True)
@@ -164,14 +166,14 @@ class FeatureStatistics:
 def of_stage(
     experiment: config.Experiment, views: Mapping[str, ImageView], validation: ImageView, stage: str
 ) -> GuideClassifier:
-    """The classifier that the experiment's ``stage`` gives on these images; nothing is trained."""
-    fits = {fit.stage.name: fit for fit in stages.tasks(teaching(experiment, stage), views, validation)}
+    """Return the classifier that the experiment's ``stage`` gives on these images; nothing is trained."""
+    fits = {fit.stage.name: fit for fit in stages.tasks(guide_experiment(experiment, stage), views, validation)}
     fit = fits[stage]
-    return _teacher(experiment, fit.store, fit.digest, fit.weights_key, views["real"], validation.names)
+    return _guide_classifier(experiment, fit.store, fit.digest, fit.weights_key, views["real"], validation.names)
 
 
 def of_checkpoint(experiment: config.Experiment, real: ImageView) -> GuideClassifier:
-    """The classifier in ``feedback.checkpoint``.
+    """Return the classifier in ``feedback.checkpoint``.
 
     Raises:
         ModelError: There is no such file.
@@ -181,45 +183,46 @@ def of_checkpoint(experiment: config.Experiment, real: ImageView) -> GuideClassi
         address = hash_of_file(_path(experiment.feedback))
     except OSError as error:
         raise ModelError("the classifier cannot be read", where="feedback.checkpoint", found=error) from error
-    return _teacher(experiment, real.store, address, None, real, real.names)
+    return _guide_classifier(experiment, real.store, address, None, real, real.names)
 
 
 def guide_fits(
     experiment: config.Experiment, views: Mapping[str, ImageView], validation: ImageView, stage: str
 ) -> list[stages.StageFit]:
     """Return the fits of the stages up to ``stage``, nodes of :mod:`counterpoise.execution.graph`."""
-    return stages.tasks(teaching(experiment, stage), views, validation)
+    return stages.tasks(guide_experiment(experiment, stage), views, validation)
 
 
-def teaching(experiment: config.Experiment, stage: str) -> config.Experiment:
-    """The experiment up to that stage, with the seed of feedback."""
+def guide_experiment(experiment: config.Experiment, stage: str) -> config.Experiment:
+    """Return the experiment up to that stage, with the seed of feedback."""
     assert experiment.feedback is not None
-    end = [one.name for one in experiment.stages].index(stage) + 1
+    end = [item.name for item in experiment.stages].index(stage) + 1
     return experiment.model_copy(update={"stages": experiment.stages[:end], "seed": experiment.feedback.seed})
 
 
-def guides(teacher: GuideClassifier, device: str) -> functools.partial[Guide]:
-    """Call the result with a batch's ``labels`` for its guide. Loads classifier, statistics and tiny decoder.
+def guides(classifier: GuideClassifier, device: str) -> functools.partial[Guide]:
+    """Return a function from a batch's ``labels`` to its guide; load classifier, statistics and tiny decoder.
 
     Raises:
         ConfigError, ModelError: A criterion, the checkpoint or the decoder does not exist.
     """
-    judge, criterion = teacher.judge(device), weighted_criterion(teacher.settings.weights)
-    return functools.partial(_guide, teacher.settings, judge, criterion, _decoder(teacher.settings.decoder, device))
+    settings = classifier.settings
+    context, criterion = classifier.context(device), weighted_criterion(settings.weights)
+    return functools.partial(_guide, settings, context, criterion, _decoder(settings.decoder, device))
 
 
 def _guide(
     settings: config.Feedback,
-    judge: ClassifierContext,
+    context: ClassifierContext,
     criterion: Criterion,
     decoder: Any,
     labels: Int[torch.Tensor, " n"],
 ) -> Guide:
     def score(images: Images) -> Float[torch.Tensor, " n"]:
         try:
-            return criterion(images, labels.to(images.device), judge)
+            return criterion(images, labels.to(images.device), context)
         finally:
-            judge.forget()
+            context.forget()
 
     return Guide(
         criterion=score,
@@ -259,7 +262,7 @@ def _features(model: Classifier, pixels: PixelCache, low: int) -> torch.Tensor:
     return model.logits_and_features(torch.from_numpy(images).permute(0, 3, 1, 2))[1]
 
 
-def _teacher(
+def _guide_classifier(
     experiment: config.Experiment, store: Store, address: str, weights: str | None, real: ImageView, names: LabelSpace
 ) -> GuideClassifier:
     assert experiment.feedback is not None

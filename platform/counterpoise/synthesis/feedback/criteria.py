@@ -1,8 +1,8 @@
-"""What feedback guidance makes larger: scores of images that the task's own classifier finds useful.
+"""Criteria of feedback guidance: differentiable scores of an image's usefulness to the task's classifier.
 
-Askari Hemmat et al., "Feedback-guided Data Synthesis for Imbalanced Classification", TMLR 2024, section 3 and A.1. A
-criterion is a differentiable function of (images, labels, classifier) that scores each image by itself. One function
-and one decorator add another; the config also takes ``module:function``.
+Guidance raises the criterion: Askari Hemmat et al., "Feedback-guided Data Synthesis for Imbalanced Classification",
+TMLR 2024, section 3 and A.1. A criterion is a function of (images, labels, classifier) that scores each image by
+itself. A new criterion is one function with the decorator :func:`criterion`; the config also takes ``module:function``.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ class ClassStatistics:
     """Gaussians of each class's features, from real images.
 
     Attributes:
-        means: Of each class.
+        means: Mean of each class.
         precisions: Inverse covariances.
-        log_determinants: Of the covariances.
+        log_determinants: Log determinants of the covariances.
     """
 
     means: Float[Tensor, "classes d"]
@@ -39,12 +39,12 @@ class ClassStatistics:
 
 
 class ClassifierContext:
-    """The classifier as criteria see it: takes images with values in [0, 1] of any size.
+    """The classifier as criteria use it, on images with values in [0, 1] of any size.
 
     Args:
-        classifier: In evaluation mode, its weights without gradients.
+        classifier: The classifier; it is put into evaluation mode, its weights without gradients.
         image_size: Images are resized to this many pixels a side, as in training.
-        statistics: For criteria that compare features with those of real images.
+        statistics: Statistics of real images, for criteria that compare features with theirs.
     """
 
     def __init__(self, classifier: Classifier, image_size: int, statistics: ClassStatistics | None = None) -> None:
@@ -53,14 +53,15 @@ class ClassifierContext:
         self._last: tuple[Tensor, tuple[Tensor, Tensor]] | None = None
 
     def logits(self, images: Images) -> Float[Tensor, "n classes"]:
+        """Return logits of the images."""
         return self._both(images)[0]
 
     def features(self, images: Images) -> Float[Tensor, "n d"]:
-        """What the last linear layer sees."""
+        """Return the input of the last linear layer."""
         return self._both(images)[1]
 
     def _both(self, images: Images) -> tuple[Tensor, Tensor]:
-        if self._last is None or self._last[0] is not images:  # the parts of a mixture share one pass
+        if self._last is None or self._last[0] is not images:  # the parts of a weighted sum share one pass
             size = (self.image_size, self.image_size)
             resized = images.to(self.classifier.mean.dtype)
             if images.shape[2:] != size:
@@ -69,7 +70,7 @@ class ClassifierContext:
         return self._last[1]
 
     def forget(self) -> None:
-        """Lets go of the last images and their graph."""
+        """Release the last images and their graph."""
         self._last = None
 
 
@@ -78,30 +79,30 @@ CRITERIA: dict[str, Criterion] = {}
 
 
 def criterion(function: Criterion) -> Criterion:
-    """Registers a criterion under its name."""
+    """Register a criterion under its name."""
     CRITERIA[function.__name__] = function
     return function
 
 
 @criterion
 def loss(images: Images, labels: Int[Tensor, " n"], classifier: ClassifierContext) -> Float[Tensor, " n"]:
-    """Cross-entropy of the asked class (equation 6): images that the classifier gets wrong."""
+    """Return the cross-entropy of the requested class (equation 6): large for misclassified images."""
     return F.cross_entropy(classifier.logits(images), labels, reduction="none")
 
 
 @criterion
 def entropy(images: Images, labels: Int[Tensor, " n"], classifier: ClassifierContext) -> Float[Tensor, " n"]:
-    """Entropy of the prediction in nats, in [0, log classes] (equation 7): images that it is unsure of."""
+    """Return the prediction's entropy in nats, in [0, log classes] (equation 7): large for uncertain images."""
     logs = classifier.logits(images).log_softmax(1)
     return -(logs.exp() * logs).sum(1)
 
 
 @criterion
 def hardness(images: Images, labels: Int[Tensor, " n"], classifier: ClassifierContext) -> Float[Tensor, " n"]:
-    """Negative log-likelihood of the features under their class's Gaussian (equation 8): images unlike the known ones.
+    """Return the negative log-likelihood of the features under their class's Gaussian (equation 8).
 
-    ½ · ((f - μ)ᵀ Σ⁻¹ (f - μ) + log det Σ + d · log 2π), after Sehwag et al. 2022; the body of the equation is lost in
-    our copy of the paper.
+    It is large for images unlike the real ones: ½ · ((f - μ)ᵀ Σ⁻¹ (f - μ) + log det Σ + d · log 2π), after Sehwag et
+    al. 2022, because the equation's body is illegible in the available copy of the paper.
     """
     known = classifier.statistics
     assert known is not None, "hardness needs the statistics of real features"
@@ -112,7 +113,7 @@ def hardness(images: Images, labels: Int[Tensor, " n"], classifier: ClassifierCo
 
 
 def weighted_criterion(weights: Mapping[str, float]) -> Criterion:
-    """The weighted sum of criteria by name; see :func:`resolve_criterion`."""
+    """Return the weighted sum of criteria by name; see :func:`resolve_criterion`."""
     parts = [(resolve_criterion(name), weight) for name, weight in weights.items()]
 
     def mixed(images: Images, labels: Int[Tensor, " n"], classifier: ClassifierContext) -> Float[Tensor, " n"]:
@@ -122,10 +123,10 @@ def weighted_criterion(weights: Mapping[str, float]) -> Criterion:
 
 
 def resolve_criterion(name: str) -> Criterion:
-    """A registered criterion, or a function as ``module:function``.
+    """Return a registered criterion, or a function given as ``module:function``.
 
     Raises:
-        ConfigError: There is none of that name, or the module cannot be imported.
+        ConfigError: There is no criterion of that name, or the module cannot be imported.
     """
     where = "feedback.criterion"
     if ":" in name:
@@ -138,25 +139,26 @@ def resolve_criterion(name: str) -> Criterion:
 
 
 def class_statistics(features: Float[Tensor, "n d"], labels: Int[Tensor, " n"], classes: int) -> ClassStatistics:
-    """Means and covariances of each class, shrunk towards a multiple of the identity (Ledoit & Wolf 2004).
+    """Return means and covariances of each class, shrunk towards a multiple of the identity.
 
-    Shrinkage is what makes a covariance of fewer images than dimensions invertible. A class with fewer than two images
-    has the pooled covariance of all classes around their means, and without any image the mean of all.
+    The shrinkage is that of Ledoit & Wolf 2004; it makes a covariance of fewer images than dimensions invertible. A
+    class with fewer than two images has the pooled covariance of all classes around their means, and without any image
+    the mean of all.
 
     Args:
-        features: Of real images.
+        features: Features of real images.
         labels: Their classes.
-        classes: How many there are.
+        classes: Number of classes.
     """
     from sklearn.covariance import ledoit_wolf
 
     features, labels = features.double(), labels.long()
     present = [features[labels == label] for label in range(classes)]
-    means = torch.stack([own.mean(0) if len(own) else features.mean(0) for own in present])
+    means = torch.stack([members.mean(0) if len(members) else features.mean(0) for members in present])
     centred = features - means[labels]
-    pools = [centred[labels == label] if len(own) > 1 else centred for label, own in enumerate(present)]
+    pools = [centred[labels == label] if len(members) > 1 else centred for label, members in enumerate(present)]
     stacked = torch.stack([torch.from_numpy(ledoit_wolf(pool.numpy(), assume_centered=True)[0]) for pool in pools])
-    ridge = 1e-6 * stacked.diagonal(dim1=1, dim2=2).mean(1).clamp_min(1e-12)  # for features that never move
+    ridge = 1e-6 * stacked.diagonal(dim1=1, dim2=2).mean(1).clamp_min(1e-12)  # for features that never vary
     stacked = stacked + ridge[:, None, None] * torch.eye(features.shape[1], dtype=torch.float64)
     return ClassStatistics(
         means.float(), torch.linalg.inv(stacked).float().contiguous(), torch.linalg.slogdet(stacked).logabsdet.float()

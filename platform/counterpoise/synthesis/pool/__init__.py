@@ -1,1 +1,1 @@
-"""Addressed, immutable shards of synthetic images, and the actors that sample them."""
+"""Pools: addressed, immutable shards of synthetic images, and the actors that sample them."""

@@ -1,10 +1,10 @@
-"""What runs in Ray's workers: sampling, scoring, committing one shard at a time.
+"""Ray actors that sample, score and commit one shard at a time.
 
-Each takes and gives a table with one row: the shard's address, its images so far, and the seconds spent. Each imports
-what it needs and no more: diffusers and open_clip take five to ten seconds each.
+Each takes and returns a table with one row: the shard's address, its images so far, and the seconds spent. Each imports
+only what it needs: diffusers and open_clip take five to ten seconds each.
 
-A mistake of the user travels to the driver as a value, in the row. As an exception, Ray would wrap it in its own and
-print all of their tracebacks. Bugs are raised.
+A user error travels to the driver as a value in the row, because Ray would wrap an exception in its own and print both
+tracebacks. Bugs are raised.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ STEPS = ("sample", "encode", "score", "commit")
 
 
 class PipelineActor:
-    """An actor for one kind of work: ``load`` once, ``work`` on one row at a time."""
+    """Base of the actors: :meth:`load` once, then :meth:`step` on one row at a time."""
 
     def __init__(self, work: SamplingSpec) -> None:
         self.work, self.failure = work, None
@@ -43,6 +43,7 @@ class PipelineActor:
             gc.enable()
 
     def __call__(self, batch: pa.Table) -> pa.Table:
+        """Return the row after this step; a user error, of this actor or an earlier one, is passed on in the row."""
         if "failure" in batch.column_names:
             return batch
         try:
@@ -53,22 +54,28 @@ class PipelineActor:
             return _row(shard_of(batch), failure=pickle.dumps(error))
 
     def load(self) -> None:
+        """Load the actor's models."""
         raise NotImplementedError
 
     def step(self, batch: pa.Table) -> pa.Table:
+        """Process one row."""
         raise NotImplementedError
 
 
 class SamplingActor(PipelineActor):
+    """Actor that samples a shard's images and encodes them."""
+
     def load(self) -> None:
+        """Load the generator, condition images and guide classifier."""
         from counterpoise.synthesis.pool.shard_sampler import ShardSampler
 
         self.threads = _one_thread_per_cpu(self.work.cpus[0])
-        self.artist = ShardSampler(self.work)
+        self.models = ShardSampler(self.work)
 
     def step(self, batch: pa.Table) -> pa.Table:
+        """Add the shard's table without scores."""
         shard, started, clock = shard_of(batch), time.time(), _Clock()
-        draft = self.artist.draw(shard)
+        draft = self.models.draw(shard)
         clock.lap("sample")
         table = making.to_table(draft, self.work.recipe, shard, self.threads)
         clock.lap("encode")
@@ -77,7 +84,9 @@ class SamplingActor(PipelineActor):
 
 @contextmanager
 def sampler_here(work: SamplingSpec) -> Iterator[Callable[[Shard], pa.Table]]:
-    """What a sampler actor does, in this process: a shard's table without scores. For looking, not for the pool.
+    """Yield a function that samples a shard in this process and returns its table without scores.
+
+    It serves previews and verification and writes nothing.
 
     Raises:
         ConfigError: The generator computes on a GPU, and this machine has none.
@@ -86,7 +95,7 @@ def sampler_here(work: SamplingSpec) -> Iterator[Callable[[Shard], pa.Table]]:
     import torch
 
     if work.devices.generator == "cuda" and not torch.cuda.is_available():
-        remedy = "run this where there is one, or set pool.sampling.num_gpus=0 and generator.device=auto"
+        remedy = "run this on a machine with a GPU, or set pool.sampling.num_gpus=0 and generator.device=auto"
         raise ConfigError("this machine has no GPU to sample on", where="generator.device", found="cuda", remedy=remedy)
     threads = torch.get_num_threads()
     sampler = SamplingActor(work)
@@ -106,7 +115,10 @@ def sampler_here(work: SamplingSpec) -> Iterator[Callable[[Shard], pa.Table]]:
 
 
 class ScoringActor(PipelineActor):
+    """Actor that scores a shard's images with CLIP."""
+
     def load(self) -> None:
+        """Load the scorer and embed the plain prompts."""
         from counterpoise.scoring.clip import Clip
 
         assert self.work.scorer is not None
@@ -115,6 +127,7 @@ class ScoringActor(PipelineActor):
         self.texts = self.clip.embed_texts(self.work.recipe.all_plain)
 
     def step(self, batch: pa.Table) -> pa.Table:
+        """Add the scores to the shard's table."""
         shard, clock = shard_of(batch), _Clock()
         table = making.from_ipc(batch["table"][0].as_py())
         table = making.score(self.clip, self.texts, self.work.recipe, shard, table)
@@ -123,10 +136,13 @@ class ScoringActor(PipelineActor):
 
 
 class CommitActor(PipelineActor):
+    """Actor that writes a shard to the store."""
+
     def load(self) -> None:
-        """There is no model."""
+        """Load nothing: there is no model."""
 
     def step(self, batch: pa.Table) -> pa.Table:
+        """Commit the shard, and return the columns of its receipt."""
         shard, clock = shard_of(batch), _Clock()
         table = making.from_ipc(batch["table"][0].as_py())
         created = self.work.store.create(shard.key(self.work.recipe.digest), making.to_parquet(table))
@@ -160,6 +176,7 @@ def _row(shard: Shard, **columns: Any) -> pa.Table:
 
 
 def shard_of(batch: pa.Table) -> Shard:
+    """Return the shard of a one-row table."""
     return Shard(*(batch[name][0].as_py() for name in ("label", "group", "number")))
 
 

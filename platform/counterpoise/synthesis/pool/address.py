@@ -1,7 +1,7 @@
-"""Every synthetic image has an address before it is sampled: ``(generation digest, label, group, index)``.
+"""Addresses of synthetic images: ``(generation digest, label, group, index)``, known before sampling.
 
-The digest covers all that decides an image's pixels and scores. Images of a cell are numbered; ``shard_size`` of them
-in a row are a shard, which is sampled in one batch and stored under one key. Seeds are hashes of the address.
+The digest covers everything that decides an image's pixels and scores. Images of a cell are numbered; ``shard_size``
+consecutive ones are a shard, which is sampled in one batch and stored under one key. Seeds are hashes of the address.
 """
 
 from __future__ import annotations
@@ -23,40 +23,43 @@ from counterpoise.scoring.identity import identify_scorer
 from counterpoise.storage.schema import LabelSpace
 from counterpoise.synthesis.prompts.prompt_set import PromptSet
 
-_FORMAT = 2  # of shards; another one is another pool
+_FORMAT = 2  # version of shards; another version is another pool
 _LIBRARIES = ("torch", "torchvision", "diffusers", "transformers", "open_clip_torch", "numpy", "pillow", "pyarrow")
 _KEY = re.compile(r".*/(\d+)-(\d+)/(\d{6,})\.parquet")
 
 
 @dataclass(frozen=True, order=True)
 class Shard:
-    """``shard_size`` images of a cell in a row, from ``number · shard_size`` on. ``group`` is 0 without groups."""
+    """A shard: ``shard_size`` consecutive images of a cell, from ``number · shard_size`` on.
+
+    ``group`` is 0 without groups.
+    """
 
     label: int
     group: int
     number: int
 
     def key(self, digest: str) -> str:
-        """Where the shard lies in the store."""
+        """Return the shard's key in the store."""
         return f"{folder(digest)}{self.label}-{self.group}/{self.number:06d}.parquet"
 
     @classmethod
     def from_key(cls, key: str) -> Shard | None:
-        """The shard at a key; None if this is not a shard's key."""
+        """Return the shard at a key; None if this is not the key of a shard."""
         match = _KEY.fullmatch(key)
         return cls(*map(int, match.groups())) if match else None
 
 
 def folder(digest: str) -> str:
-    """The prefix of all keys of a generation."""
+    """Return the prefix of all keys of a generation."""
     return f"pool/{digest}/"
 
 
 def seed(digest: str, label: int, group: int, index: int, attempt: int) -> int:
-    """The seed of one image's noise: the first 63 bits of a SHA-256 of its address.
+    """Return the seed of one image's noise: the first 63 bits of a SHA-256 of its address.
 
-    PyTorch's CPU generator uses the lower 32 bits, so that among n images of a cell n² / 2³³ pairs of equal noise are
-    to be expected: 0.01 among ten thousand.
+    PyTorch's CPU generator uses the lower 32 bits, so that n images of a cell have n² / 2³³ expected pairs of equal
+    noise: 0.01 for ten thousand images.
     """
     text = f"{digest}/{label}/{group}/{index}/{attempt}"
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
@@ -69,21 +72,21 @@ def pixel_identity(
     conditions: str | None = None,
     feedback: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """All that decides the pool's pixels and scores, as a JSON-able value.
+    """Return everything that decides the pool's pixels and scores, as a JSON-able value.
 
     Args:
         experiment: The config.
         names: Classes and groups.
-        prompts: What is asked for.
-        conditions: Digest of the view that condition images are drawn from, if there are any.
-        feedback: The identity of the classifier that guides, and how it does, if it does.
+        prompts: The prompts of every cell.
+        conditions: Digest of the view that supplies condition images, if there are any.
+        feedback: Identity of the guide classifier and its settings, if there is one.
 
     Raises:
         ConfigError, ModelError: There is no generator, or generator or scorer do not exist.
     """
     generator, pool = experiment.generator, experiment.pool
     if generator is None:
-        raise ConfigError("there is nothing to sample with", where="generator", found="null")
+        raise ConfigError("no generator is configured", where="generator", found="null")
     check_pipeline_folder(generator)
     return {
         "format": _FORMAT,
@@ -105,7 +108,7 @@ def pixel_identity(
 
 
 def provenance(devices: Devices) -> dict[str, str]:
-    """What may decide the last bit of a pixel and is recorded beside the generation: versions and devices."""
+    """Return versions and devices, which may decide the last bit of a pixel; recorded beside the generation."""
     return {
         **{name: version(name) for name in _LIBRARIES},
         "generator device": devices.generator,
@@ -114,12 +117,12 @@ def provenance(devices: Devices) -> dict[str, str]:
 
 
 def digest_of(generation: dict[str, Any]) -> str:
-    """The address of a generation: 16 hex digits."""
+    """Return the address of a generation: 16 hex digits."""
     return digest(generation)
 
 
 def pinned(generator: Generator, generation: dict[str, Any]) -> Generator:
-    """The generator at the commits that a generation names, of whatever comes from the hub."""
+    """Return the generator at the commits that a generation names, for models from the hub."""
     made = generation["generator"]
     changes: dict[str, Any] = {"revision": made["weights"].get("revision")}
     if generator.condition is not None and (adapter := generator.condition.adapter) is not None:

@@ -1,4 +1,4 @@
-"""Which real image each synthetic one is conditioned on: one of its cell, drawn by its seed."""
+"""Condition images: for each synthetic image one real image of its cell, drawn by its seed."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ class Conditions:
         self.view = view
         for label, name in enumerate(view.names.classes):
             if not (view.labels == label).any():
-                remedy = "leave the class out, or sample without generator.condition"
-                raise DataError("a class without a real image to condition on", where="data", found=name, remedy=remedy)
+                remedy = "remove the class, or sample without generator.condition"
+                raise DataError("a class has no real image to condition on", where="data", found=name, remedy=remedy)
 
     def draw(self, label: int, group: int, seeds: Sequence[int]) -> Int[np.ndarray, " n"]:
-        """Positions in the view: of the cell, or of the whole class if the cell has no images.
+        """Return positions in the view: of the cell, or of the whole class if the cell has no images.
 
-        A seed's upper 31 bits choose; its lower 32 are the noise's.
+        A seed's upper 31 bits select; its lower 32 seed the noise.
         """
         of_class = self.view.labels == label
         of_cell = of_class & (self.view.groups == group) if self.view.names.groups else of_class
@@ -40,9 +40,10 @@ class Conditions:
         return candidates[[(seed >> 32) % len(candidates) for seed in seeds]]
 
     def images(self, positions: Int[np.ndarray, " n"]) -> list[np.ndarray]:
-        """The images at these positions as uint8 (height, width, 3) arrays."""
-        found = {position: decode_image(data) for position, data in self.view.take(positions).images()}
-        return [found[position] for position in range(len(positions))]
+        """Return the images at these positions as uint8 (height, width, 3) arrays."""
+        images = {position: decode_image(data) for position, data in self.view.take(positions).images()}
+        return [images[position] for position in range(len(positions))]
 
     def ids(self, positions: Int[np.ndarray, " n"]) -> list[str]:
+        """Return the ids of the images at these positions."""
         return self.view.index["id"].take(positions).to_pylist()

@@ -1,7 +1,7 @@
-"""The pool: synthetic images that are never made twice and never change.
+"""The pool: synthetic images that are never sampled twice and never change.
 
-A pool is a prefix in the store: ``generation.json`` says what makes its images, shards hold them. It is the same pool
-for every plan, method, run and cluster that asks the same of the same generator.
+A pool is a prefix in the store: ``generation.json`` describes its images, shards hold them. All plans, methods, runs
+and clusters with the same generation share one pool.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ if TYPE_CHECKING:
 
 
 class Pool:
-    """What the store holds of a specification's synthetic images. Reads and addresses; sampling is elsewhere.
+    """Read access to the addressed, immutable synthetic images of one generation.
 
     Args:
-        spec: All that decides the images.
+        spec: Everything that decides the images.
         names: Classes and groups of the dataset.
-        store: Where the pool lies.
+        store: The store of the pool.
         conditions: The real training images, for a generator that is conditioned on them.
-        teacher: The classifier that guides, if one does.
+        teacher: The guide classifier, if there is one.
 
     Attributes:
-        generation: All that decides the images.
-        digest: Its address.
+        generation: Everything that decides the images.
+        digest: The generation's address.
     """
 
     def __init__(
@@ -68,15 +68,15 @@ class Pool:
         real: ImageView | None = None,
         teacher: GuideClassifier | None = None,
     ) -> Pool:
-        """The pool of an experiment.
+        """Return the pool of an experiment.
 
         Args:
-            experiment: Its generator, scorer, feedback and shard size decide which pool this is.
+            experiment: The experiment; its generator, scorer, feedback and shard size decide the address.
             names: Classes and groups of the dataset.
-            store: Where the pool lies.
-            prompts: What is asked for; see :func:`counterpoise.synthesis.prompts.resolve.resolve`.
+            store: The store of the pool.
+            prompts: The prompts; see :func:`counterpoise.synthesis.prompts.resolve.resolve`.
             real: The real training images, for a generator that is conditioned on them.
-            teacher: The classifier that guides, if one does.
+            teacher: The guide classifier, if there is one.
 
         Raises:
             ConfigError, ModelError: There is no generator, or generator or scorer do not exist.
@@ -89,37 +89,38 @@ class Pool:
 
     @property
     def shard_size(self) -> int:
+        """Images of a shard."""
         return self.spec.shard_size
 
     @property
     def runtime(self) -> dict[str, Any]:
-        """What the address does not cover, by key path: methods that share the pool must agree on it."""
+        """Settings outside the address, by key path; methods that share the pool must agree on them."""
         decoding = {} if self.teacher is None else self.teacher.settings.model_dump(include={"checkpoint_decoder"})
         return self.spec.runtime | {f"feedback.{key}": value for key, value in decoding.items()}
 
     def shards(self) -> set[Shard]:
-        """The shards that are there now."""
+        """Return the shards that are in the store now."""
         keys = self.store.list(folder(self.digest))
         return {shard for shard in map(Shard.from_key, keys) if shard is not None}
 
     def rows(self, shard: Shard) -> pa.Table:
-        """A shard's rows as in :attr:`ImageView.index`. Shards never change: each is read once."""
+        """Return a shard's rows as in :attr:`ImageView.index`; each shard is read once, because it never changes."""
         if shard not in self._rows:
             self._rows[shard] = ImageView.open(self.store, [shard.key(self.digest)]).index
         return self._rows[shard]
 
     def purity(self, shards: Iterable[Shard]) -> Int[np.ndarray, "2 classes groups"]:
-        """Per cell, the scored images of shards, and those that CLIP puts into the cell they were asked for."""
+        """Return per cell the scored images of shards, and those that CLIP assigns to their requested cell."""
         counts = np.zeros((2, *self.names.shape), dtype=np.int64)
         for shard in shards:
             rows = self.rows(shard)
             label, group = (pc.equal(rows[name], rows[f"clip_{name}"]) for name in ("label", "group"))
-            seen = pc.and_(label, group).drop_null()  # a quarantined image was not looked at
-            counts[:, shard.label, shard.group] += (len(seen), int(np.sum(seen.to_numpy())))
+            agrees = pc.and_(label, group).drop_null()  # a quarantined image has no scores
+            counts[:, shard.label, shard.group] += (len(agrees), int(np.sum(agrees.to_numpy())))
         return counts
 
     def view(self, shards: Iterable[Shard], taken: Iterable[Int[np.ndarray, " _"]]) -> ImageView:
-        """The rows ``taken[i]`` of ``shards[i]``, in this order."""
+        """Return the rows ``taken[i]`` of ``shards[i]``, in this order."""
         parts = [self.rows(shard).take(pa.array(rows)) for shard, rows in zip(shards, taken, strict=True)]
         parts = [part for part in parts if len(part)]
         return (
@@ -129,10 +130,10 @@ class Pool:
         )
 
     def prepare(self) -> None:
-        """Writes down what makes this pool's images, or compares with what is written there.
+        """Store the description of this pool's images, or compare with the stored one.
 
         Raises:
-            SynthesisError: ``generation.json`` is damaged or speaks of something else.
+            SynthesisError: ``generation.json`` is damaged or describes another generation.
         """
         record = {"generation": self.generation, "recorded": provenance(self.spec.devices)}
         if not self.store.create(self.description_key, json.dumps(record, indent=1, sort_keys=True).encode()):
@@ -140,26 +141,27 @@ class Pool:
 
     @cached_property
     def description_key(self) -> str:
+        """Key of ``generation.json`` in the store."""
         return f"{folder(self.digest)}generation.json"
 
     def check_description(self) -> None:
-        """Compares what is written down with what is asked for now; other versions are a warning.
+        """Compare the stored description with this generation; other library versions are a warning.
 
         Raises:
-            SynthesisError: ``generation.json`` is damaged or speaks of something else.
-            StoreError: It is not there.
+            SynthesisError: ``generation.json`` is damaged or describes another generation.
+            StoreError: There is no description.
         """
         where = f"{self.store.uri}/{self.description_key}"
         try:
-            found = json.loads(read(self.store, self.description_key))
-            same, recorded = found["generation"] == self.generation, dict(found["recorded"])
+            stored = json.loads(read(self.store, self.description_key))
+            same, recorded = stored["generation"] == self.generation, dict(stored["recorded"])
         except (ValueError, KeyError, TypeError) as error:
-            remedy = "put back a copy of this file, or remove the pool's folder to sample it anew"
+            remedy = "restore this file from a copy, or remove the pool's folder to sample it again"
             raise SynthesisError(
                 "the pool's description is damaged", where=where, found=error, remedy=remedy
             ) from error
         if not same:
-            remedy = "remove the pool's folder to sample it anew"
+            remedy = "remove the pool's folder to sample it again"
             raise SynthesisError("the pool's description was changed", where=where, remedy=remedy)
         differences = [
             f"{name} {recorded.get(name)} then, {value} now"
@@ -167,23 +169,26 @@ class Pool:
             if recorded.get(name) != value
         ]
         if differences:
-            text = "; new images may differ from the old ones in the last bit"
-            warnings.warn(f"the pool {self.digest} was begun with {', '.join(differences)}{text}", stacklevel=2)
+            text = "; new images may differ in the last bit from the same images sampled then"
+            warnings.warn(
+                f"the pool {self.digest} was created with other versions: {', '.join(differences)}{text}", stacklevel=2
+            )
 
     def rate(self) -> float | None:
-        """Images per second when images of this pool were last sampled, start-up aside; None if they never were."""
-        found = _rate(self.store, self.digest)
-        return None if found is None else found[0]
+        """Return images per second of this pool's last sampling, without start-up; None before the first."""
+        rate = _rate(self.store, self.digest)
+        return None if rate is None else rate[0]
 
     def record_rate(self, images_per_second: float, workers: int) -> None:
+        """Store the rate and the number of samplers of the last sampling."""
         record = {"images_per_second": round(images_per_second, 4), "workers": workers}
         self.store.replace(_rate_key(self.digest), json.dumps(record).encode())
 
 
 def sampler_seconds(store: Store, digest: str) -> float | None:
-    """Seconds of a sampler's time that an image of a pool took when they were last sampled; None if they never were."""
-    found = _rate(store, digest)
-    return found[1] / found[0] if found else None
+    """Return a sampler's seconds per image in a pool's last sampling; None before the first."""
+    rate = _rate(store, digest)
+    return rate[1] / rate[0] if rate else None
 
 
 def _rate_key(digest: str) -> str:
@@ -191,11 +196,11 @@ def _rate_key(digest: str) -> str:
 
 
 def _rate(store: Store, digest: str) -> tuple[float, int] | None:
-    """Images per second, and with how many samplers."""
+    """Return images per second, and the number of samplers."""
     if not store.exists(_rate_key(digest)):
         return None
     try:
-        found = json.loads(read(store, _rate_key(digest)))
-        return float(found["images_per_second"]), int(found["workers"])
+        record = json.loads(read(store, _rate_key(digest)))
+        return float(record["images_per_second"]), int(record["workers"])
     except (ValueError, KeyError, TypeError):
-        return None  # a progress marker, not a result: the next run writes it again
+        return None  # a mere estimate: the next run stores it again

@@ -1,7 +1,7 @@
-"""Filling the pool on Ray Data: shards to sample → sampler actors → scoring actors → atomic commits.
+"""Sampling of shards on Ray Data: shards to sample → sampler actors → scoring actors → atomic commits.
 
-One row of the dataset is one shard, in a block of its own, so that no scheduling decides which images share a batch.
-What comes back to the driver are receipts. A shard is done when its receipt is here; a missing one is an error.
+One row of the dataset is one shard, in a block of its own, so that scheduling never decides which images share a batch.
+The driver receives receipts. A shard is done when its receipt arrives; a missing receipt is an error.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ from counterpoise.synthesis.pool.pool import Pool
 from counterpoise.synthesis.pool.sampling_spec import SamplingSpec
 from counterpoise.synthesis.pool.spec import PoolSpec
 
-_RESTARTS = 2  # of each actor, and of each shard: one that kills its worker must not do so for ever
+_RESTARTS = 2  # bound for each actor and each shard: a shard that kills its worker must not do so for ever
 
 
 @dataclass(frozen=True)
 class Receipt:
-    """A shard that is in the store.
+    """Receipt of a shard that is in the store.
 
     Attributes:
-        shard: Which one.
-        created: Whether this run put it there; else another run was faster.
-        images: How many rows it has.
-        quarantined: How many of them are defects.
-        started: When its sampling began, in seconds since the epoch.
-        seconds: Spent in each step.
+        shard: The shard.
+        created: True if this run stored it; False if another run was faster.
+        images: Number of its rows.
+        quarantined: Number of rows with a defect.
+        started: Start of its sampling, in seconds since the epoch.
+        seconds: Seconds spent in each step.
     """
 
     shard: Shard
@@ -57,18 +57,18 @@ class Receipt:
 def sample(
     pool: Pool, shards: Sequence[Shard], on_receipt: Callable[[Receipt], None] = lambda receipt: None
 ) -> list[Receipt]:
-    """Samples, scores and commits shards; returns when all of them are in the store.
+    """Sample, score and commit shards; return when all of them are in the store.
 
     Args:
-        pool: Where they belong.
-        shards: Which ones.
-        on_receipt: Called for each shard as it is committed; what it raises ends the sampling.
+        pool: The pool of the shards.
+        shards: The shards to sample.
+        on_receipt: Called for each shard as it is committed; an exception ends the sampling.
 
     Raises:
-        ConfigError: Scheduler or workers are impossible.
+        ConfigError: The scheduler does not suit the model, or the cluster is too small for the workers.
         ModelError: Generator or scorer cannot be loaded.
         StoreError: The store fails.
-        SynthesisError: Workers died again and again, or shards did not come back.
+        SynthesisError: Workers died repeatedly, or shards are missing.
     """
     if not shards:
         return []
@@ -93,7 +93,7 @@ def sample(
 
 @dataclass(frozen=True)
 class Sizes:
-    """How many actors sample, score and commit."""
+    """Numbers of actors that sample, score and commit."""
 
     samplers: int
     scorers: int
@@ -103,54 +103,54 @@ class Sizes:
 def pool_sizes(
     sampling: config.ActorResources, scoring: config.ActorResources | None, resources: Mapping[str, float], shards: int
 ) -> Sizes:
-    """The actors that the cluster has room for.
+    """Return the numbers of actors that fit into the cluster.
 
     Args:
-        sampling: How many samplers are asked for, and what each reserves.
-        scoring: The same of scorers; None without a scorer.
-        resources: What the cluster has: ``CPU`` and ``GPU``.
-        shards: More samplers than shards are of no use.
+        sampling: Number of requested samplers, and the resources of each.
+        scoring: The same for scorers; None without a scorer.
+        resources: The cluster's resources: ``CPU`` and ``GPU``.
+        shards: Number of shards, the upper bound on samplers.
 
     Raises:
-        ConfigError: The cluster has no room for the actors asked for. They would wait for it for ever.
+        ConfigError: The cluster is too small for the requested actors, which would wait for ever.
     """
     scorers, beside = (0, sampling) if scoring is None else (scoring.workers or 1, scoring)
     room = {}
-    for kind, own, other in (
+    for kind, each, other in (
         ("CPU", sampling.num_cpus, beside.num_cpus),
         ("GPU", sampling.num_gpus, beside.num_gpus),
     ):
-        here = resources.get(kind, 0.0)
-        left = here - scorers * other
-        if left < own or left < 0:
+        total = resources.get(kind, 0.0)
+        available = total - scorers * other
+        if available < each or available < 0:
             where = f"pool.sampling.num_{kind.lower()}s"
-            found = f"{own:g} for a sampler and {scorers * other:g} for scorers"
+            found = f"{each:g} for a sampler and {scorers * other:g} for scorers"
             raise ConfigError(
-                f"no room for a sampler on the cluster's {kind}s",
+                f"the cluster has too few {kind}s for a sampler",
                 where=where,
                 found=found,
-                allowed=f"{here:g} {kind}s in all",
+                allowed=f"{total:g} {kind}s in all",
             )
-        if own > 0:
-            room[kind] = math.floor(left / own + 1e-9)
+        if each > 0:
+            room[kind] = math.floor(available / each + 1e-9)
     most = min(room.values(), default=max(int(resources.get("CPU", 1)), 1))
-    wanted = sampling.workers
-    if wanted is not None and wanted > most:
+    requested = sampling.workers
+    if requested is not None and requested > most:
         kinds = one_of(f"{resources.get(kind, 0.0):g} {kind}s" for kind in room)
-        remedy = "ask for fewer workers, or let each reserve less"
+        remedy = "set fewer workers, or let each reserve less"
         raise ConfigError(
-            "no room for so many samplers",
+            "the cluster is too small for so many samplers",
             where="pool.sampling.workers",
-            found=wanted,
+            found=requested,
             allowed=f"at most {most} on {kinds}",
             remedy=remedy,
         )
-    samplers = min(wanted or most, shards)
+    samplers = min(requested or most, shards)
     return Sizes(samplers, scorers, max(1, samplers // 4))
 
 
 def graph(shards: Sequence[Shard], work: SamplingSpec, spec: PoolSpec, sizes: Sizes) -> ray.data.Dataset:
-    """The dataset whose rows are the receipts of the shards. Nothing runs yet."""
+    """Return the lazy dataset whose rows are the receipts of the shards."""
     rows = [{"label": shard.label, "group": shard.group, "number": shard.number} for shard in shards]
     with _rays_own_warnings(), DataContext.current(_context()):
         dataset: Any = ray.data.from_items(rows, override_num_blocks=len(rows))
@@ -186,7 +186,7 @@ def _check_scheduler(generator: config.Generator) -> None:
 
 def _hint_at_gpus(spec: PoolSpec, resources: Mapping[str, float]) -> None:
     if resources.get("GPU", 0) > 0 and spec.devices.generator == "cpu":
-        text = "the cluster has GPUs, but the samplers reserve none and use CPUs: set pool.sampling.num_gpus=1"
+        text = "the cluster has GPUs, but the samplers reserve none and run on CPUs: set pool.sampling.num_gpus=1"
         warnings.warn(text, stacklevel=3)
 
 
@@ -202,9 +202,9 @@ def _context() -> DataContext:
 def _run(dataset: ray.data.Dataset) -> Generator[Receipt]:
     for handler in logging.getLogger("ray.data").handlers:
         if isinstance(handler, logging.StreamHandler):
-            handler.setLevel(logging.CRITICAL)  # not between the lines of our progress; its log file has it all
+            handler.setLevel(logging.CRITICAL)  # keeps the progress lines clean; Ray's log file has everything
     batches: Any = dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
-    with closing(iter(batches)) as blocks:  # closed at once, the actors make room for whatever comes next
+    with closing(iter(batches)) as blocks:  # closing at once frees the actors' resources for the next step
         for block in blocks:
             for row in block.to_pylist():
                 yield _receipt(row)
@@ -227,33 +227,33 @@ def _receipt(row: Mapping[str, Any]) -> Receipt:
 def _rays_own_warnings() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"ray\.")  # its defaults set what it deprecates
-        # max_restarts and max_task_retries have no named arguments yet, and Ray says that those will come
+        # max_restarts and max_task_retries have no named arguments yet, and Ray announces them
         warnings.filterwarnings("ignore", message=".*ray_remote_args.*")
         yield
 
 
 @contextmanager
-def _explained(asked: set[Shard], receipts: Mapping[Shard, Receipt]) -> Iterator[None]:
-    """Turns what Ray raises into what the user can mend, and checks that nothing is missing in the end."""
+def _explained(shards: set[Shard], receipts: Mapping[Shard, Receipt]) -> Iterator[None]:
+    """Turn Ray's errors into errors with a remedy, and check that no shard is missing at the end."""
     try:
         yield
     except RayError as error:
         if "died" not in str(error) or "error raised in its creation task" in str(error):  # the latter is a bug
             raise
         found = next(line for line in str(error).splitlines() if line.strip())
-        remedy = "look at the memory: fewer workers, or a smaller pool.shard_size. What is committed is kept"
+        remedy = "check memory use: try fewer workers, or a smaller pool.shard_size. Committed shards are kept"
         raise SynthesisError(
             f"workers died more than {_RESTARTS} times while sampling",
-            where=_missing(asked, receipts),
+            where=_missing(shards, receipts),
             found=found,
             remedy=remedy,
         ) from error
-    if asked - set(receipts):
-        remedy = "run the same command again: what is committed is kept"
-        raise SynthesisError("some shards did not come back", where=_missing(asked, receipts), remedy=remedy)
+    if shards - set(receipts):
+        remedy = "run the same command again: committed shards are kept"
+        raise SynthesisError("some shards are missing after sampling", where=_missing(shards, receipts), remedy=remedy)
 
 
-def _missing(asked: set[Shard], receipts: Mapping[Shard, Receipt]) -> str:
-    lost = sorted(asked - set(receipts))
+def _missing(shards: set[Shard], receipts: Mapping[Shard, Receipt]) -> str:
+    lost = sorted(shards - set(receipts))
     names = one_of((f"{shard.label}-{shard.group}/{shard.number:06d}" for shard in lost), 6)
-    return f"{len(lost)} of {len(asked)} shards: {names}"
+    return f"{len(lost)} of {len(shards)} shards: {names}"

@@ -1,4 +1,4 @@
-"""What sampling actors need to know."""
+"""The specification that sampling actors receive."""
 
 from __future__ import annotations
 
@@ -18,19 +18,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SamplingSpec:
-    """What the workers need to know."""
+    """Everything that sampling, scoring and committing actors need. Can be pickled."""
 
     recipe: making.ShardSpec
     generator: config.Generator
     scorer: config.Scorer | None
     devices: Devices
     store: Store
-    cpus: tuple[float, float]  # of a sampler, of a scorer
+    cpus: tuple[float, float]  # for a sampler, for a scorer
     conditions: ImageView | None
     teacher: GuideClassifier | None
 
     @classmethod
     def of(cls, pool: Pool) -> SamplingSpec:
+        """Return the specification for a pool."""
         spec, made = pool.spec, pool.generation
         return cls(
             making.ShardSpec(

@@ -1,4 +1,4 @@
-"""What a shard is and how it is made: sampled in one batch, scored, and written as the same bytes every time.
+"""Shards: sampled in one batch, scored, and written as the same bytes every time.
 
 Plain functions on arrays and tables; :mod:`counterpoise.synthesis.pool.sampling` runs them on Ray.
 """
@@ -22,20 +22,20 @@ from counterpoise.storage.codec import decode_image, encode_image
 from counterpoise.storage.schema import SYNTHETIC, LabelSpace, make_table
 from counterpoise.synthesis.pool.address import Shard, seed
 
-if TYPE_CHECKING:  # the worker that commits needs neither, and would take ten seconds to import them
+if TYPE_CHECKING:  # the committing worker needs neither, and importing them takes ten seconds
     from counterpoise.generators.text_to_image import Samples
     from counterpoise.scoring.clip import Clip
 
 
 @dataclass(frozen=True)
 class ShardSpec:
-    """What :func:`draw` and :func:`score` need to know of a generation.
+    """The part of a generation that :func:`draw` and :func:`score` need.
 
     Attributes:
         digest: The generation's address.
-        names: Of classes and groups.
+        names: Names of classes and groups.
         prompts: ``prompts[label][group]``: the prompts of a cell.
-        plain: ``plain[label][group]``: the cell in a few words.
+        plain: ``plain[label][group]``: a short description of the cell.
         negative: The negative prompt.
         shard_size: Images of a shard.
         max_attempts: Samples per image before it is quarantined.
@@ -55,14 +55,14 @@ class ShardSpec:
         return [prompt for row in self.plain for prompt in row]
 
     def prompts_of(self, shard: Shard) -> list[str]:
-        """The prompt of each image of a shard: of a cell's n prompts, number ``index % n``."""
+        """Return the prompt of each image of a shard: number ``index % n`` of a cell's n prompts."""
         prompts, first = self.prompts[shard.label][shard.group], shard.number * self.shard_size
         return [prompts[index % len(prompts)] for index in range(first, first + self.shard_size)]
 
 
 @dataclass
 class SampledShard:
-    """A shard's pixels as they are sampled: for each image the last attempt, its seed and what is wrong with it."""
+    """A shard's pixels during sampling: for each image the last attempt, its seed and its defect."""
 
     pixels: list[np.ndarray]
     seeds: list[int]
@@ -75,30 +75,30 @@ class SampledShard:
 def draw(
     sample: Callable[[Sequence[str], str, Sequence[int]], Samples], recipe: ShardSpec, shard: Shard
 ) -> SampledShard:
-    """Samples a shard in one batch. Defective images are sampled again, together, with seeds of their own.
+    """Sample a shard in one batch; sample defective images again, together, with new seeds.
 
-    The batches follow from the shard's address and the model alone.
+    The batches depend only on the shard's address and the model.
     """
     prompts, size = recipe.prompts_of(shard), recipe.shard_size
     draft = SampledShard(
         [np.empty(0, np.uint8)] * size, [0] * size, [0] * size, [None] * size, [None] * size, [None] * size
     )
-    wanted = list(range(size))
+    pending = list(range(size))
     for attempt in range(recipe.max_attempts):
-        indices = [shard.number * size + position for position in wanted]
+        indices = [shard.number * size + position for position in pending]
         seeds = [seed(recipe.digest, shard.label, shard.group, index, attempt) for index in indices]
-        samples = sample([prompts[position] for position in wanted], recipe.negative, seeds)
-        for row, position in enumerate(wanted):
+        samples = sample([prompts[position] for position in pending], recipe.negative, seeds)
+        for row, position in enumerate(pending):
             draft.pixels[position], draft.defects[position] = samples.pixels[row], samples.defects[row]
             draft.seeds[position], draft.attempts[position] = seeds[row], attempt
-        wanted = [position for position in wanted if draft.defects[position] is not None]
-        if not wanted:
+        pending = [position for position in pending if draft.defects[position] is not None]
+        if not pending:
             break
     return draft
 
 
 def to_table(draft: SampledShard, recipe: ShardSpec, shard: Shard, threads: int = 1) -> pa.Table:
-    """The shard as a table without scores. A quarantined image has a defect and no bytes."""
+    """Return the shard as a table without scores; a quarantined image has a defect and no bytes."""
     usable = [defect is None for defect in draft.defects]
     with ThreadPoolExecutor(threads) as pool:
         encoded = list(
@@ -126,30 +126,30 @@ def to_table(draft: SampledShard, recipe: ShardSpec, shard: Shard, threads: int 
 
 
 def score(clip: Clip, texts: Float[np.ndarray, "m d"], recipe: ShardSpec, shard: Shard, table: pa.Table) -> pa.Table:
-    """The table with all that CLIP says, from one batch; of a quarantined image it says nothing.
+    """Return the table with CLIP's scores, from one batch; a quarantined image has none.
 
     Args:
         clip: The scorer.
-        texts: Its unit vectors of ``recipe.all_plain``: what the margin compares. The similarity is that with the
-            image's own prompt.
-        recipe: Of the generation.
-        shard: Which one ``table`` is.
-        table: From :func:`to_table`.
+        texts: The scorer's unit vectors of ``recipe.all_plain``, which the margin compares. The similarity is that with
+            the image's own prompt.
+        recipe: Specification of the generation's shards.
+        shard: The shard in ``table``.
+        table: The result of :func:`to_table`.
     """
     usable = np.flatnonzero(table["image"].is_valid())
     if not len(usable):
         return table
     images = clip.embed_images([decode_image(table["image"][int(row)].as_py()) for row in usable])
     columns = len(recipe.plain[0])
-    own = shard.label * columns + shard.group
-    rivals = rivals_of(own, recipe.all_plain)
-    asked = np.stack([clip.embed_text(table["prompt"][int(row)].as_py()) for row in usable])
-    seen = nearest(images, texts, own, rivals)
+    cell = shard.label * columns + shard.group
+    rivals = rivals_of(cell, recipe.all_plain)
+    prompts = np.stack([clip.embed_text(table["prompt"][int(row)].as_py()) for row in usable])
+    best = nearest(images, texts, cell, rivals)
     scores: dict[str, np.ndarray | list] = {
-        "clip_similarity": (images * asked).sum(axis=1),
-        "clip_margin": margin(images, texts, own, rivals),
-        "clip_label": seen // columns,
-        "clip_group": seen % columns if recipe.names.groups else np.full(len(seen), -1),
+        "clip_similarity": (images * prompts).sum(axis=1),
+        "clip_margin": margin(images, texts, cell, rivals),
+        "clip_label": best // columns,
+        "clip_group": best % columns if recipe.names.groups else np.full(len(best), -1),
         "clip_embedding": list(images.astype(np.float16)),
     }
     ranks = np.full(len(table), -1)
@@ -163,7 +163,7 @@ def score(clip: Clip, texts: Float[np.ndarray, "m d"], recipe: ShardSpec, shard:
 
 
 def content_hash(table: pa.Table) -> str:
-    """SHA-256, in hex, of all values of all columns: what a shard's file says of itself, for ``verify`` to compare."""
+    """Return SHA-256, in hex, of all values of all columns; stored in a shard's file for ``verify``."""
     sha = hashlib.sha256()
     for name in sorted(table.column_names):
         for value in [name, *table[name].to_pylist()]:
@@ -173,7 +173,7 @@ def content_hash(table: pa.Table) -> str:
 
 
 def to_parquet(table: pa.Table) -> bytes:
-    """The bytes of a shard's file: for equal tables and the same version of pyarrow always the same.
+    """Return the bytes of a shard's file, the same for equal tables and the same version of pyarrow.
 
     The hash of the content is in the metadata, as ``sha256``.
     """
@@ -184,7 +184,7 @@ def to_parquet(table: pa.Table) -> bytes:
 
 
 def to_ipc(table: pa.Table) -> bytes:
-    """The table in one piece, for the way from worker to worker."""
+    """Serialise the table, for transfer from worker to worker."""
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, table.schema) as writer:
         writer.write_table(table)
@@ -192,6 +192,6 @@ def to_ipc(table: pa.Table) -> bytes:
 
 
 def from_ipc(data: bytes) -> pa.Table:
-    """The table that :func:`to_ipc` packed."""
+    """Return the table that :func:`to_ipc` serialised."""
     with pa.ipc.open_stream(data) as reader:
         return reader.read_all()

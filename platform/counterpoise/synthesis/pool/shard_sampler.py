@@ -1,4 +1,4 @@
-"""Who draws a shard: the generator, with the real images it is conditioned on and the classifier that guides it."""
+"""Sampling of a shard by the generator, with its condition images and its guide classifier."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class ShardSampler:
-    """All models that decide pixels, in memory.
+    """The generator, condition images and guide, in memory.
 
     Raises:
         CounterpoiseError: One of them cannot be loaded.
@@ -37,7 +37,7 @@ class ShardSampler:
         self.device = device
 
     def draw(self, shard: Shard) -> making.SampledShard:
-        """The shard's pixels, and of each image its condition and its criterion."""
+        """Return the shard's pixels, and each image's condition and criterion."""
 
         def sample(prompts: Sequence[str], negative: str, seeds: Sequence[int]) -> Samples:
             conditions = self._conditions(shard, seeds)
@@ -60,7 +60,7 @@ class ShardSampler:
 
     @torch.no_grad()
     def _criteria(self, draft: making.SampledShard, shard: Shard) -> list[float | None]:
-        """Of the finished images; a useless one has none."""
+        """Return the criteria of the finished images; None for a defective one."""
         usable = [row for row, defect in enumerate(draft.defects) if defect is None]
         values: list[float | None] = [None] * len(draft.defects)
         guide = self._guide(shard, len(usable))

@@ -1,7 +1,7 @@
-"""A pool's specification: what its address covers, and what its workers run on. Nothing else is in a pool.
+"""Specification of a pool: the content of its address, and the resources of its workers.
 
-Methods that ask the same of the same generator share a pool. What they say beside it, such as filters and bounds,
-travels with their requests: see :mod:`counterpoise.synthesis.selection.request`.
+Methods with the same generation share a pool. Their other settings, such as filters and bounds, travel with their
+requests: see :mod:`counterpoise.synthesis.selection.request`.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ from counterpoise.synthesis.prompts.prompt_set import PromptSet
 
 @dataclass(frozen=True)
 class PoolSpec:
-    """All that decides a pool's images, and the devices and reservations of its workers, which decide none.
+    """Everything that decides a pool's images, and the devices and resources of its workers, which decide none.
 
     Attributes:
-        generation: All that decides pixels and scores; see :func:`counterpoise.synthesis.pool.address.pixel_identity`.
+        generation: Everything that decides pixels and scores; see
+            :func:`counterpoise.synthesis.pool.address.pixel_identity`.
         generator: The generator, at the commits that ``generation`` names.
         scorer: The scorer, if there is one.
         devices: The devices of both.
@@ -46,7 +47,7 @@ class PoolSpec:
         conditions: str | None = None,
         feedback: dict[str, Any] | None = None,
     ) -> PoolSpec:
-        """The specification of an experiment's pool. Arguments and errors: those of :func:`pixel_identity`."""
+        """Return the specification of an experiment's pool; arguments and errors are :func:`pixel_identity`'s."""
         made = pixel_identity(experiment, names, prompts, conditions, feedback)
         assert experiment.generator is not None
         return cls(
@@ -75,7 +76,7 @@ class PoolSpec:
 
     @property
     def runtime(self) -> dict[str, Any]:
-        """What the address does not cover, by key path: methods that share the pool must agree on it."""
+        """Settings outside the address, by key path; methods that share the pool must agree on them."""
         return {
             "pool.sampling": self.sampling.model_dump(exclude_defaults=True),
             "pool.scoring": self.scoring.model_dump(exclude_defaults=True),

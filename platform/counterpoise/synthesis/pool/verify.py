@@ -1,7 +1,7 @@
-"""Is a pool what its address says? Every shard is read, decoded and compared; some are sampled anew.
+"""Verification of a pool: every shard is read, decoded and compared with its address; some are sampled again.
 
-A shard's rows follow from its address, but for pixels and scores. Those were hashed when they were committed. That the
-hashed pixels are the ones that the address stands for is shown by sampling them again.
+A shard's rows follow from its address, except for pixels and scores. Those were hashed when they were committed. Only
+sampling them again shows that the hashed pixels are those of the address.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ _THREADS = 4
 
 @dataclass(frozen=True)
 class PoolCheck:
-    """What came of it.
+    """Result of checking a pool.
 
     Attributes:
-        shards: Shards looked at.
-        bad: Keys in the store, and what is wrong with each.
-        unhashed: Shards without a hash: committed before there were any. Their pixels were decoded and not compared.
-        regenerated: Images sampled anew.
-        equal: How many of them have the bytes that are in the pool.
-        largest_difference: Between the other ones' pixels and the pool's, 0 to 255; None if there are no others.
+        shards: Number of shards read.
+        bad: Keys of bad shards in the store, each with its defects.
+        unhashed: Shards without a hash, committed before hashes existed. Their pixels were decoded but not compared.
+        regenerated: Images sampled again.
+        equal: Number of these with the same bytes as in the pool.
+        largest_difference: Largest pixel difference, 0 to 255, of the others from the pool's; None if all are equal.
     """
 
     shards: int
@@ -56,42 +56,44 @@ class PoolCheck:
 
 
 def verify(pool: Pool, regenerate: int, seed: int) -> PoolCheck:
-    """Reads the whole pool, then samples ``regenerate`` of its images (or all, if it has fewer) anew; writes nothing.
+    """Read the whole pool, then sample ``regenerate`` of its images (at most all) again; write nothing.
 
-    A shard is sampled whole, as it was for the pool. So the images are those of as few shards as hold that many;
-    ``seed`` chooses the shards.
+    A shard is sampled whole, as it was for the pool, so that the images are those of as few shards as suffice; ``seed``
+    selects the shards.
 
     Raises:
-        ConfigError, ModelError: There are images to be sampled anew, and the generator cannot be loaded here.
+        ConfigError, ModelError: Images are to be sampled again, and the generator cannot be loaded on this machine.
         StoreError: The store cannot be read.
     """
     keys = pool.store.list(folder(pool.digest))
     shards = {key: _shard_at(pool, key) for key in keys if key.endswith(".parquet")}
-    bad = [(key, "this is no shard's key") for key, shard in shards.items() if shard is None]
-    there = {key: shard for key, shard in shards.items() if shard is not None}
-    if there:
+    bad = [(key, "not the key of a shard") for key, shard in shards.items() if shard is None]
+    present = {key: shard for key, shard in shards.items() if shard is not None}
+    if present:
         bad = [*_description(pool), *bad]
     recipe, sound, unhashed = SamplingSpec.of(pool).recipe, [], 0
-    with Progress("verifying", len(there), "shards") as progress, ThreadPoolExecutor(_THREADS) as threads:
-        looked = threads.map(lambda item: _look(read(pool.store, item[0]), recipe, item[1]), there.items())
-        for (key, shard), look in zip(there.items(), looked, strict=True):
-            unhashed += not look.hashed
-            if look.wrong:
-                bad.append((key, "; ".join(look.wrong)))
+    with Progress("verifying", len(present), "shards") as progress, ThreadPoolExecutor(_THREADS) as threads:
+        checks = threads.map(lambda item: _check(read(pool.store, item[0]), recipe, item[1]), present.items())
+        for (key, shard), check in zip(present.items(), checks, strict=True):
+            unhashed += not check.hashed
+            if check.wrong:
+                bad.append((key, "; ".join(check.wrong)))
             else:
-                sound.append((shard, look.usable))
+                sound.append((shard, check.usable))
             progress.advance(note=f"{len(bad)} bad" if bad else "")
-    differences = list(_differences(pool, _chosen(sound, regenerate, seed)))
+    differences = list(_differences(pool, _shards_to_sample(sound, regenerate, seed)))
     unequal = [difference for difference in differences if difference is not None]
     equal = len(differences) - len(unequal)
-    return PoolCheck(len(there), bad, unhashed, len(differences), equal, max(unequal, default=None))
+    return PoolCheck(len(present), bad, unhashed, len(differences), equal, max(unequal, default=None))
 
 
-def summary(verdicts: Sequence[PoolCheck]) -> dict[str, Any]:
-    """What several pools came to, as one JSON-able value. ``ok``: nothing is bad, and all that was sampled is equal."""
-    bad = [{"key": key, "wrong": wrong} for verdict in verdicts for key, wrong in verdict.bad]
-    total = {name: sum(getattr(v, name) for v in verdicts) for name in ("shards", "unhashed", "regenerated", "equal")}
-    differences = [v.largest_difference for v in verdicts if v.largest_difference is not None]
+def summary(checks: Sequence[PoolCheck]) -> dict[str, Any]:
+    """Return the checks of several pools as one JSON-able value; ``ok``: nothing is bad, all pixels are equal."""
+    bad = [{"key": key, "wrong": wrong} for check in checks for key, wrong in check.bad]
+    total = {
+        name: sum(getattr(check, name) for check in checks) for name in ("shards", "unhashed", "regenerated", "equal")
+    }
+    differences = [check.largest_difference for check in checks if check.largest_difference is not None]
     return {
         "ok": not bad and total["equal"] == total["regenerated"],
         "bad": bad,
@@ -119,23 +121,23 @@ def _description(pool: Pool) -> list[tuple[str, str]]:
 
 
 @dataclass(frozen=True)
-class _Look:
+class _ShardCheck:
     wrong: list[str]
     hashed: bool
     usable: list[int]  # rows with an image
 
 
-def _look(data: bytes, recipe: ShardSpec, shard: Shard) -> _Look:
+def _check(data: bytes, recipe: ShardSpec, shard: Shard) -> _ShardCheck:
     try:
         table = pq.read_table(io.BytesIO(data))
         stored = (table.schema.metadata or {}).get(b"sha256")
-        found = content_hash(table).encode()
+        actual = content_hash(table).encode()
     except (pa.ArrowException, OSError, ValueError) as error:
-        return _Look([f"not a readable Parquet file: {str(error).splitlines()[0]}"], True, [])
-    wrong = [] if stored in (None, found) else ["the content has not the hash that it was committed with"]
+        return _ShardCheck([f"not a readable Parquet file: {str(error).splitlines()[0]}"], True, [])
+    wrong = [] if stored in (None, actual) else ["the content does not match the hash of its commit"]
     wrong += _wrong_rows(table, recipe, shard)
     usable = [] if wrong else [row for row, image in enumerate(table["image"]) if image.is_valid]
-    return _Look(wrong, stored is not None, usable)
+    return _ShardCheck(wrong, stored is not None, usable)
 
 
 def _wrong_rows(table: pa.Table, recipe: ShardSpec, shard: Shard) -> Iterator[str]:
@@ -150,7 +152,7 @@ def _wrong_rows(table: pa.Table, recipe: ShardSpec, shard: Shard) -> Iterator[st
         return
     attempts = table["attempt"].to_pylist()
     if not all(attempt is not None and 0 <= attempt < recipe.max_attempts for attempt in attempts):
-        yield f"attempts outside of 0 to {recipe.max_attempts - 1}"
+        yield f"attempts outside 0 to {recipe.max_attempts - 1}"
         return
     expected = _expected(attempts, recipe, shard)
     wrong = {name: table[name].to_pylist() for name in _ADDRESSED if not table[name].equals(expected[name])}
@@ -158,12 +160,12 @@ def _wrong_rows(table: pa.Table, recipe: ShardSpec, shard: Shard) -> Iterator[st
         name, column = next(iter(wrong.items()))
         pairs = enumerate(zip(column, expected[name].to_pylist(), strict=True))
         row, found, right = next((row, found, right) for row, (found, right) in pairs if found != right)
-        yield f"{', '.join(wrong)}: not what the address says; in row {row} {name} {found} instead of {right}"
+        yield f"{', '.join(wrong)}: not those of the address; in row {row} {name} {found} instead of {right}"
     yield from _wrong_images(table)
 
 
 def _expected(attempts: Sequence[int], recipe: ShardSpec, shard: Shard) -> pa.Table:
-    """The shard as its address has it, without pixels."""
+    """Return the shard that follows from its address, without pixels."""
     n = recipe.shard_size
     indices = [shard.number * n + position for position in range(n)]
     seeds = [
@@ -180,7 +182,7 @@ def _wrong_images(table: pa.Table) -> Iterator[str]:
     images, defects = table["image"].to_pylist(), table["defect"].to_pylist()
     unclear = [row for row in range(len(table)) if (images[row] is None) != (defects[row] is not None)]
     if unclear:
-        yield f"neither or both of image and defect in rows {one_of(unclear, 6)}"
+        yield f"both an image and a defect, or neither, in rows {one_of(unclear, 6)}"
     sizes: set[tuple[int, ...]] = set()
     for row, image in enumerate(images):
         try:
@@ -191,38 +193,38 @@ def _wrong_images(table: pa.Table) -> Iterator[str]:
         yield f"images of {len(sizes)} sizes"
 
 
-# -- sampled anew ------------------------------------------------------------------------------------------------------
+# -- sampled again -----------------------------------------------------------------------------------------------------
 
 
-def _chosen(sound: Sequence[tuple[Shard, list[int]]], count: int, seed: int) -> list[tuple[Shard, list[int]]]:
-    """Shards in an order of the seed's, and of each the rows to compare, until there are ``count`` of them."""
-    chosen: list[tuple[Shard, list[int]]] = []
-    for number in np.random.default_rng(seed).permutation(len(sound)):
-        shard, usable = sound[number]
+def _shards_to_sample(sound: Sequence[tuple[Shard, list[int]]], count: int, seed: int) -> list[tuple[Shard, list[int]]]:
+    """Return shards in an order drawn by the seed, each with its rows to compare, ``count`` rows in all."""
+    selected: list[tuple[Shard, list[int]]] = []
+    for index in np.random.default_rng(seed).permutation(len(sound)):
+        shard, usable = sound[index]
         if count > 0 and usable:
-            chosen.append((shard, usable[:count]))
-            count -= len(chosen[-1][1])
-    return chosen
+            selected.append((shard, usable[:count]))
+            count -= len(selected[-1][1])
+    return selected
 
 
-def _differences(pool: Pool, chosen: Sequence[tuple[Shard, list[int]]]) -> Iterator[int | None]:
-    """For each image None if its bytes are equal, else the largest difference of its pixels."""
-    if not chosen:
+def _differences(pool: Pool, selected: Sequence[tuple[Shard, list[int]]]) -> Iterator[int | None]:
+    """Yield for each image None if its bytes are equal, else the largest difference of its pixels."""
+    if not selected:
         return
-    total = sum(len(rows) for _, rows in chosen)
+    total = sum(len(rows) for _, rows in selected)
     with Progress("sampling", total, "images") as progress, sampler_here(SamplingSpec.of(pool)) as sample:
-        for shard, rows in chosen:
+        for shard, rows in selected:
             anew = sample(shard)["image"]
             positions: Int[np.ndarray, " n"] = np.array(rows, dtype=np.int64)
-            held = dict(pool.view([shard], [positions]).images())
+            pooled = dict(pool.view([shard], [positions]).images())
             for position, row in enumerate(rows):
-                yield None if anew[row].as_py() == held[position] else _distance(anew[row].as_py(), held[position])
+                yield None if anew[row].as_py() == pooled[position] else _distance(anew[row].as_py(), pooled[position])
             progress.advance(len(rows))
 
 
-def _distance(anew: bytes | None, held: bytes) -> int:
-    """The largest difference of two images' pixels; 255 where there is nothing to compare."""
+def _distance(anew: bytes | None, pooled: bytes) -> int:
+    """Return the largest difference of two images' pixels; 255 if one is missing or of another size."""
     if anew is None:
         return 255
-    one, other = (decode_image(data).astype(np.int16) for data in (anew, held))
-    return int(np.abs(one - other).max()) if one.shape == other.shape else 255
+    first, second = (decode_image(data).astype(np.int16) for data in (anew, pooled))
+    return int(np.abs(first - second).max()) if first.shape == second.shape else 255

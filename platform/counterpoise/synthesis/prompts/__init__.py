@@ -1,1 +1,1 @@
-"""Prompts of each cell: templates, grammars, files, language models."""
+"""Prompts of each cell: from templates, grammars, files or language models."""

@@ -1,4 +1,4 @@
-"""Contextual prompts: what a language model is asked for a cell, and what of its answers can be used.
+"""Contextual prompts: the instruction to a language model for each cell, and the check of its answers.
 
 AIM-Fair (Zhao et al., CVPR 2025), section 3.1: an instruction of task, number of prompts, target attribute, protected
 attribute, other details and prompt format. Plain functions on texts; :mod:`counterpoise.synthesis.prompts.llm` asks.
@@ -19,28 +19,28 @@ from counterpoise.errors import SynthesisError
 from counterpoise.storage.schema import LabelSpace
 from counterpoise.synthesis.prompts.prompt_set import cell_words
 
-Ask = Callable[[str, int], str]  # (instruction, how many were asked for this cell before) -> answer
+Ask = Callable[[str, int], str]  # (instruction, number of earlier instructions for this cell) -> answer
 
-_AT_ONCE = 50  # prompts asked for in one instruction: of more, models lose count
-_ANSWERS = 5  # for each so many prompts, before it is an error that some are missing
+_AT_ONCE = 50  # prompts requested in one instruction; models lose count of more
+_ANSWERS = 5  # for each _AT_ONCE prompts, before missing ones are an error
 _IDLE = {"a", "an", "the", "of", "with", "in", "on", "and", "is", "at"}  # words that a prompt need not repeat
 _ENDINGS = ("ing", "ed", "es", "s", "e")
 
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked for one cell.
+    """The request for one cell's prompts.
 
     Attributes:
-        cell: Its name.
-        number: Prompts wanted.
-        task: Of what they are.
-        target: The words for the class, which every prompt must carry.
-        protected: Those for the group; empty without groups.
-        about: What the class is or looks like; may be empty.
-        details: What else the prompts should say, a sentence each.
-        format: How every prompt begins; may be empty.
-        others: Words of the other classes and groups, which no prompt may carry.
+        cell: The cell's name.
+        number: Number of prompts.
+        task: Subject of the prompts.
+        target: The words for the class, which every prompt must contain.
+        protected: The words for the group, likewise; empty without groups.
+        about: Description of the class; may be empty.
+        details: Further requirements, a sentence each.
+        format: Beginning of every prompt; may be empty.
+        others: Words of the other classes and groups, which no prompt may contain.
     """
 
     cell: str
@@ -54,20 +54,20 @@ class Request:
     others: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """All that decides which prompts are asked for and which are refused."""
+        """Return all that decides the requested prompts and the refusals."""
         return {"instruction": instruction(self, self.number), **asdict(self)}
 
 
 @dataclass(frozen=True)
-class Found:
-    """The prompts of a cell, and the answers that could not be used, each with the reason."""
+class CellPrompts:
+    """The prompts of a cell, and the unusable answers, each with the reason."""
 
     prompts: list[str]
     refused: list[tuple[str, str]]
 
 
 def requests(prompts: Prompts, names: LabelSpace) -> list[Request]:
-    """A request for every cell, label by label."""
+    """Return a request for every cell, label by label."""
     contextual, words = prompts.contextual, cell_words(prompts, names)
     assert contextual is not None
     labels, groups = [row[0]["label"] for row in words], [cell["group"] for cell in words[0]]
@@ -89,12 +89,12 @@ def requests(prompts: Prompts, names: LabelSpace) -> list[Request]:
 
 
 def instruction(request: Request, number: int, known: Sequence[str] = ()) -> str:
-    """What the language model is told: task, number, target, protected, details, format.
+    """Return the instruction to the language model: task, number, target, protected, details, format.
 
     Args:
-        request: For which cell.
-        number: Prompts to ask for now.
-        known: Prompts that are there already and must not come again.
+        request: The cell's request.
+        number: Number of prompts in this answer.
+        known: Earlier prompts, which must not be repeated.
     """
     both = f'"{request.target}"' + (f' and "{request.protected}"' if request.protected else "")
     lines = [
@@ -111,12 +111,12 @@ def instruction(request: Request, number: int, known: Sequence[str] = ()) -> str
     return "\n".join(lines)
 
 
-def collect(request: Request, ask: Ask) -> Found:
-    """Asks until there are as many good and different prompts as wanted; each time for those that are missing.
+def collect(request: Request, ask: Ask) -> CellPrompts:
+    """Ask until the cell has enough usable, different prompts; each time for the missing ones.
 
     Raises:
-        SynthesisError: They are not there after five answers for each fifty of them.
-        CounterpoiseError: What ``ask`` raises.
+        SynthesisError: Prompts are missing after five answers for each fifty of them.
+        CounterpoiseError: Errors of ``ask``.
     """
     kept: dict[tuple[str, ...], str] = {}
     refused: list[tuple[str, str]] = []
@@ -125,14 +125,14 @@ def collect(request: Request, ask: Ask) -> Found:
         missing = min(request.number - len(kept), _AT_ONCE)
         answer = ask(instruction(request, missing, list(kept.values())[-_AT_ONCE:]), asked)
         for prompt in parse(answer):
-            same = tuple(_words(prompt))
-            reason = "it was said before" if same in kept else defect(prompt, request)
+            words = tuple(_words(prompt))
+            reason = "it was said before" if words in kept else defect(prompt, request)
             if reason:
                 refused.append((prompt, reason))
             elif len(kept) < request.number:
-                kept[same] = prompt
+                kept[words] = prompt
         if len(kept) == request.number:
-            return Found(list(kept.values()), refused)
+            return CellPrompts(list(kept.values()), refused)
     reasons = Counter(reason for _, reason in refused).most_common(3)
     found = f"{len(kept)} of {request.number} in {most} answers" + (
         "; refused: " + ", ".join(f"{count} because {reason}" for reason, count in reasons)
@@ -143,49 +143,49 @@ def collect(request: Request, ask: Ask) -> Found:
         f"the language model does not give enough prompts for {request.cell}",
         where="prompts.contextual",
         found=found + (f"; for example: {_short(refused[-1][0])}" if refused else ""),
-        remedy="ask for a smaller number, name the class and group in plainer words (prompts.labels, prompts.groups), "
-        "or ask another model",
+        remedy="ask for fewer prompts, name the class and group in plainer words (prompts.labels, prompts.groups), "
+        "or use another model",
     )
 
 
 def defect(prompt: str, request: Request) -> str | None:
-    """Why a prompt cannot be used for the cell; None if it can.
+    """Return the reason why a prompt cannot be used for the cell; None if it can.
 
-    It must begin as the format says and carry the words of its class and group, in any order and inflected or not.
-    It must not carry those of another class or group, unless its own words or the format do: "smiling" is in "not
-    smiling", but a prompt for "smiling" that says "not smiling" is one for the other class.
+    It must begin with the format and contain the words of its class and group, in any order, inflected or not. It must
+    not contain those of another class or group, unless its own words or the format do: "smiling" is in "not smiling",
+    but a prompt for "smiling" that says "not smiling" belongs to the other class.
     """
     if not prompt.casefold().startswith(request.format.casefold()):
         return f"it does not begin with {request.format!r}"
-    said = set(_stems(prompt))
+    stems = set(_stems(prompt))
     for words in filter(None, (request.target, request.protected)):
-        if not set(_stems(words)) <= said:
+        if not set(_stems(words)) <= stems:
             return f"it does not say {words!r}"
-    own = {*_stems(request.target), *_stems(request.protected), *_stems(request.format)}
+    expected = {*_stems(request.target), *_stems(request.protected), *_stems(request.format)}
     for words in request.others:
         other = set(_stems(words))
-        if other <= said and not other <= own:
+        if other <= stems and not other <= expected:
             return f"it says {words!r}"
     return None
 
 
 def parse(answer: str) -> list[str]:
-    """The prompts in an answer: of a JSON list, else of a numbered or bulleted list, else its lines.
+    """Return the prompts in an answer: of a JSON list, else of a numbered or bulleted list, else its lines.
 
-    Numbers, bullets, quotes and emphasis around a prompt are taken off; what stands before and after a list is not
-    part of it, and neither is a heading.
+    Numbers, bullets, quotes and emphasis around a prompt are removed, and so are headings and text before and after a
+    list.
     """
-    found = _from_json(answer)
-    if found is None:
+    texts = _from_json(answer)
+    if texts is None:
         lines = [line.strip() for line in answer.splitlines()]
         items = [match[1] for line in lines if (match := re.match(r"(?:\d+\s*[.):]|[-*•–])\s+(.*)", line))]
-        found = items or [line for line in lines if not line.endswith(":") and not line.startswith(("```", "#"))]
-    cleaned = (" ".join(text.strip().strip("*_`\"'“”").split()) for text in found)
+        texts = items or [line for line in lines if not line.endswith(":") and not line.startswith(("```", "#"))]
+    cleaned = (" ".join(text.strip().strip("*_`\"'“”").split()) for text in texts)
     return [text for text in cleaned if text]
 
 
 def _from_json(answer: str) -> list[str] | None:
-    """The texts of the first list in the answer; None if it holds no JSON."""
+    """Return the texts of the first list in the answer; None if it holds no JSON."""
     opening, closing = answer.find("["), answer.rfind("]")
     try:
         values = json.loads(answer[opening : closing + 1])
@@ -202,7 +202,7 @@ def _words(text: str) -> list[str]:
 
 
 def _stems(text: str) -> list[str]:
-    """The words that count, without endings: "Smiling faces" and "smile, face" have the same."""
+    """Return the significant words without endings: "Smiling faces" and "smile, face" have the same."""
     words = _words(text)
     return [_stem(word) for word in words if word not in _IDLE] or words
 

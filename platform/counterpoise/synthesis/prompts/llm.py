@@ -1,4 +1,4 @@
-"""Asking a language model: one behind an OpenAI-compatible endpoint, or a local one of transformers in a Ray actor."""
+"""Language models: one behind an OpenAI-compatible endpoint, or a local one of transformers in a Ray actor."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from counterpoise.config import Llm
 from counterpoise.config.identity import identity
 from counterpoise.core.model_source import fingerprint, locate
 from counterpoise.errors import ConfigError, CounterpoiseError, ModelError
-from counterpoise.synthesis.prompts.contextual import Ask, Found, Request, collect
+from counterpoise.synthesis.prompts.contextual import Ask, CellPrompts, Request, collect
 
 if TYPE_CHECKING:  # the client takes a second to import
     import openai
 
 _WHERE = "prompts.contextual.llm"
 _AT_ONCE = 4  # requests under way at an endpoint
-_GLANCE = 5.0  # seconds that a look at an endpoint may take
-_NO_LIST = (404, 405, 501)  # what servers without a list of models answer when they are asked for it
-_RETRIES = 2  # of a request, when an endpoint is overloaded or fails
-_TOKENS = 4096  # of an answer of a local model at most, if its context has room for them
+_GLANCE = 5.0  # seconds that a check of an endpoint may take
+_NO_LIST = (404, 405, 501)  # answers of servers without a list of models to a request for it
+_RETRIES = 2  # repetitions of a request when an endpoint is overloaded or fails
+_TOKENS = 4096  # at most, of a local model's answer, if they fit into its context
 
 
 def identify(llm: Llm) -> dict[str, Any]:
-    """Who is asked, and with which settings: what its answers follow from.
+    """Return the identity of a language model: model and settings, on which its answers depend.
 
     Raises:
         ModelError: There is no such local model.
@@ -37,13 +37,13 @@ def identify(llm: Llm) -> dict[str, Any]:
     return {"weights": fingerprint(llm.model, llm.revision, f"{_WHERE}.model"), **settings}
 
 
-def answers(requests: Sequence[Request], llm: Llm) -> Iterator[tuple[int, Found]]:
-    """Asks for the prompts of all requests; gives each one's number and prompts as they are there.
+def answers(requests: Sequence[Request], llm: Llm) -> Iterator[tuple[int, CellPrompts]]:
+    """Ask for the prompts of all requests; yield each one's number and prompts as they arrive.
 
     Raises:
         ConfigError: The endpoint's key is not set.
         ModelError: The endpoint refuses or fails, or the local model cannot be loaded.
-        SynthesisError: A cell does not get its prompts.
+        SynthesisError: A cell does not get enough prompts.
     """
     yield from _from_endpoint(requests, llm) if llm.endpoint else _from_ray(requests, llm)
 
@@ -51,22 +51,25 @@ def answers(requests: Sequence[Request], llm: Llm) -> Iterator[tuple[int, Found]
 # -- an endpoint -------------------------------------------------------------------------------------------------------
 
 
-def _from_endpoint(requests: Sequence[Request], llm: Llm) -> Iterator[tuple[int, Found]]:
-    """After a failure nothing more is asked, but what is under way is waited for and given: it was paid for."""
+def _from_endpoint(requests: Sequence[Request], llm: Llm) -> Iterator[tuple[int, CellPrompts]]:
+    """Ask the endpoint for several requests at once.
+
+    After a failure nothing more is sent, but answers under way are awaited and yielded, because they were paid for.
+    """
     ask = endpoint(llm)
     failures: list[BaseException] = []
 
-    def one(request: Request) -> Found | None:
+    def answer(request: Request) -> CellPrompts | None:
         return None if failures else collect(request, ask)
 
     pool = ThreadPoolExecutor(_AT_ONCE)
     try:
-        jobs = {pool.submit(one, request): number for number, request in enumerate(requests)}
+        jobs = {pool.submit(answer, request): number for number, request in enumerate(requests)}
         for job in as_completed(jobs):
             if error := job.exception():
                 failures.append(error)
-            elif found := job.result():
-                yield jobs[job], found
+            elif prompts := job.result():
+                yield jobs[job], prompts
         if failures:
             raise failures[0]
     finally:
@@ -74,9 +77,10 @@ def _from_endpoint(requests: Sequence[Request], llm: Llm) -> Iterator[tuple[int,
 
 
 def endpoint(llm: Llm) -> Ask:
-    """Return a function that sends an instruction to ``endpoint``/chat/completions and gives the answer.
+    """Return a function that sends an instruction to ``endpoint``/chat/completions and returns the answer.
 
-    Overload, server errors and lost connections are tried three times, with pauses that the server may name.
+    After overload, server errors and lost connections a request is sent up to three times, with pauses that the server
+    may set.
 
     Raises:
         ConfigError: The environment variable with the key is not set.
@@ -99,22 +103,22 @@ def endpoint(llm: Llm) -> Ask:
 
 
 def models_listed(llm: Llm) -> list[str] | None:
-    """Return the names under which the endpoint serves models; None if it answers and has no such list.
+    """Return the names under which the endpoint serves models; None if it answers but has no such list.
 
-    One request, not repeated: for a look before a run.
+    It sends one request, not repeated, to check an endpoint before a run.
 
     Raises:
         ConfigError: The endpoint's key is not set.
-        ModelError: It does not answer within some seconds, or refuses.
+        ModelError: The endpoint does not answer within some seconds, or refuses.
     """
     import openai
 
     seconds = min(llm.timeout, _GLANCE)
-    with _explained(llm, seconds, "look whether it is busy, or something is in the way to it"):
+    with _explained(llm, seconds, "check that the server is not busy and that the network lets requests through"):
         try:
             return [model.id for model in _client(llm, seconds, 0).models.list().data]
         except (ValueError, AttributeError, TypeError, openai.APIResponseValidationError):
-            return None  # an answer, but not a list of models as OpenAI has it
+            return None  # an answer, but not a list of models in OpenAI's format
         except openai.APIStatusError as error:
             if error.status_code in _NO_LIST:
                 return None
@@ -124,12 +128,12 @@ def models_listed(llm: Llm) -> list[str] | None:
 def _client(llm: Llm, seconds: float, retries: int) -> openai.OpenAI:
     import openai
 
-    key = _key(llm) or "none"  # the client insists on one; servers without keys do not look at it
+    key = _key(llm) or "none"  # the client requires one; servers without keys ignore it
     return openai.OpenAI(base_url=llm.endpoint, api_key=key, timeout=seconds, max_retries=retries)
 
 
 def _key(llm: Llm) -> str | None:
-    """Return the endpoint's key, if it has one. Raises ConfigError if its environment variable is not set."""
+    """Return the endpoint's key, if it has one; raise ConfigError if its environment variable is not set."""
     if not llm.api_key_env:
         return None
     key = os.environ.get(llm.api_key_env)
@@ -141,7 +145,7 @@ def _key(llm: Llm) -> str | None:
 
 @contextmanager
 def _explained(llm: Llm, seconds: float, if_silent: str) -> Iterator[None]:
-    """Turn the client's errors into what the user can mend."""
+    """Turn the client's errors into errors with a remedy."""
     import openai
 
     try:
@@ -163,13 +167,13 @@ def _explained(llm: Llm, seconds: float, if_silent: str) -> Iterator[None]:
 
 def _refusal(error: openai.APIStatusError, llm: Llm) -> ModelError:
     message = " ".join(error.response.text.split())[:300]
-    key = f"check the key in {llm.api_key_env}" if llm.api_key_env else "name the key's variable as api_key_env"
+    key = f"check the key in {llm.api_key_env}" if llm.api_key_env else "set api_key_env to the variable with the key"
     remedy = {
         401: key,
         403: key,
-        404: "check the address (it ends before /chat/completions, often with /v1) and the model's name",
+        404: "check the address (without /chat/completions, often ending in /v1) and the model's name",
         429: "wait, or ask for fewer prompts",
-    }.get(error.status_code, "see what the server says; for a parameter that it does not know: seed=null")
+    }.get(error.status_code, "read the server's message; if it does not know a parameter, try seed=null")
     found = f"{error.request.url}: {error.status_code} {error.response.reason_phrase}"
     return ModelError(
         "the endpoint refuses", where=_WHERE, found=found + (f": {message}" if message else ""), remedy=remedy
@@ -177,7 +181,7 @@ def _refusal(error: openai.APIStatusError, llm: Llm) -> ModelError:
 
 
 def _content(completion: Any, llm: Llm) -> str:
-    """Return the text of a reply of /chat/completions; whatever else the server sent is an error."""
+    """Return the text of a reply of /chat/completions; raise ModelError for anything else."""
     try:
         choice = completion.choices[0]
         content = choice.message.content
@@ -194,47 +198,48 @@ def _unreadable(found: str) -> ModelError:
         where=f"{_WHERE}.endpoint",
         found=found,
         allowed="a reply of /chat/completions with choices[0].message.content",
-        remedy="check the address: it must be that of an OpenAI-compatible server",
+        remedy="check the address: the server must be OpenAI-compatible",
     )
 
 
 def _whole_lines(text: str) -> str:
-    """An answer that was cut off, without the line that was."""
+    """Remove the last line of a truncated answer."""
     return text.rpartition("\n")[0]
 
 
 # -- a local model -----------------------------------------------------------------------------------------------------
 
 
-def _from_ray(requests: Sequence[Request], llm: Llm) -> Iterator[tuple[int, Found]]:
+def _from_ray(requests: Sequence[Request], llm: Llm) -> Iterator[tuple[int, CellPrompts]]:
     import ray
 
     from counterpoise.execution.cluster import connect
 
     locate(llm.model, f"{_WHERE}.model")
     connect()
-    here = ray.cluster_resources().get("GPU", 0.0)
-    if here < llm.num_gpus:  # the task would wait for ever
-        where, allowed = f"{_WHERE}.num_gpus", f"{here:g} GPUs in all"
+    total = ray.cluster_resources().get("GPU", 0.0)
+    if total < llm.num_gpus:  # the task would wait for ever
+        where, allowed = f"{_WHERE}.num_gpus", f"{total:g} GPUs in all"
         raise ConfigError(
-            "the cluster has no room for the language model", where=where, found=llm.num_gpus, allowed=allowed
+            "the cluster has too few GPUs for the language model", where=where, found=llm.num_gpus, allowed=allowed
         )
     model: Any = ray.remote(num_cpus=1, num_gpus=llm.num_gpus)(_Local).remote(llm)
     for number, request in enumerate(requests):
-        found = ray.get(model.collect.remote(request))
-        if isinstance(found, CounterpoiseError):
-            raise found
-        yield number, found
+        answer = ray.get(model.collect.remote(request))
+        if isinstance(answer, CounterpoiseError):
+            raise answer
+        yield number, answer
 
 
 class _Local:
-    """The Ray actor: it loads the model once. A mistake of the user is returned: Ray would wrap what is raised."""
+    """A Ray actor that loads the model once. User errors are returned, because Ray would wrap raised ones."""
 
     def __init__(self, llm: Llm) -> None:
         self._llm = llm
         self._ask: Ask | None = None
 
-    def collect(self, request: Request) -> Found | CounterpoiseError:
+    def collect(self, request: Request) -> CellPrompts | CounterpoiseError:
+        """Return the request's prompts, or the error."""
         try:
             self._ask = self._ask or local(self._llm)
             return collect(request, self._ask)
@@ -243,7 +248,7 @@ class _Local:
 
 
 def local(llm: Llm) -> Ask:
-    """A function that has a causal language model of transformers answer an instruction, in this process.
+    """Return a function that lets a causal language model of transformers answer an instruction, in this process.
 
     Raises:
         ModelError: The model cannot be loaded; later, if an instruction does not fit into its context.
@@ -258,7 +263,7 @@ def local(llm: Llm) -> Ask:
         model = AutoModelForCausalLM.from_pretrained(located, revision=llm.revision, dtype="auto").to(device).eval()
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         found = f"{llm.model}: {next(iter(str(error).strip().splitlines()), type(error).__name__)}"
-        remedy = "name a text-generation model of transformers: a hub id, or a folder written by save_pretrained"
+        remedy = "use a text-generation model of transformers: a hub id, or a folder written by save_pretrained"
         raise ModelError(
             "the language model cannot be loaded", where=f"{_WHERE}.model", found=found, remedy=remedy
         ) from error
@@ -271,7 +276,7 @@ def local(llm: Llm) -> Ask:
         used = tokens["input_ids"].shape[1]
         room = (getattr(model.config, "max_position_embeddings", None) or used + _TOKENS) - used
         if room <= 0:
-            found, remedy = f"{used} tokens", "ask for fewer prompts or details, or name another model"
+            found, remedy = f"{used} tokens", "ask for fewer prompts or details, or use another model"
             raise ModelError(
                 "the instruction does not fit into the language model's context",
                 where=f"{_WHERE}.model",

@@ -1,4 +1,4 @@
-"""Prompt sets as files: a row of label, group and prompt for each prompt, as YAML or JSONL, to read and to edit."""
+"""Prompt files: one row of label, group and prompt for each prompt, as YAML or JSONL, to read and to edit."""
 
 from __future__ import annotations
 
@@ -17,35 +17,35 @@ _COLUMNS = ("label", "group", "prompt")
 
 
 def read_prompts(path: str, names: LabelSpace, where: str = "prompts.file") -> list[list[list[str]]]:
-    """The prompts of a file, ``[label][group]``, in the order of its rows.
+    """Return the prompts of a file, ``[label][group]``, in the order of its rows.
 
     Args:
         path: A ``.yaml`` file with a list of mappings, or a ``.jsonl`` file with a mapping in each line. Each has
             ``label`` and ``group`` (names; no group in a dataset without groups) and ``prompt``.
-        names: Of classes and groups.
+        names: Names of classes and groups.
         where: The key path, for errors.
 
     Raises:
-        ConfigError: The file cannot be read, a row is not as above, a prompt is there twice, or a cell has none.
+        ConfigError: The file cannot be read, a row is not as above, a prompt occurs twice, or a cell has none.
     """
     cells: dict[tuple[int, int], list[str]] = {(i, j): [] for i in range(names.shape[0]) for j in range(names.shape[1])}
     for place, row in _rows(path, where):
         label, group, prompt = _checked(row, names, place)
         if prompt in cells[label, group]:
-            raise ConfigError("this prompt is there twice", where=place, found=prompt, remedy="remove one of them")
+            raise ConfigError("this prompt occurs twice", where=place, found=prompt, remedy="remove one of them")
         cells[label, group].append(prompt)
     if empty := [names.cell(*cell) for cell, prompts in cells.items() if not prompts]:
         remedy = "write at least one prompt for every class and group"
         found = f"none for {one_of(empty, 6)}"
-        raise ConfigError("there are cells without prompts", where=f"{where}: {path}", found=found, remedy=remedy)
+        raise ConfigError("some cells have no prompts", where=f"{where}: {path}", found=found, remedy=remedy)
     return [[cells[i, j] for j in range(names.shape[1])] for i in range(names.shape[0])]
 
 
 def write_prompts(path: str, prompts: Sequence[Sequence[Sequence[str]]], names: LabelSpace, where: str) -> bool:
-    """Writes the file that :func:`read_prompts` reads, unless there is one: it may have been edited.
+    """Write the file that :func:`read_prompts` reads, unless it exists: it may have been edited.
 
     Returns:
-        Whether the file now says what ``prompts`` do.
+        True if the file now holds ``prompts``.
 
     Raises:
         ConfigError: The file cannot be written, or its name does not end in .yaml or .jsonl.
@@ -57,12 +57,12 @@ def write_prompts(path: str, prompts: Sequence[Sequence[Sequence[str]]], names: 
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         Path(path).write_text(text, encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError("the prompts cannot be written here", where=where, found=error) from error
+        raise ConfigError("the prompts cannot be written to this file", where=where, found=error) from error
     return True
 
 
 def dumps(prompts: Sequence[Sequence[Sequence[str]]], names: LabelSpace, suffix: str) -> str:
-    """The text of a prompt file."""
+    """Return the text of a prompt file."""
     rows = [
         {"label": names.classes[i], **({"group": names.groups[j]} if names.groups else {}), "prompt": prompt}
         for i, row in enumerate(prompts)
@@ -77,12 +77,12 @@ def dumps(prompts: Sequence[Sequence[Sequence[str]]], names: LabelSpace, suffix:
 def _suffix(path: str, where: str) -> str:
     suffix = Path(path).suffix.lower()
     if suffix not in _SUFFIXES:
-        raise ConfigError("a prompt file is YAML or JSONL", where=where, found=path, allowed=one_of(_SUFFIXES))
+        raise ConfigError("a prompt file must be YAML or JSONL", where=where, found=path, allowed=one_of(_SUFFIXES))
     return suffix
 
 
 def _rows(path: str, where: str) -> Iterable[tuple[str, Any]]:
-    """The file's rows, each with its place."""
+    """Return the file's rows, each with its place."""
     suffix = _suffix(path, where)
     try:
         text = Path(path).expanduser().read_text(encoding="utf-8")
@@ -102,7 +102,7 @@ def _rows(path: str, where: str) -> Iterable[tuple[str, Any]]:
     if not isinstance(rows, list):
         allowed = "a list of mappings: - {label: …, group: …, prompt: …}"
         raise ConfigError(
-            "the prompt file is no list", where=f"{where}: {path}", found=type(rows).__name__, allowed=allowed
+            "the prompt file is not a list", where=f"{where}: {path}", found=type(rows).__name__, allowed=allowed
         )
     return [(f"{path}: row {number}", row) for number, row in enumerate(rows, 1)]
 
@@ -115,20 +115,20 @@ def _json(line: str, place: str) -> Any:
 
 
 def _checked(row: Any, names: LabelSpace, place: str) -> tuple[int, int, str]:
-    """(label, group, prompt) of a row."""
+    """Return (label, group, prompt) of a row."""
     columns = _COLUMNS if names.groups else ("label", "prompt")
     if not isinstance(row, dict):
-        raise ConfigError("this row is no mapping", where=place, found=row, allowed=f"{', '.join(columns)}")
+        raise ConfigError("this row is not a mapping", where=place, found=row, allowed=f"{', '.join(columns)}")
     for key in row:
         if key not in columns and not (key == "group" and row[key] is None):
             remedy = did_you_mean(str(key), columns)
             raise ConfigError("unknown column", where=place, found=key, allowed=one_of(columns), remedy=remedy)
     for key in columns:
         if row.get(key) is None:
-            raise ConfigError(f"there is no {key}", where=place, found=one_of(row), allowed=one_of(columns))
+            raise ConfigError(f"this row has no {key}", where=place, found=one_of(row), allowed=one_of(columns))
     prompt = row["prompt"]
     if not isinstance(prompt, str) or not prompt.strip():
-        raise ConfigError("a prompt is a text", where=place, found=repr(prompt))
+        raise ConfigError("a prompt must be a non-empty text", where=place, found=repr(prompt))
     label = _code(row["label"], names.classes, "class", place)
     return label, _code(row["group"], names.groups, "group", place) if names.groups else 0, " ".join(prompt.split())
 

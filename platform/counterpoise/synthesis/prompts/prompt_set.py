@@ -1,4 +1,4 @@
-"""What is asked of the generator for each cell: words, templates, and the set of prompts that comes of them.
+"""Prompt sets: the prompts of every cell, from words and templates.
 
 Prompt sets from other places: :mod:`counterpoise.synthesis.prompts.prompt_file` and
 :mod:`counterpoise.synthesis.prompts.contextual`.
@@ -24,14 +24,14 @@ from counterpoise.storage.schema import LabelSpace
 class PromptSet:
     """The prompts of every cell. A dataset without groups has one column.
 
-    Image ``index`` of a cell is asked for with prompt ``index % n`` of its n prompts: the same one every time, and
-    each prompt as often as any other (±1) among the first images of a cell, however many these are.
+    Image ``index`` of a cell has prompt ``index % n`` of its n prompts. The prompt never changes, and among any number
+    of first images of a cell all prompts are equally frequent (±1).
 
     Attributes:
         prompts: ``prompts[label][group]``: a cell's prompts, at least one.
-        plain: ``plain[label][group]``: the cell in a few words, by which the scorer tells it from other cells.
-        origin: Where the prompts come from, in words.
-        refused: Answers of an LLM that could not be used: ``cell``, ``prompt``, ``reason``.
+        plain: ``plain[label][group]``: a short description of the cell, by which the scorer distinguishes cells.
+        origin: Source of the prompts, in words.
+        refused: Unusable answers of a language model: ``cell``, ``prompt``, ``reason``.
     """
 
     prompts: list[list[list[str]]]
@@ -41,21 +41,21 @@ class PromptSet:
 
     @cached_property
     def digest(self) -> str:
-        """The address of the prompts; the same wherever they come from."""
+        """The address of the prompts, independent of their source."""
         return digest(self.prompts)
 
     @property
     def counts(self) -> list[list[int]]:
-        """How many prompts each cell has."""
+        """The number of prompts of each cell."""
         return [[len(cell) for cell in row] for row in self.prompts]
 
     def to_json(self) -> dict[str, Any]:
-        """What a plan says of it: ``digest``, ``origin`` and ``counts``."""
+        """Return a plan's summary of the prompts: ``digest``, ``origin`` and ``counts``."""
         return {"digest": self.digest, "origin": self.origin, "counts": self.counts}
 
 
 def template_prompts(prompts: Prompts, names: LabelSpace) -> list[list[list[str]]]:
-    """A prompt for each cell and each of its modifiers (SYNAuG, section 3.1), from the template alone.
+    """Return a prompt for each cell and each of its modifiers (SYNAuG, section 3.1), by the template.
 
     Raises:
         ConfigError: The template or its words are wrong; see :func:`plain_prompts`. A class has no modifiers while
@@ -70,14 +70,14 @@ def template_prompts(prompts: Prompts, names: LabelSpace) -> list[list[list[str]
 
 
 def plain_prompts(prompts: Prompts, names: LabelSpace) -> list[list[str]]:
-    """What the template says of every cell without modifier, description and attributes.
+    """Return the template's text for every cell without modifier, description and attributes.
 
     ``{label}`` and ``{group}`` become the names of the cell's class and group, or the words that ``prompts.labels``
     and ``prompts.groups`` give for them, with underscores as spaces. Without groups, ``{group}`` is left out.
 
     Raises:
-        ConfigError: The template names something else, leaves out what tells the cells apart, or words are given for
-            a class or group that does not exist.
+        ConfigError: The template has an unknown field, does not distinguish the cells, or words are given for a class
+            or group that does not exist.
     """
     fields = _check_template(prompts, names)
     empty = dict.fromkeys(fields, "")
@@ -88,7 +88,7 @@ def plain_prompts(prompts: Prompts, names: LabelSpace) -> list[list[str]]:
 
 
 def cell_words(prompts: Prompts, names: LabelSpace) -> list[list[dict[str, str]]]:
-    """For each cell the words for its ``label``, ``group`` and ``description``; empty where there are none.
+    """Return the words for each cell's ``label``, ``group`` and ``description``; empty where there are none.
 
     Raises:
         ConfigError: Words for a class or group that does not exist, or descriptions for some classes only.
@@ -97,7 +97,7 @@ def cell_words(prompts: Prompts, names: LabelSpace) -> list[list[dict[str, str]]
     groups = _words(prompts.groups, names.groups, "prompts.groups", "group") if names.groups else [""]
     described = prompts.descriptions
     if described:
-        _check_names(described, names.classes, "prompts.descriptions", "class", all_of_them=True)
+        _check_names(described, names.classes, "prompts.descriptions", "class", complete=True)
     return [
         [{"label": label, "group": group, "description": described.get(name, "")} for group in groups]
         for name, label in zip(names.classes, labels, strict=True)
@@ -105,17 +105,17 @@ def cell_words(prompts: Prompts, names: LabelSpace) -> list[list[dict[str, str]]
 
 
 def fill(template: str, **words: str) -> str:
-    """The template with words in its places. What empty words leave behind (spaces, commas, brackets) is tidied."""
+    """Return the template with words in its places, without the spaces, commas and brackets that empty words leave."""
     text = re.sub(r"\(\s*\)", "", template.format(**words))
     text = re.sub(r"\s+(?=[,;]|\.(?:\s|$))", "", " ".join(text.split()))
     return re.sub(r"^[\s,;]+|[,;]\s*(?=[,;.]|$)", "", text)
 
 
 def _check_template(prompts: Prompts, names: LabelSpace) -> set[str]:
-    """The template's fields."""
+    """Return the template's fields; raise ConfigError unless they distinguish the cells."""
     template, where, allowed = prompts.template, "prompts.template", list(FIELDS)
-    asked = prompts.contextual
-    allowed += asked.attributes if asked else []
+    contextual = prompts.contextual
+    allowed += contextual.attributes if contextual else []
     try:
         fields = {field for _, field, _, _ in string.Formatter().parse(template) if field is not None}
         for name in sorted(fields - set(allowed)):
@@ -127,25 +127,25 @@ def _check_template(prompts: Prompts, names: LabelSpace) -> set[str]:
     if "label" not in fields:
         raise ConfigError("the template is the same for every class", where=where, found=template, allowed="{label}")
     if names.groups and "group" not in fields:
-        remedy = "say {group} in it, or leave the group out of the dataset"
+        remedy = "add {group} to it, or remove the group from the dataset"
         raise ConfigError("the template is the same for every group", where=where, found=template, remedy=remedy)
-    if not prompts.file and not (asked and asked.llm):
+    if not prompts.file and not (contextual and contextual.llm):
         _check_used("modifier", prompts.modifiers, fields, template)
         _check_used("description", prompts.descriptions, fields, template)
     return fields
 
 
 def _check_used(name: str, given: object, fields: set[str], template: str) -> None:
-    """Raises ConfigError if the template says ``{name}`` and there is none, or the other way round."""
+    """Raise ConfigError if only one of the template's ``{name}`` and its words is given."""
     if given and name not in fields:
-        remedy = f"say {{{name}}} in it, or remove prompts.{name}s"
+        remedy = f"add {{{name}}} to it, or remove prompts.{name}s"
         raise ConfigError(
-            f"the template has no place for the {name}s", where="prompts.template", found=template, remedy=remedy
+            f"the template does not use the {name}s", where="prompts.template", found=template, remedy=remedy
         )
     if name in fields and not given:
-        remedy = f"give prompts.{name}s, or take {{{name}}} out"
+        remedy = f"set prompts.{name}s, or remove {{{name}}}"
         raise ConfigError(
-            f"the template asks for {name}s, and there are none",
+            f"the template uses {name}s, but there are none",
             where="prompts.template",
             found=template,
             remedy=remedy,
@@ -153,13 +153,13 @@ def _check_used(name: str, given: object, fields: set[str], template: str) -> No
 
 
 def _modifiers(prompts: Prompts, names: LabelSpace) -> list[list[str]]:
-    """Each class's modifiers; one empty one without any."""
+    """Return each class's modifiers; a single empty one if there are none."""
     given = prompts.modifiers
     if isinstance(given, list):
         return [given or [""]] * len(names.classes)
     if not given:
         return [[""]] * len(names.classes)
-    _check_names(given, names.classes, "prompts.modifiers", "class", all_of_them=True)
+    _check_names(given, names.classes, "prompts.modifiers", "class", complete=True)
     return [given[name] for name in names.classes]
 
 
@@ -169,7 +169,7 @@ def _words(given: Mapping[str, str], names: tuple[str, ...], where: str, kind: s
 
 
 def _check_names(
-    given: Mapping[str, object], names: tuple[str, ...], where: str, kind: str, all_of_them: bool = False
+    given: Mapping[str, object], names: tuple[str, ...], where: str, kind: str, complete: bool = False
 ) -> None:
     for name in given:
         if name not in names:
@@ -180,6 +180,6 @@ def _check_names(
                 allowed=one_of(names) or f"nothing: the dataset has no {kind}s",
                 remedy=did_you_mean(name, names),
             )
-    if all_of_them and (left_out := [name for name in names if name not in given]):
+    if complete and (left_out := [name for name in names if name not in given]):
         remedy = f"give them for every {kind}; an empty text says nothing"
         raise ConfigError(f"a {kind} is left out", where=where, found=f"nothing for {one_of(left_out)}", remedy=remedy)

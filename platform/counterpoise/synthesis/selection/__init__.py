@@ -1,1 +1,1 @@
-"""Which images of a pool a plan takes, and why not the others."""
+"""Selection of a plan's images from a pool: strategies, filters, and sampling of missing images."""

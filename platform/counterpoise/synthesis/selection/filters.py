@@ -1,12 +1,12 @@
-"""Filters: which images of the pool a plan may take, and why not the others.
+"""Filters: they decide which images of the pool a plan may take, and give a reason for each rejection.
 
-A filter is a function of a shard's :class:`Candidates` and of its settings. It gives a reason for each image that it
-rejects and None for each other. It is on if the key of its name in ``selection`` is set. To add one, write it below
-and give it a key in :class:`counterpoise.config.Selection`; or leave it where it is and name it in
-``selection.custom`` as ``module:function``.
+A filter is a function of a shard's :class:`Candidates` and of its settings. It returns a reason for each image that it
+rejects and None for every other. It is active if the key of its name in ``selection`` is set. A new filter is a
+function in this file with a key in :class:`counterpoise.config.Selection`, or any function that ``selection.custom``
+names as ``module:function``.
 
-A verdict follows from the image and from earlier images of its cell, never from later ones or from what a plan took:
-so a larger plan contains the smaller one, and it does not matter who drew what when.
+A verdict depends on the image and on earlier images of its cell, never on later ones or on a plan's selection. A larger
+plan therefore contains the smaller one, whatever the order of sampling.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from counterpoise.storage.view import ImageView
 
 @dataclass(frozen=True)
 class Candidates:
-    """The usable images of a shard. What is not in the index is read when a filter asks for it.
+    """The usable images of a shard. Columns outside the index are read when a filter asks for them.
 
     Attributes:
-        view: Their rows, with labels, CLIP's scores and verdicts; ``view.images()`` are their files.
-        earlier: The candidates of the cell's shards before this one, from the first on.
+        view: Their rows, with labels and CLIP's scores; ``view.images()`` reads their files.
+        earlier: The candidates of the cell's earlier shards, from the first on.
     """
 
     view: ImageView
@@ -45,27 +45,28 @@ class Candidates:
 
     @property
     def rows(self) -> pa.Table:
+        """The images' rows in the index."""
         return self.view.index
 
     @cached_property
     def embeddings(self) -> Float[np.ndarray, "n d"]:
-        """CLIP's unit vectors of the images; d is 0 without any image."""
+        """CLIP's unit vectors of the images; d is 0 without images."""
         return self.view.embeddings()
 
 
 class Reject(NamedTuple):
-    """Why an image is not taken: the filter's name, and the reason in words."""
+    """The reason for a rejection: the filter's name, and the reason in words."""
 
     filter: str
     reason: str
 
 
 Filter = Callable[[Candidates, Any], Sequence[str | None]]
-FILTERS: dict[str, Filter] = {}  # by the key of `selection`; asked in this order
+FILTERS: dict[str, Filter] = {}  # by the key of `selection`; applied in this order
 
 
 class ActiveFilter(NamedTuple):
-    """A filter that is on."""
+    """A filter that is active, with its settings."""
 
     name: str
     reasons: Filter
@@ -73,37 +74,37 @@ class ActiveFilter(NamedTuple):
 
 
 def register(function: Filter) -> Filter:
-    """Makes a filter known under its own name."""
+    """Register a filter under its own name."""
     FILTERS[function.__name__] = function
     return function
 
 
 def active_filters(selection: config.Selection) -> list[ActiveFilter]:
-    """The filters that are on, in the order in which they are asked.
+    """Return the active filters, in the order of their application.
 
     Raises:
-        ConfigError: ``selection.custom`` names something that is not there.
+        ConfigError: ``selection.custom`` names a function that does not exist.
     """
-    own = [(name, function, getattr(selection, name)) for name, function in FILTERS.items()]
+    registered = [(name, function, getattr(selection, name)) for name, function in FILTERS.items()]
     custom = [
         ActiveFilter(name, plugins.load(name, "selection.custom"), settings)
         for name, settings in selection.custom.items()
     ]
-    return [ActiveFilter(*entry) for entry in own if entry[2] is not None] + custom
+    return [ActiveFilter(*entry) for entry in registered if entry[2] is not None] + custom
 
 
 def evaluate_filters(candidates: Candidates, filters: Sequence[ActiveFilter]) -> list[Reject | None]:
-    """For each candidate None, or what the first filter that rejects it says.
+    """Return for each candidate None, or the first rejection.
 
     Raises:
-        ConfigError: A filter does not give a text or None for each image.
+        ConfigError: A filter does not return a text or None for each image.
     """
     verdicts: list[Reject | None] = [None] * len(candidates)
     for name, function, settings in filters:
         reasons = list(function(candidates, settings))
         if len(reasons) != len(candidates) or not all(reason is None or isinstance(reason, str) for reason in reasons):
             raise ConfigError(
-                "a filter must say a reason or None for each image",
+                "a filter must return a reason or None for each image",
                 where=f"selection.custom.{name}",
                 found=f"{reasons[:3]} … ({len(reasons)} for {len(candidates)} images)",
             )
@@ -118,19 +119,19 @@ def evaluate_filters(candidates: Candidates, filters: Sequence[ActiveFilter]) ->
 
 @register
 def clip_similarity(candidates: Candidates, least: float) -> list[str | None]:
-    """The cosine with the own prompt is at least this."""
+    """Accept images whose cosine with their own prompt is at least ``least``."""
     return _at_least(candidates, "clip_similarity", least)
 
 
 @register
 def clip_margin(candidates: Candidates, least: float) -> list[str | None]:
-    """The own prompt's cosine leads over every rival cell's by at least this."""
+    """Accept images whose cosine with their own prompt exceeds every rival cell's by at least ``least``."""
     return _at_least(candidates, "clip_margin", least)
 
 
 @register
 def zero_shot(candidates: Candidates, what: str) -> list[str | None]:
-    """CLIP sees the class that was asked for (``label``), or the class and the group (``cell``)."""
+    """Accept images to which CLIP assigns the requested class (``label``), or class and group (``cell``)."""
     rows, names = candidates.rows, candidates.view.names
     keys = ("label",) if what == "label" else ("label", "group")
     return [
@@ -143,9 +144,9 @@ def zero_shot(candidates: Candidates, what: str) -> list[str | None]:
 
 @register
 def grey(candidates: Candidates, levels: float) -> list[str | None]:
-    """The mean of red differs from the mean of all channels by at least so many levels of 255.
+    """Accept images whose mean of red differs from the mean of all channels by at least ``levels`` of 255.
 
-    FFR's rule against grey images, which its code gives as 1.5e6 (faces) and 2e5 (animals), summed over 512 × 512
+    It is FFR's rule against grey images, which its code gives as 1.5e6 (faces) and 2e5 (animals), summed over 512 × 512
     pixels: 5.7 and 0.76 levels. It decodes every image.
     """
     reasons: list[str | None] = [None] * len(candidates)
@@ -160,9 +161,10 @@ def grey(candidates: Candidates, levels: float) -> list[str | None]:
 
 @register
 def near_duplicate(candidates: Candidates, threshold: float) -> list[str | None]:
-    """No earlier image of the cell has a cosine of ``threshold`` or more with it, whatever became of that one.
+    """Accept images without an earlier image of the cell at a cosine of ``threshold`` or more.
 
-    Shard against shard, so that the largest matrix has ``shard_size``² elements. The reason names the first such image.
+    Rejected earlier images count too. Shards are compared pairwise, so that the largest matrix has ``shard_size``²
+    elements. The reason names the first such image.
     """
     reasons: list[str | None] = [None] * len(candidates)
     for other in (*candidates.earlier, candidates):

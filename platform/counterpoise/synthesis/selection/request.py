@@ -1,4 +1,4 @@
-"""Plan requests: all that a method says of its images beside what the pool's address covers."""
+"""Plan requests: a method's settings for its images that the pool's address does not cover."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ PlanKey = tuple[str, str]  # method, plan
 
 @dataclass(frozen=True, eq=False)
 class PlanRequest:
-    """A plan's images, to be taken from a pool. Requests of one method have one ``selection`` and ``max_quarantined``.
+    """A request for a plan's images. Requests of one method share ``selection`` and ``max_quarantined``.
 
     Attributes:
-        method: The method that asks.
+        method: The method.
         plan: The plan's name.
         counts: Images wanted per cell.
-        skip: Usable images of each cell that are left to other plans, the first ones.
-        selection: The filters that judge, and the bound on what they may look at.
+        skip: Number of first usable images of each cell that are left to other plans.
+        selection: The filters, and the bound on images considered.
         max_quarantined: The share of quarantined images above which sampling is an error.
     """
 
@@ -35,9 +35,10 @@ class PlanRequest:
 
     @property
     def key(self) -> PlanKey:
+        """Method and plan."""
         return self.method, self.plan
 
     @property
-    def reach(self) -> Counts:
-        """Usable images that there must be of each cell."""
+    def required_count(self) -> Counts:
+        """Number of usable images of each cell that the pool must hold."""
         return np.where(self.counts > 0, self.counts + self.skip, 0)

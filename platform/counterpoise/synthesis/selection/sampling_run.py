@@ -1,4 +1,4 @@
-"""What a call draws into the pool, what that costs, and when too much of it is useless."""
+"""Sampling rounds of one call: receipts, cost by step, and the quarantine limit."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 
 class SamplingRun:
-    """What a call drew, and what that cost.
+    """The sampling rounds of one call, and their cost.
 
     Attributes:
-        receipts: Of the shards it drew.
+        receipts: Receipts of the shards sampled.
         sampling: Seconds between the first sample and the last commit, over all rounds.
         cost: Seconds by step, summed over workers.
     """
@@ -35,11 +35,12 @@ class SamplingRun:
 
     @property
     def images(self) -> int:
+        """Number of images sampled."""
         return sum(receipt.images for receipt in self.receipts.values())
 
     def draw(self, shards: Sequence[Shard], limits: Sequence[QuarantineLimit]) -> None:
-        """One round; ends early as soon as it is certain that too many of somebody's images are quarantined."""
-        from counterpoise.synthesis.pool import sampling  # Ray takes seconds to import: a pool that is full needs none
+        """Sample one round; stop early once a method's quarantine limit is certain to be exceeded."""
+        from counterpoise.synthesis.pool import sampling  # imports Ray, which takes seconds; a full pool needs none
 
         begun, first, total = time.time(), math.inf, len(shards) * self.pool.shard_size
         with Progress("sampling", total, "images") as progress:
@@ -69,13 +70,13 @@ class SamplingRun:
 
 
 class QuarantineLimit:
-    """How many images without a usable sample a method puts up with among those that it looks into.
+    """Limit on images without a usable sample among those that a method considers.
 
     Args:
-        pool: Where the images are.
+        pool: The pool of the images.
         share: ``pool.max_quarantined`` of the method.
-        considered: Shards that it has looked into.
-        asked: Shards that it asks for now.
+        considered: Shards that it has considered so far.
+        asked: Shards that it requests now.
     """
 
     def __init__(self, pool: Pool, share: float, considered: Sequence[Shard], asked: Sequence[Shard] = ()) -> None:
@@ -86,23 +87,23 @@ class QuarantineLimit:
         self.bad, self.example = sum(bad), considered[int(np.argmax(bad))] if bad else None
 
     def count(self, receipt: Receipt) -> None:
-        """Adds a shard that was drawn, if it was asked for."""
+        """Count a sampled shard, if it was requested."""
         if receipt.shard in self.asked:
             self.bad, self.total = self.bad + receipt.quarantined, self.total + receipt.images
             self.example = receipt.shard
 
     def check(self) -> None:
-        """Raises SynthesisError if more images are quarantined than may be when all that was asked for is there."""
+        """Raise SynthesisError if more images are quarantined than the limit over all requested shards allows."""
         example = self.example
         if example is None or self.bad <= self.allowed:
             return
         defects = self.pool.rows(example)["defect"].drop_null().to_pylist()
         raise SynthesisError(
-            "the generator makes too many useless images",
+            "the generator makes too many unusable images",
             where=f"{self.pool.store.uri}/{example.key(self.pool.digest)}",
             found=f"{self.bad} of {self.total} images quarantined: {', '.join(sorted(set(defects)))}",
-            allowed=f"pool.max_quarantined: {self.share:g} of all",
-            remedy="look at generator.dtype (float16 overflows in some models), guidance_scale and the prompts",
+            allowed=f"a share of {self.share:g} (pool.max_quarantined)",
+            remedy="check generator.dtype (float16 overflows in some models), guidance_scale and the prompts",
         )
 
 

@@ -1,4 +1,4 @@
-"""Plans realized: which images of a pool each method takes, which its filters kept out, and what sampling cost."""
+"""Selected images: the views of plans, the images that filters rejected, and the cost of sampling."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ class Shortfall:
 
 @dataclass(frozen=True)
 class MethodImages:
-    """A method's images of one pool, and those that its filters kept out. The same whoever else asks the pool.
+    """A method's images of one pool and its rejects, independent of other methods that use the pool.
 
     Attributes:
-        views: By plan.
+        views: Views by plan.
         short: Cells with fewer images than their plan wants.
-        shards: Shards that the plans looked into.
+        shards: Shards that the plans considered.
         quarantined: Images in these shards without a usable sample.
-        rejected: Usable images in them that a filter kept out, by filter.
-        rejects: These two kinds of images, with the columns ``filter`` and ``reason``.
-        purity: Images in them that CLIP looked at and, of these, images that it puts into the cell asked for.
+        rejected: Usable images in them that a filter rejected, by filter.
+        rejects: Quarantined and rejected images, with the columns ``filter`` and ``reason``.
+        purity: Images in these shards that CLIP scored and, of these, images that it assigns to the requested cell.
     """
 
     views: dict[str, ImageView]
@@ -52,19 +52,20 @@ class MethodImages:
 
 @dataclass(frozen=True)
 class SelectedImages:
-    """Plans as views, and what they cost.
+    """Views of all plans on a pool, and their cost.
 
     Attributes:
         pool: The pool's digest.
-        methods: What each method takes.
-        shards: Shards that the plans looked into.
-        sampled: Images that this call sampled; also those that turned out not to be needed.
-        reused: Images in the shards looked into that were there before.
-        quarantined: Images in the shards looked into without a usable sample.
-        purity: Images in them that CLIP looked at and, of these, images that it puts into the cell asked for.
+        methods: Images of each method.
+        shards: Number of shards that the plans considered.
+        sampled: Images that this call sampled, including those that were not needed in the end.
+        reused: Images in the considered shards that were in the store before.
+        quarantined: Images in the considered shards without a usable sample.
+        purity: Images in the considered shards that CLIP scored and, of these, images that it assigns to the requested
+            cell.
         fresh: Keys of the shards that this call sampled.
         seconds: Wall-clock time of this call.
-        images_per_second: Images sampled per second of sampling, start-up aside; None if none were.
+        images_per_second: Images sampled per second of sampling, without start-up; None if none were.
         cost: Seconds by step, summed over workers: sample, encode, score, commit; and ``startup`` (wall clock).
     """
 
@@ -97,7 +98,7 @@ class SelectedImages:
 
     @cached_property
     def rejects(self) -> ImageView:
-        """The images that some method's filters kept out, each once for each filter that did."""
+        """The images that some method's filters rejected, once for each rejecting filter."""
         views = [images.rejects for images in self.methods.values()]
         every = reduce(add, views)
         places = zip(*(every.index[name].to_pylist() for name in ("key", "row", "filter")), strict=True)
@@ -106,14 +107,14 @@ class SelectedImages:
 
     @property
     def rejected(self) -> dict[str, int]:
-        """Usable images that a filter of this name kept out of some method's plans."""
+        """Number of usable images that each filter rejected from some method's plans."""
         names = dict.fromkeys(name for images in self.methods.values() for name in images.rejected)
-        found = Counter(self.rejects.index["filter"].to_pylist())
-        return {name: found[name] for name in names}
+        counts = Counter(self.rejects.index["filter"].to_pylist())
+        return {name: counts[name] for name in names}
 
 
 def summary(results: Sequence[SelectedImages]) -> dict[str, Any]:
-    """What several pools gave, as one JSON-able value."""
+    """Return the results of several pools as one JSON-able value."""
     sampling_seconds = sum(result.sampled / result.images_per_second for result in results if result.images_per_second)
     sampled = sum(result.sampled for result in results)
     rejected = Counter[str]()
@@ -142,7 +143,7 @@ def summary(results: Sequence[SelectedImages]) -> dict[str, Any]:
 
 
 def _purity(results: Sequence[SelectedImages]) -> dict[str, Any]:
-    """Shares of images that CLIP puts into the cell they were asked for; None where it looked at none."""
+    """Return shares of images that CLIP assigns to their requested cell; None if it scored none."""
     if not results:
         return {"purity": None, "cell_purity": None}
     counts = np.sum([result.purity for result in results], axis=0)

@@ -1,19 +1,19 @@
-"""How many synthetic images each cell gets: pure functions from the counts that are there to the counts wanted.
+"""Strategies: pure functions from the real counts of cells to the wanted numbers of synthetic images.
 
 - ``uniformize`` by class: every class is filled up to the largest class (SYNAuG, section 3). By cell: within each
-  group, every class is filled up to that group's largest class, as in SYNAuG's fairness experiments. Groups stay as
-  different in size as they are, and a group without images stays empty.
-- ``usb``, Uniform Synthetic Balancing: every cell is filled up to the largest cell of all (FFR, section 2).
-- ``asb``, Additive Synthetic Balancing: the same number for every cell, in all at most what USB would add. It is the
-  plan of FFR's first stage too (FFR, section 4).
-- ``balanced``: the same number for every cell, in all at most ``budget`` (``real``: as many as there are real images).
+  group, every class is filled up to that group's largest class, as in SYNAuG's fairness experiments. Groups keep their
+  different sizes, and a group without images stays empty.
+- ``usb``, Uniform Synthetic Balancing: every cell is filled up to the largest cell (FFR, section 2).
+- ``asb``, Additive Synthetic Balancing: the same number for every cell, in total at most USB's number. It is also the
+  plan of FFR's first stage (FFR, section 4).
+- ``balanced``: the same number for every cell, in total at most ``budget`` (``real``: the number of real images).
 - ``biased``: ``budget`` images, divided evenly over the classes; of each, the share ``rate`` goes to the group that is
   the class's majority in the real data, and the rest is divided over the other groups (AIM-Fair, section 3).
 - ``fill``: every class or cell is filled up to ``target``.
-- ``custom``: ``counts``, by class or by class and group; nothing for those that are not named.
+- ``custom``: ``counts``, by class or by class and group; none for classes and groups that are not named.
 
-An amount that is meant for a whole class goes to the smallest of its groups first, and raises them together, so that it
-never makes a group rarer in its class than it has to.
+The images of a whole class go to the smallest of its groups first, which grow together, so that no group becomes rarer
+in its class than necessary.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from counterpoise.storage.schema import LabelSpace
 def target_counts(
     plan: config.Plan, counts: Int[np.ndarray, "classes groups"], names: LabelSpace, where: str = "plan"
 ) -> Int[np.ndarray, "classes groups"]:
-    """Synthetic images to add to each cell.
+    """Return the number of synthetic images to add to each cell.
 
     Args:
         plan: The strategy and its parameters.
@@ -45,7 +45,8 @@ def target_counts(
         Counts, all at least 0.
 
     Raises:
-        PlanError: The plan names what is not there, needs groups where there are none, or its budget is too small.
+        PlanError: The plan names an unknown class or group, needs groups but there are none, or its budget is too
+            small.
     """
     match plan.strategy:
         case "uniformize":
@@ -68,11 +69,11 @@ def target_counts(
 
 
 def check_held_out(experiment: config.Experiment, counts: Mapping[str, Int[np.ndarray, "classes groups"]]) -> None:
-    """Raises PlanError unless a plan to test on takes other images than those that stages learn from.
+    """Raise PlanError unless a test plan takes other images than those that stages learn from.
 
     Args:
-        experiment: Its plans, stages and evaluation count.
-        counts: What each plan wants.
+        experiment: The experiment; its plans, stages and evaluation apply.
+        counts: Images wanted per cell, by plan.
     """
     test, plans = experiment.evaluation.test, experiment.plans
     learned = {name for stage in experiment.stages for names in stage.views.values() for name in names}
@@ -82,10 +83,10 @@ def check_held_out(experiment: config.Experiment, counts: Mapping[str, Int[np.nd
         shared = np.where((counts[test] > 0) & (counts[name] > 0), shared, 0).clip(0)
         if shared.any():
             raise PlanError(
-                "a plan to test on shares images with one to train on",
+                "the test plan shares images with a training plan",
                 where=f"plans.{test}.skip",
                 found=f"{shared.sum()} images of {name!r}",
-                remedy=f"skip at least {ends[1].max()}, as far as {name!r} reaches in a cell",
+                remedy=f"skip at least {ends[1].max()} images, the most that {name!r} takes of a cell",
             )
 
 
@@ -104,14 +105,14 @@ def _budget(plan: config.Plan, counts: Int[np.ndarray, "classes groups"]) -> int
 
 
 def _balanced(budget: int, counts: Int[np.ndarray, "classes groups"], where: str) -> Int[np.ndarray, "classes groups"]:
-    """budget // cells for each cell, as in FFR's code."""
+    """Return budget // cells for each cell, as in FFR's code."""
     if budget < counts.size:
         raise PlanError(
             "the budget is too small for one image per cell",
             where=f"{where}.budget",
             found=f"{budget} images for {counts.size} cells",
-            remedy=f"use strategy balanced with a budget of at least {counts.size}; USB's budget is what the real data "
-            "lack, and balanced data lack nothing",
+            remedy=f"use strategy balanced with a budget of at least {counts.size}; USB's budget is the number of "
+            "images that the real data lack, and balanced data lack none",
         )
     return np.full_like(counts, budget // counts.size)
 
@@ -124,7 +125,7 @@ def _biased(
         remedy = "use another strategy, or a dataset with groups"
         raise PlanError("a biased plan needs groups", where=f"{where}.strategy", found="no groups", remedy=remedy)
     if budget < classes:
-        remedy = f"a budget of at least {classes}"
+        remedy = f"set a budget of at least {classes}"
         raise PlanError(
             "the budget is too small for one image per class", where=f"{where}.budget", found=budget, remedy=remedy
         )
@@ -150,16 +151,16 @@ def _biased(
 def _spread(
     amounts: Int[np.ndarray, " classes"], counts: Int[np.ndarray, "classes groups"]
 ) -> Int[np.ndarray, "classes groups"]:
-    """Divides each class's amount over its groups, the smallest first, so that their sums end as level as can be."""
+    """Divide each class's amount over its groups, the smallest first, so that the sums are as even as possible."""
     result = np.zeros_like(counts)
     for label, (amount, row) in enumerate(zip(amounts, counts, strict=True)):
         order = np.argsort(row, kind="stable")
         ascending = row[order]
-        # raising the k smallest to the level of the k-th costs this much; it grows with k
+        # images needed to raise the k smallest to the level of the k-th; grows with k
         cost = np.arange(1, len(row) + 1) * ascending - np.cumsum(ascending)
         raised = int(np.searchsorted(cost, amount, side="right"))
-        level, left = divmod(int(amount - cost[raised - 1]), raised)
-        heights = ascending[raised - 1] + level + (np.arange(raised) < left)
+        level, remainder = divmod(int(amount - cost[raised - 1]), raised)
+        heights = ascending[raised - 1] + level + (np.arange(raised) < remainder)
         result[label, order[:raised]] = heights - ascending[:raised]
     return result
 

@@ -1,4 +1,4 @@
-"""Verdicts: which images of a pool the filters of a selection let pass, and why not the others."""
+"""Verdicts on a pool's images: accepted by the filters of a selection, or rejected with a reason."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ QUARANTINED = "quarantined"  # the verdict on an image without a usable sample
 
 
 class Verdicts:
-    """A pool's images as the filters of one selection judge them. A shard is judged once: it never changes.
+    """The verdicts of one selection's filters. A shard is evaluated once, because it never changes.
 
     Args:
         pool: The pool.
-        selection: The filters; ``max_draw`` plays no part here.
+        selection: The filters; ``max_draw`` has no effect.
 
     Attributes:
-        filters: Those that are on.
+        filters: The active filters.
 
     Raises:
         ConfigError: A filter does not exist.
@@ -37,33 +37,36 @@ class Verdicts:
         self._candidates: dict[Shard, filters.Candidates] = {}
 
     def of(self, shard: Shard) -> list[filters.Reject | None]:
-        """For each image of a shard None if a plan may take it, or why not. The cell's earlier shards must be there."""
+        """Return for each image of a shard None if a plan may take it, or the rejection.
+
+        The cell's earlier shards must be in the store.
+        """
         if shard not in self._verdicts:
             verdicts: list[filters.Reject | None] = [
                 filters.Reject(QUARANTINED, f"quarantined: {defect}") if defect is not None else None
                 for defect in self.pool.rows(shard)["defect"].to_pylist()
             ]
-            judged = iter(filters.evaluate_filters(self._usable(shard), self.filters))
-            self._verdicts[shard] = [verdict or next(judged) for verdict in verdicts]
+            evaluated = iter(filters.evaluate_filters(self._usable(shard), self.filters))
+            self._verdicts[shard] = [verdict or next(evaluated) for verdict in verdicts]
         return self._verdicts[shard]
 
     def _usable(self, shard: Shard) -> filters.Candidates:
-        """What filters see of a shard, with its cell up to there. What they read of a cell is kept until the next."""
+        """Return a shard's candidates with the earlier ones of its cell, which are kept until the next cell."""
         if Shard(shard.label, shard.group, 0) not in self._candidates:
             self._candidates.clear()
         for number in range(len(self._candidates), shard.number + 1):
-            here = Shard(shard.label, shard.group, number)
-            view = ImageView(self.pool.store, self.pool.names, self.pool.rows(here))
+            current = Shard(shard.label, shard.group, number)
+            view = ImageView(self.pool.store, self.pool.names, self.pool.rows(current))
             usable = view.take(np.flatnonzero(view.index["defect"].is_null()))
-            self._candidates[here] = filters.Candidates(usable, tuple(self._candidates.values()))
+            self._candidates[current] = filters.Candidates(usable, tuple(self._candidates.values()))
         return self._candidates[shard]
 
     def accepted(self, shard: Shard) -> Bool[np.ndarray, " n"]:
-        """Which images of a shard a plan may take."""
+        """Return a mask of a shard's images that a plan may take."""
         return np.array([verdict is None for verdict in self.of(shard)], dtype=bool)
 
     def rejects(self, shards: Sequence[Shard]) -> ImageView:
-        """The images of shards that no plan may take, in order, with the columns ``filter`` and ``reason``."""
+        """Return the images of shards that no plan may take, in order, with columns ``filter`` and ``reason``."""
         view = self.pool.view(shards, [np.flatnonzero(~self.accepted(shard)) for shard in shards])
         verdicts = [verdict for shard in shards for verdict in self.of(shard) if verdict]
         index = view.index.append_column("filter", pa.array([verdict.filter for verdict in verdicts], pa.string()))
@@ -71,7 +74,7 @@ class Verdicts:
         return ImageView(self.pool.store, self.pool.names, index)
 
     def available_counts(self) -> Int[np.ndarray, "classes groups"]:
-        """Images per cell that a plan could take now: from the first shard to the first that is missing."""
+        """Return images per cell that a plan could take now: from the first shard to the first missing one."""
         counts, reached = np.zeros((2, *self.pool.names.shape), dtype=np.int64)
         for shard in sorted(self.pool.shards()):
             cell = shard.label, shard.group

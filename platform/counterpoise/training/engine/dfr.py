@@ -23,20 +23,22 @@ _TUNING, _REFITS = 0, 1  # streams of random numbers
 
 @dataclass(frozen=True)
 class Head:
-    """A last layer for features as they come from the backbone; with ``normalize`` for features of length 1, see
+    """A last layer fitted by deep feature reweighting.
+
+    It takes features as they come from the backbone; with ``normalize`` it takes features of length 1, see
     :func:`~counterpoise.training.models.with_normalized_head`.
 
     Attributes:
         weight: float32 (classes, d); the standardisation of features is part of it and of the bias.
         bias: float32 (classes,).
-        chosen_strength: C, the inverse strength of the L1 penalty.
+        best_strength: C, the inverse strength of the L1 penalty.
         score: Worst-group accuracy of that strength on the half that tuning held out.
         tuning: A row for each strength: strength, worst-group and balanced accuracy on that half.
     """
 
     weight: Float[np.ndarray, "classes d"]
     bias: Float[np.ndarray, " classes"]
-    chosen_strength: float
+    best_strength: float
     score: float
     tuning: list[dict[str, float]]
 
@@ -50,7 +52,7 @@ def fit_dfr(
     classes: int,
     seed: int,
 ) -> Head:
-    """Tunes the strength and fits the last layer.
+    """Tune the strength and fit the last layer.
 
     With two classes the logits are ∓ half the decision function, so that their softmax is scikit-learn's
     probabilities. With more, liblinear fits each class against the rest (scikit-learn refuses it several classes at
@@ -58,13 +60,13 @@ def fit_dfr(
     there, but a softmax of these logits is not calibrated.
 
     Args:
-        features: Of the validation images, as the backbone gives them.
+        features: Features of the validation images, as the backbone gives them.
         labels: Their classes.
         groups: Their groups in any numbering; images of one class and group are a cell.
-        scaler_features: Of the training images: the final fits use their mean and deviation.
+        scaler_features: Features of the training images; the final fits use their mean and deviation.
         settings: Strengths to try, number of fits, and whether features are scaled to length 1 first.
         classes: Number of logits.
-        seed: Draws halves and balanced sets, and liblinear's order of coordinates.
+        seed: Seed of the halves, the balanced sets and liblinear's order of coordinates.
 
     Raises:
         DataError: A class has no image, or a cell has a single one.
@@ -87,21 +89,24 @@ def fit_dfr(
     return Head(
         weight=(weight / deviation).astype(np.float32),
         bias=(bias - weight @ (mean / deviation)).astype(np.float32),
-        chosen_strength=best["strength"],
+        best_strength=best["strength"],
         score=best[WORST_GROUP.name],
         tuning=tuning,
     )
 
 
 def balanced_draw(cells: Int[np.ndarray, " n"], random: np.random.Generator) -> Int[np.ndarray, " m"]:
-    """Positions of as many images of each cell as the smallest has, drawn without replacement."""
+    """Return positions of an equal number of images of each cell, drawn without replacement.
+
+    The number is the size of the smallest cell.
+    """
     members = [np.flatnonzero(cells == cell) for cell in np.unique(cells)]
     least = min(len(positions) for positions in members)
     return np.concatenate([random.permutation(positions)[:least] for positions in members])
 
 
 def _cells(labels: np.ndarray, groups: np.ndarray, classes: int) -> Int[np.ndarray, " n"]:
-    """The cell of each image, numbered from 0."""
+    """Return the cell of each image, numbered from 0."""
     counts = np.bincount(labels, minlength=classes)
     if not counts.all():
         missing = ", ".join(map(str, np.flatnonzero(counts == 0)))
@@ -123,7 +128,7 @@ def _cells(labels: np.ndarray, groups: np.ndarray, classes: int) -> Int[np.ndarr
 def _tune(
     features: np.ndarray, labels: np.ndarray, cells: np.ndarray, settings: config.Dfr, seed: int
 ) -> list[dict[str, float]]:
-    """Accuracies on one half of fits to a balanced draw from the other, for each strength.
+    """Return, for each strength, accuracies on one half of a fit to a balanced draw from the other half.
 
     Each cell is halved on its own. The authors halve the whole, which can leave a small cell out of one half.
     """
@@ -149,7 +154,7 @@ def _tune(
 def _regression(
     x: Float[np.ndarray, "n d"], labels: Int[np.ndarray, " n"], strength: float, random: np.random.Generator
 ) -> tuple[Float[np.ndarray, "k d"], Float[np.ndarray, " k"]]:
-    """Coefficients and intercepts of each class against the rest; of two classes only the second's."""
+    """Return coefficients and intercepts of each class against the rest; of two classes only the second's."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.multiclass import OneVsRestClassifier
 
@@ -160,7 +165,7 @@ def _regression(
 
 
 def _moments(x: Float[np.ndarray, "n d"]) -> tuple[Float[np.ndarray, " d"], Float[np.ndarray, " d"]]:
-    """Mean and deviation of each feature; deviation 1 where a feature is constant."""
+    """Return mean and deviation of each feature; the deviation is 1 where a feature is constant."""
     from sklearn.preprocessing import StandardScaler
 
     scaler = StandardScaler().fit(x.astype(np.float64))
@@ -168,5 +173,5 @@ def _moments(x: Float[np.ndarray, "n d"]) -> tuple[Float[np.ndarray, " d"], Floa
 
 
 def _unit(x: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
-    """Rows of length 1, as :class:`~counterpoise.training.models.NormalizedLinear` has them."""
+    """Scale rows to length 1, as :class:`~counterpoise.training.models.NormalizedLinear` does."""
     return nn.functional.normalize(torch.from_numpy(x), dim=1).numpy()

@@ -1,8 +1,8 @@
-"""The same loop under Ray Train (v2), for fits that use several workers.
+"""Fits on several workers under Ray Train (v2).
 
-Ray Train starts the workers, connects them and starts the whole group again when one dies. What a fit has reached is
-in the checkpoint in our store and nowhere else, so Ray's own storage holds bookkeeping only: it is a temporary folder,
-and every call has a name of its own (Ray Train silently resumes a run whose name it has seen).
+Ray Train starts the workers, connects them and restarts the whole group when one dies. The checkpoint in the store is
+the only record of a fit's progress. Ray's own storage is a temporary folder for its bookkeeping, and every call has a
+unique name, because Ray Train silently resumes a run whose name it knows.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from counterpoise.training.engine.task import Fit, OnEpoch
 
 
 def fit_with_ray(task: Fit, on_epoch: OnEpoch | None) -> None:
-    """:func:`counterpoise.training.engine.fit.fit` in ``training.num_workers`` Ray Train workers.
+    """Run :func:`counterpoise.training.engine.fit.fit` in ``training.num_workers`` Ray Train workers.
 
     Raises:
-        ConfigError: The cluster has no room for the workers.
+        ConfigError: The cluster is too small for the workers.
         ray.train.TrainingFailedError: The workers died more than ``training.max_failures`` times.
     """
     cluster.connect()
@@ -73,12 +73,12 @@ def _work(given: dict[str, Any]) -> None:
 
 
 def _check_room(training: Training) -> None:
-    """Without room Ray Train would wait for ever."""
+    """Raise ConfigError unless the cluster has the workers' resources: Ray Train would wait for ever."""
     room = ray.cluster_resources()
     for resource, each in (("CPU", training.resources.num_cpus), ("GPU", training.resources.num_gpus)):
         if training.num_workers * each > room.get(resource, 0):
             raise ConfigError(
-                f"the cluster has no room for the workers of a fit: too few {resource}s",
+                f"the cluster is too small for the workers of a fit: too few {resource}s",
                 where="training.num_workers",
                 found=f"{training.num_workers} workers with {each:g} {resource} each",
                 allowed=f"{room.get(resource, 0):g} {resource} in all",

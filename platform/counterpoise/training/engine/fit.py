@@ -1,7 +1,7 @@
-"""A stage fitted: from its start, epoch by epoch with a checkpoint after each, to its record in the store.
+"""Fitting of one stage: epoch by epoch with a checkpoint after each, up to the record in the store.
 
-A fit that was killed goes on after its last whole epoch and ends with the very weights it would have had (the same
-bytes, on a CPU with the same number of workers and threads).
+A killed fit resumes after its last complete epoch and ends with the weights that it would have had without the
+interruption (the same bytes, on a CPU with the same number of workers and threads).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from counterpoise.training.parameters.trainable import merged_state_dict, prepar
 
 @dataclass
 class _Progress:
-    """What a fit has come to between two epochs, beside its trainer."""
+    """State of a fit between two epochs, beside its trainer's."""
 
     epoch: int = 0
     best_epoch: int = 0
@@ -41,9 +41,9 @@ class _Progress:
 
 
 def fit(task: Fit, worker: Worker, on_epoch: OnEpoch | None = None) -> None:
-    """Trains, and leaves the best epoch's weights and then the stage's record in the store.
+    """Train a stage, then store the best epoch's weights and the stage's record.
 
-    Every worker calls this with the same task. Goes on from the checkpoint in the store, if there is one.
+    Every worker calls this with the same task. A checkpoint in the store is resumed.
 
     Raises:
         ConfigError: The loss is no longer finite, or the stage does not fit the backbone.
@@ -74,7 +74,7 @@ def fit(task: Fit, worker: Worker, on_epoch: OnEpoch | None = None) -> None:
 
 
 def make_trainer(task: Fit, worker: Worker) -> Trainer:
-    """The trainer of a stage before its first epoch."""
+    """Return the trainer of a stage before its first epoch."""
     stage, training = task.stage, task.training
     model = initial_model(task)
     if stage.head == "fresh":
@@ -85,19 +85,19 @@ def make_trainer(task: Fit, worker: Worker) -> Trainer:
 
 
 def initial_model(task: Fit) -> Classifier:
-    """A classifier with the weights that the stage starts from, on the CPU."""
+    """Return a classifier with the weights that the stage starts from, on the CPU."""
     return restored_model(task.training, len(task.validation.names.classes), task.seed, task.store, task.start)
 
 
 def _mask(task: Fit) -> list[str] | None:
     if task.gradients is None or task.stage.trainable.top_k is None:
         return None
-    found = task.gradients.read()
-    return ranked_mask(found["similar"], found["different"], task.stage.trainable.top_k)
+    stored = task.gradients.read()
+    return ranked_mask(stored["similar"], stored["different"], task.stage.trainable.top_k)
 
 
 def _reference(task: Fit, worker: Worker) -> np.ndarray | None:
-    """Logits of the reference stage's classifier for the training images."""
+    """Return logits of the reference stage's classifier for the training images."""
     if task.reference is None:
         return None
     classes = len(task.validation.names.classes)
@@ -128,7 +128,10 @@ def _checkpoint(task: Fit, trainer: Trainer, progress: _Progress) -> None:
 
 
 def _restore(task: Fit, trainer: Trainer, progress: _Progress) -> None:
-    """Takes up the checkpoint. All workers of a group read the same one: the group starts when the last one is gone."""
+    """Load the checkpoint, if there is one.
+
+    All workers of a group read the same one, because a group starts only after the last one has ended.
+    """
     if not task.store.exists(task.checkpoint_key):
         return
     device = trainer.worker.device

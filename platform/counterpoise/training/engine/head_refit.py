@@ -1,4 +1,4 @@
-"""Deep feature reweighting as a stage: the last layer fitted anew on features, with no epochs."""
+"""Deep feature reweighting as a stage: the last layer is fitted anew on features, without epochs."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 
 
 def refit(task: Fit, worker: Worker) -> None:
-    """Fits the stage's last layer as ``stage.dfr`` says, and leaves weights and record in the store.
+    """Fit the stage's last layer by ``stage.dfr``, and store its weights and record.
 
-    The features of the stage's images are fitted; those of the images that the stage before was trained on give mean
-    and deviation, as in Kirichenko et al. 2023.
+    The layer is fitted on features of the stage's images. The images that the previous stage was trained on give the
+    features' mean and deviation, as in Kirichenko et al. 2023.
 
     Raises:
         DataError: A group has too few images.
@@ -60,7 +60,7 @@ def refit(task: Fit, worker: Worker) -> None:
     pixels = PixelCache([task.validation], task.training.image_size)
     predicted = loop.predict(model, pixels, task.training, worker).argmax(1)
     metrics = loop.validation_metrics(task.validation, predicted)
-    row = {"epoch": 1, "strength": head.chosen_strength, f"tuning_{WORST_GROUP.name}": head.score} | metrics
+    row = {"epoch": 1, "strength": head.best_strength, f"tuning_{WORST_GROUP.name}": head.score} | metrics
     weights = {name: value.cpu() for name, value in model.state_dict().items()}
     task.finish(weights, 1, [row], time.monotonic() - started)
 

@@ -1,4 +1,4 @@
-"""One epoch of training, and predictions: what one process does on its own, or each of several workers together.
+"""Training epochs and predictions of one process, alone or as one of several workers.
 
 Everything random is a function of (seed, epoch), and nothing depends on how many workers share a batch, beyond the
 order of summation.
@@ -31,21 +31,21 @@ from counterpoise.training.objectives.losses import make_loss
 from counterpoise.training.objectives.risks import make_risk
 from counterpoise.training.parameters.trainable import set_mode
 
-Row = dict[str, Any]  # what an epoch was: epoch, loss and the metrics on the validation images
+Row = dict[str, Any]  # an epoch's number, loss and metrics on the validation images
 
 _INFERENCE_BATCH = 512
 
 
 @dataclass
 class StageRecipe:
-    """How a stage trains, apart from its model.
+    """Training settings of a stage, apart from its model.
 
     Attributes:
         stage: Mixture, objective, mix and batch-norm policy.
         training: Batch size and precision.
         optimizer: Rate and schedule.
-        transforms: Of each image.
-        epochs: In all; the schedule's length.
+        transforms: Augmentation of each image.
+        epochs: Total number, which is the schedule's length.
     """
 
     stage: config.Stage
@@ -56,13 +56,13 @@ class StageRecipe:
 
 
 class Trainer:
-    """A model in training. What its epochs change is in ``model``, ``optimizer``, ``loss`` and ``risk``.
+    """A model in training; epochs change its ``model``, ``optimizer``, ``loss`` and ``risk``.
 
     Args:
-        recipe: How it trains.
+        recipe: Training settings.
         model: On the worker's device; parameters without ``requires_grad`` stay as they are.
-        images: What it trains on.
-        worker: Which process this is.
+        images: The training images.
+        worker: This process among those that share the batches.
     """
 
     def __init__(self, recipe: StageRecipe, model: Classifier, images: StageImages, worker: Worker) -> None:
@@ -77,7 +77,7 @@ class Trainer:
         self.reference = torch.from_numpy(images.reference).to(worker.device)
 
     def epoch(self, seed: int, epoch: int) -> float:
-        """Trains on every batch of an epoch (from 0). Returns the mean loss of the images shown."""
+        """Train on every batch of an epoch (from 0); return the mean loss of the images shown."""
         batches = self.images.batches(self.recipe.training.batch_size, epoch)
         shown = sum(map(len, batches))
         drawn = self.augmenter.draw(shown, seed, epoch)
@@ -97,9 +97,9 @@ class Trainer:
         return float(total) / shown
 
     def _step(self, batch: Int[np.ndarray, " n"], mixing: Mixing | None, drawn: Drawn, start: int) -> Tensor:
-        """One step on a batch. Returns the losses of all its images."""
+        """Take one step on a batch; return the losses of all its images."""
         own = self.worker.share(len(batch))
-        # An image may be mixed with one of another worker's share: then every worker prepares the whole batch.
+        # Mixing may pair an image with one of another worker's share, so every worker then prepares the whole batch.
         needed = own if mixing is None else slice(0, len(batch))
         pixels = self.worker.put(self.images.read(batch[needed]))
         pixels = self.augmenter.apply(pixels, drawn, slice(start + needed.start, start + needed.stop))
@@ -138,9 +138,11 @@ class Trainer:
             group["lr"] = settings.lr * factor
 
     def state(self) -> dict[str, Any]:
+        """Return a checkpoint's state dicts: model, optimizer, loss and risk."""
         return {name: getattr(self, name).state_dict() for name in _STATEFUL}
 
     def load_state(self, state: dict[str, Any]) -> None:
+        """Load a checkpoint's state dicts."""
         for name in _STATEFUL:
             getattr(self, name).load_state_dict(state[name])
 
@@ -149,7 +151,7 @@ _STATEFUL = ("model", "optimizer", "loss", "risk")
 
 
 def _make_optimizer(settings: config.Optimizer, model: nn.Module) -> torch.optim.Optimizer:
-    """Over the parameters that move; frozen ones are not in it, so that no weight decay reaches them."""
+    """Return an optimizer of the trainable parameters only, so that weight decay leaves frozen ones alone."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     lr, decay = settings.lr, settings.weight_decay
     if settings.name == "sgd":
@@ -159,7 +161,7 @@ def _make_optimizer(settings: config.Optimizer, model: nn.Module) -> torch.optim
 
 
 def autocast(training: config.Training, device: torch.device) -> torch.autocast:
-    """bfloat16 for the operations that bear it, if the section says so: by itself on a GPU."""
+    """Return a bfloat16 autocast context, enabled by ``training.precision``; ``auto`` enables it on a GPU."""
     half = training.precision == "bfloat16" or (training.precision == "auto" and device.type == "cuda")
     return torch.autocast(device.type, torch.bfloat16, enabled=half)
 
@@ -167,7 +169,7 @@ def autocast(training: config.Training, device: torch.device) -> torch.autocast:
 def infer(
     call: Callable[[Tensor], Tensor], pixels: PixelCache, training: config.Training, worker: Worker
 ) -> Float[Tensor, "n d"]:
-    """What ``call`` gives for each image, in float32; each worker computes its slice and gets the whole."""
+    """Return ``call``'s result for each image, in float32; each worker computes its slice and gets the whole."""
     own = worker.share(len(pixels))
     parts = []
     with torch.inference_mode(), autocast(training, worker.device):
@@ -180,33 +182,33 @@ def infer(
 def predict(
     model: Classifier, pixels: PixelCache, training: config.Training, worker: Worker
 ) -> Float[np.ndarray, "n classes"]:
-    """Probabilities of all images; puts the model into evaluation mode."""
+    """Return probabilities of all images; put the model into evaluation mode."""
     return infer(model.eval(), pixels, training, worker).softmax(1).cpu().numpy()
 
 
 def validation_metrics(view: ImageView, predicted: Int[np.ndarray, " n"], with_groups: bool = True) -> Row:
-    """The metrics that an epoch may be selected by: accuracies over all images, classes and cells.
+    """Return the metrics that can select an epoch: accuracies over all images, classes and cells.
 
     Args:
         view: The images.
         predicted: Their classes.
-        with_groups: Whether the view's groups may be looked at; without, there are no values of cells.
+        with_groups: Use the view's groups; without them there are no values of cells.
     """
     groups = view.groups if with_groups else np.full(len(view), -1)
     return selection_metrics(confusion_counts(view.labels, groups, predicted, view.names), with_groups)
 
 
 def score(row: Row, select_by: config.SelectBy) -> tuple[float, ...]:
-    """What an epoch is judged by; the first epoch with the greatest score wins.
+    """Return an epoch's selection score; the first epoch with the greatest score is selected.
 
-    Ties are broken as the catalogue of metrics says. (FFR keeps the first epoch with the best worst-group accuracy.)
+    The catalogue of metrics breaks ties. (FFR keeps the first epoch with the best worst-group accuracy.)
     """
     return (float(row["epoch"]),) if select_by == "last" else selection_score(row, select_by)
 
 
 @contextmanager
 def _seeded(worker: Worker, seed: int, epoch: int) -> Iterator[None]:
-    """Seeds torch's global generators, from which dropout draws, and gives them back as they were."""
+    """Seed torch's global generators, which dropout uses, and restore their state afterwards."""
     with torch.random.fork_rng([worker.device] if worker.device.type == "cuda" else []):
         torch.manual_seed(int(np.random.SeedSequence([seed, epoch, worker.rank]).generate_state(1)[0]))
         yield
@@ -214,6 +216,6 @@ def _seeded(worker: Worker, seed: int, epoch: int) -> Iterator[None]:
 
 @contextmanager
 def reproducible() -> Iterator[None]:
-    """cuDNN's deterministic algorithms; on a CPU nothing is needed."""
+    """Use cuDNN's deterministic algorithms; a CPU needs nothing."""
     with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
         yield

@@ -1,4 +1,4 @@
-"""One of the processes that share a fit's batches, and what it exchanges with the others."""
+"""A process of the group that shares a fit's batches, and its exchanges with the others."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def _nearest_device() -> torch.device:
 
 @dataclass(frozen=True)
 class Worker:
-    """A worker among ``size``; a process on its own by default.
+    """One worker of ``size``; by default a single process.
 
     With ``size`` > 1 torch.distributed's default group must connect the workers.
     """
@@ -26,16 +26,16 @@ class Worker:
     device: torch.device = field(default_factory=_nearest_device)
 
     def share(self, n: int) -> slice:
-        """This worker's share of n things in order."""
+        """Return this worker's share of n items in order."""
         return slice(n * self.rank // self.size, n * (self.rank + 1) // self.size)
 
     def put(self, images: np.ndarray) -> Tensor:
-        """The array on this worker's device."""
+        """Return the array as a tensor on this worker's device."""
         tensor = torch.from_numpy(images)
         return tensor.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else tensor
 
     def gather(self, own: Tensor, place: slice, n: int) -> Tensor:
-        """All workers' slices put together, (n, …), the same on every worker."""
+        """Return all workers' slices put together, (n, …), the same on every worker."""
         if self.size == 1:
             return own
         whole = own.new_zeros((n, *own.shape[1:]))
@@ -44,7 +44,7 @@ class Worker:
         return whole
 
     def sum_gradients(self, model: nn.Module) -> None:
-        """Replaces each gradient by its sum over workers, in one message."""
+        """Replace each gradient by its sum over workers, in one message."""
         if self.size == 1:
             return
         gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
@@ -54,7 +54,7 @@ class Worker:
             gradient.copy_(part.view_as(gradient))
 
     def average_buffers(self, model: nn.Module) -> None:
-        """Makes the workers' running statistics one: batch norm sees only a worker's own slice of each batch."""
+        """Average running statistics over workers: batch norm sees only a worker's slice of each batch."""
         if self.size == 1:
             return
         for buffer in model.buffers():

@@ -1,4 +1,4 @@
-"""A stage's fit: a node of the graph of stages."""
+"""The fit of a stage, as a node of the graph of stages."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ OnEpoch = Callable[[str, Row], None]  # (stage name, row); called where the fit 
 
 @dataclass(frozen=True)
 class Fit:
-    """All that a worker needs to fit a stage: a :class:`counterpoise.execution.graph.Node`. Can be pickled.
+    """Everything that a worker needs to fit a stage: a :class:`counterpoise.execution.graph.Node`. Can be pickled.
 
     Attributes:
-        recipe: How it trains.
+        recipe: Training settings.
         views: The training images; more than one are concatenated.
-        validation: The images that choose the epoch.
-        seed: Of fresh weights, order and augmentation.
+        validation: The images that select the epoch.
+        seed: Seed of fresh weights, order and augmentation.
         start: Key of the weights to start from; None for fresh ones.
-        before: The fit whose weights these are, if one made them.
-        reference: The fit whose mistakes this one looks at.
-        gradients: What the selective mask comes from.
-        store: Where the result goes.
+        before: The fit that produces these weights, if any.
+        reference: The fit whose losses and errors weight this stage's images, if any.
+        gradients: The node that measures the gradients for the selective mask, if any.
+        store: The store that receives the result.
         digest: Its address in the store.
-        about: What the stage's record says besides, such as what its digest covers.
+        about: Additional entries of the stage's record, such as the content of its digest.
     """
 
     recipe: loop.StageRecipe
@@ -52,52 +52,61 @@ class Fit:
 
     @property
     def stage(self) -> config.Stage:
+        """The stage's section of the config."""
         return self.recipe.stage
 
     @property
     def training(self) -> config.Training:
+        """The training section of the config."""
         return self.recipe.training
 
     @property
     def select_by(self) -> config.SelectBy:
+        """The criterion that selects the epoch: the stage's own, or the training section's."""
         return self.stage.select_by or self.training.select_by
 
     @property
     def sees_groups(self) -> bool:
-        """Whether training or selection looks at a group label."""
+        """True if training or selection uses group labels."""
         return self.stage.group_aware or self.select_by in config.GROUP_METRICS
 
     @property
     def weights_key(self) -> str:
+        """Key of the weights in the store."""
         return f"stages/{self.digest}/weights.safetensors"
 
     @property
     def checkpoint_key(self) -> str:
+        """Key of the checkpoint in the store."""
         return f"stages/{self.digest}/checkpoint"
 
     @property
     def record_key(self) -> str:
+        """Key of the stage's record in the store."""
         return f"stages/{self.digest}/stage.json"
 
     @property
     def parents(self) -> tuple[Any, ...]:
-        """What must be done before this."""
+        """The nodes that must be done before this one."""
         return tuple(node for node in (self.before, self.reference, self.gradients) if node is not None)
 
     @property
     def num_workers(self) -> int:
+        """Number of processes that share the batches."""
         return self.training.num_workers
 
     @property
     def resources(self) -> config.ActorResources:
+        """Resources of each worker."""
         return self.training.resources
 
     @property
     def note(self) -> str:
-        """What a progress bar says of it."""
+        """Label for a progress bar."""
         return f"stage {self.stage.name}, seed {self.seed}"
 
     def done(self) -> bool:
+        """Return True if the store has the record."""
         return self.store.exists(self.record_key)
 
     def finish(
@@ -108,7 +117,7 @@ class Fit:
         seconds: float,
         moved: dict[str, bool] | None = None,
     ) -> None:
-        """Puts weights and then the record into the store: where the record is, the weights are."""
+        """Store the weights and then the record, so that a record implies its weights."""
         self.store.create(
             self.weights_key, save_safetensors({name: value.contiguous() for name, value in weights.items()})
         )

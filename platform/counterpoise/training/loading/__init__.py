@@ -1,1 +1,1 @@
-"""Images on their way into batches: decoded, cached, augmented, mixed."""
+"""Loading of training images: decoding, caching, batching, augmentation and mixing."""

@@ -1,7 +1,7 @@
-"""How the images of an epoch are moved and changed: drawn once for all workers from (seed, epoch).
+"""Augmentation of an epoch's images: drawn once for all workers from (seed, epoch).
 
-An image's change is a function of seed, epoch and the image's place in the epoch, never of the batch it is in, nor of
-who computes it.
+An image's augmentation is a function of seed, epoch and the image's position in the epoch, never of its batch or of the
+worker that computes it.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from counterpoise.config.training import Transform
 from counterpoise.errors import ConfigError, did_you_mean, one_of
 from counterpoise.training.loading.batches import AUGMENTATION, TRANSFORMS, generator
 
-_TRIALS = 32  # what a transform does with probability 0.1 is seen with probability 0.97
+_TRIALS = 32  # an event of probability 0.1 is observed with probability 0.97
 _OF_BATCHES = ("CutMix", "MixUp")
 _ENUMERATIONS: dict[str, type[Enum]] = {"interpolation": InterpolationMode, "policy": v2.AutoAugmentPolicy}
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """What chance decides in an epoch; row i belongs to the i-th image that the epoch shows."""
+    """Random choices of an epoch; row i belongs to the i-th image that the epoch shows."""
 
     flip: Bool[Tensor, " n"]
     shift: Int[Tensor, "n 2"]  # down, right, in pixels
@@ -37,14 +37,16 @@ class Drawn:
 
 
 class Augmenter:
-    """A list of transforms, ready to be used::
+    """A list of transforms, ready for use.
+
+    ::
 
         augmenter = Augmenter(["flip", {"ColorJitter": {"hue": 0.1}}], image_size=32)
         drawn = augmenter.draw(len(order), seed, epoch)
         changed = augmenter.apply(images, drawn, slice(0, 128))
 
-    ``flip`` (with probability ½) and ``crop`` (moved by up to an eighth of the side, edges repeated) come first, in
-    one gather; torchvision's transforms follow in the order given.
+    ``flip`` (with probability ½) and ``crop`` (a shift by up to an eighth of the side, edges repeated) come first, in
+    one gather; torchvision's transforms follow in the given order.
 
     Args:
         transforms: See :data:`counterpoise.config.training.Transform`.
@@ -52,7 +54,7 @@ class Augmenter:
         where: The list's key path, for errors.
 
     Raises:
-        ConfigError: As :func:`check_transforms`, but for what only shows when a transform is used.
+        ConfigError: As in :func:`check_transforms`, except for errors that appear only when a transform is applied.
     """
 
     def __init__(self, transforms: Sequence[Transform], image_size: int, where: str = "training.augmentation") -> None:
@@ -61,7 +63,7 @@ class Augmenter:
         self._size = image_size
 
     def draw(self, n: int, seed: int, epoch: int) -> Drawn:
-        """Draws for the n images that an epoch shows."""
+        """Draw the random choices for the n images that an epoch shows."""
         random = generator(seed, epoch, AUGMENTATION)
         flip = random.random(n) < (0.5 if "flip" in self._moves else 0)
         reach = self._size // 8 if "crop" in self._moves else 0
@@ -72,15 +74,15 @@ class Augmenter:
     def apply(
         self, images: UInt8[Tensor, "m size size 3"], drawn: Drawn, places: slice | Int[np.ndarray, " m"]
     ) -> UInt8[Tensor, "m size size 3"]:
-        """The images changed, on the device where they are.
+        """Return the augmented images, on their device.
 
-        torchvision's transforms always run on the CPU, so that a GPU does not change what is drawn: with any of these
-        it is best to come here before the images go to the device.
+        torchvision's transforms always run on the CPU, so that random choices are the same with and without a GPU. With
+        any of these, apply them before the images move to the device.
 
         Args:
-            images: Some of the epoch's.
-            drawn: The epoch's.
-            places: Which of the epoch's images these are, counted in the order that they are shown.
+            images: A part of the epoch's images.
+            drawn: The epoch's random choices.
+            places: Positions of these images in the order that the epoch shows them.
         """
         if self._moves and len(images):
             images = _moved(images, drawn.flip[places], drawn.shift[places])
@@ -92,7 +94,7 @@ class Augmenter:
 def _moved(
     images: UInt8[Tensor, "m height width 3"], flip: Bool[Tensor, " m"], shift: Int[Tensor, "m 2"]
 ) -> UInt8[Tensor, "m height width 3"]:
-    """The images flipped, then shifted, in one gather; pixels from beyond an edge repeat the edge."""
+    """Flip the images, then shift them, in one gather; pixels beyond an edge repeat the edge."""
     m, height, width, _ = images.shape
     flip, shift = flip.to(images.device), shift.to(images.device)
     rows = torch.arange(height, device=images.device) - shift[:, :1]
@@ -105,10 +107,10 @@ def _moved(
 def _changed(
     images: UInt8[Tensor, "m height width 3"], transforms: list[v2.Transform], seeds: Int[np.ndarray, " m"]
 ) -> UInt8[Tensor, "m height width 3"]:
-    """Each image through all transforms, by a seed of its own.
+    """Apply all transforms to each image, with its own seed.
 
-    The transforms draw from torch's global generator of the CPU, which is given back as it was. It is seeded by itself,
-    because torch.manual_seed also looks for GPUs: half a millisecond for each image.
+    The transforms use torch's global CPU generator, whose state is restored. Only that generator is seeded, because
+    torch.manual_seed also looks for GPUs, which takes half a millisecond for each image.
     """
     changed = []
     with torch.random.fork_rng(devices=[]):
@@ -124,7 +126,7 @@ def _changed(
 
 
 def check_transforms(transforms: Sequence[Transform], image_size: int, where: str = "training.augmentation") -> None:
-    """Builds the transforms and tries them on a grey image, some dozen times.
+    """Build the transforms and apply them to a grey image some dozen times.
 
     Args:
         transforms: ``flip``, ``crop``, or one transform of torchvision.transforms.v2 and its arguments.
@@ -132,7 +134,7 @@ def check_transforms(transforms: Sequence[Transform], image_size: int, where: st
         where: The list's key path, for errors.
 
     Raises:
-        ConfigError: A name is unknown, arguments are wrong, or what comes out is no uint8 image of the same size.
+        ConfigError: A name is unknown, arguments are wrong, or the result is not a uint8 image of the same size.
     """
     built = _built(transforms, where)
     with torch.random.fork_rng(devices=[]):
@@ -148,21 +150,21 @@ def _try(built: list[tuple[str, v2.Transform]], size: int) -> None:
         before = _looks(image)
         try:
             image = transform(image)
-        except Exception as error:  # torchvision has no errors of its own, and says many things in many ways
+        except Exception as error:  # torchvision has no error types of its own
             raise ConfigError(
                 f"{type(transform).__name__} cannot change a uint8 image",
                 where=where,
                 found=f"{type(error).__name__}: {error}",
-                remedy="look up its arguments in torchvision.transforms.v2, or use another transform",
+                remedy="check its arguments in torchvision.transforms.v2, or use another transform",
             ) from error
         culprit = where if _looks(image) != before else culprit
     if _looks(image) != expected:
         raise ConfigError(
-            "these transforms change the kind or the size of images",
+            "these transforms change the type or the size of images",
             where=culprit,
             found=_looks(image),
             allowed=expected,
-            remedy=f"end with one that gives the size back, such as {{Resize: {{size: [{size}, {size}]}}}}",
+            remedy=f"end with a transform that restores the size, such as {{Resize: {{size: [{size}, {size}]}}}}",
         )
 
 
@@ -176,7 +178,7 @@ def _looks(image: Any) -> str:
 
 
 def _built(transforms: Sequence[Transform], where: str) -> list[tuple[str, v2.Transform]]:
-    """(key path, transform) of those that are torchvision's."""
+    """Return (key path, transform) of torchvision's transforms."""
     return [
         (f"{where}.{number}", _build(transform, f"{where}.{number}"))
         for number, transform in enumerate(transforms)
@@ -186,11 +188,15 @@ def _built(transforms: Sequence[Transform], where: str) -> list[tuple[str, v2.Tr
 
 def _build(transform: Transform, where: str) -> v2.Transform:
     if isinstance(transform, str):
-        remedy = "inside of another transform use torchvision's RandomHorizontalFlip or RandomCrop"
-        raise ConfigError("this is a transform of the list itself only", where=where, found=transform, remedy=remedy)
+        remedy = "inside another transform use torchvision's RandomHorizontalFlip or RandomCrop"
+        raise ConfigError(
+            "this transform cannot be nested inside another one", where=where, found=transform, remedy=remedy
+        )
     if len(transform) != 1:
-        remedy = "give each transform an entry of its own in the list"
-        raise ConfigError("one transform at a time", where=where, found=one_of(transform), remedy=remedy)
+        remedy = "give each transform its own entry in the list"
+        raise ConfigError(
+            "an entry of the list must hold exactly one transform", where=where, found=one_of(transform), remedy=remedy
+        )
     ((name, arguments),) = transform.items()
     kind = _kind(name, where)
     try:
@@ -220,7 +226,10 @@ def _kind(name: str, where: str) -> type[v2.Transform]:
 
 
 def _arguments(arguments: dict[str, Any], where: str) -> Iterator[tuple[str, Any]]:
-    """What YAML cannot say: enumerations are given by value, RandomApply's transforms as in the list itself."""
+    """Yield arguments as torchvision takes them.
+
+    YAML gives enumerations by value, and RandomApply's transforms as in the list itself.
+    """
     for key, value in arguments.items():
         if key in _ENUMERATIONS and isinstance(value, str):
             yield key, _ENUMERATIONS[key](value)

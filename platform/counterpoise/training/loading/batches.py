@@ -1,7 +1,7 @@
-"""Which images an epoch shows, and in which batches: drawn once for all workers from (seed, epoch).
+"""Order and batches of an epoch's images: drawn once for all workers from (seed, epoch).
 
-Nothing here depends on the number of workers or on what happened in earlier epochs, so a fit that resumes at epoch 7,
-or with another number of workers, sees the very images it would have seen.
+Nothing depends on the number of workers or on earlier epochs, so a fit that resumes at epoch 7, or with another number
+of workers, sees the same images as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from counterpoise.config.training import Mixture
 
 Sampling = Literal["uniform", "class_balanced", "square_root", "group_balanced", "errors"]
 
-# Streams of random numbers, of which each is a function of (seed, epoch) by itself.
+# Streams of random numbers; each is a function of (seed, epoch).
 ORDER, AUGMENTATION, SUBSAMPLE, REAL, SYNTHETIC, TRANSFORMS, MIX = range(7)
 
 
 def generator(seed: int, epoch: int, stream: int) -> np.random.Generator:
-    """The random numbers of a stream in an epoch."""
+    """Return the random generator of a stream in an epoch."""
     return np.random.default_rng([seed, epoch, stream])
 
 
@@ -30,7 +30,7 @@ def stage_groups(
     synthetic: Bool[np.ndarray, " n"],
     by: Literal["cell", "cell_source"],
 ) -> Int[np.ndarray, " n"]:
-    """The group of each training image, numbered 0, 1, … over those that occur.
+    """Return the group of each training image, numbered 0, 1, … over those that occur.
 
     FFR §4.2: without synthetic images, or with stages that see one source each, a group is a cell (y, b); where real
     and synthetic images are mixed it is (y, b, real or synthetic).
@@ -38,7 +38,7 @@ def stage_groups(
     Args:
         labels: Classes.
         groups: Values of the nuisance attribute; all 0 or all -1 for a dataset without groups.
-        synthetic: Which images are synthetic.
+        synthetic: True for synthetic images.
         by: ``cell`` or ``cell_source``.
     """
     columns = [labels, groups] + ([synthetic] if by == "cell_source" else [])
@@ -53,24 +53,24 @@ def image_weights(
     upweight: float = 20.0,
     source: Bool[np.ndarray, " n"] | None = None,
 ) -> Float[np.ndarray, " n"]:
-    """How probable each image is to be the next that is shown; the sum is 1.
+    """Return the probability of each image to be the next that is shown; the sum is 1.
 
-    - ``uniform``: all alike.
+    - ``uniform``: equal.
     - ``class_balanced``: 1 / (size of its class): every class is shown equally often.
-    - ``square_root``: (size of its class)^-½, so that a class is shown in proportion to the root of its size, half way
+    - ``square_root``: (size of its class)^-½, so that a class is shown in proportion to the root of its size, half-way
       from uniform to class-balanced (Mahajan et al. 2018; q = ½ in Kang et al. 2020, eq. 1).
     - ``group_balanced``: 1 / (size of its group) (FFR §4, "Resampling").
-    - ``errors``: ``upweight`` times as often where a reference model is wrong (JTT, Liu et al. 2021, Algorithm 1, whose
-      epochs grow with the images repeated; ours show n images as all others do).
+    - ``errors``: ``upweight`` times as often where a reference model is wrong (JTT, Liu et al. 2021, Algorithm 1).
+      JTT's epochs grow with the repeated images; here an epoch shows n images, as with every other sampling.
 
     Args:
-        sampling: One of these.
+        sampling: One of the names above.
         labels: Classes.
-        groups: What :func:`stage_groups` gives.
-        wrong: ``errors``: which images the reference gets wrong.
-        upweight: ``errors``: λ_up.
-        source: Which images are synthetic, if batches are composed by ``real_share``: each source is then drawn from
-            by itself, so that sizes are those of a class or group within its source.
+        groups: The result of :func:`stage_groups`.
+        wrong: For ``errors``: True for images that the reference misclassifies.
+        upweight: For ``errors``: λ_up.
+        source: True for synthetic images, if ``real_share`` composes the batches. Each source is then sampled
+            separately, so that sizes are those of a class or group within its source.
 
     Raises:
         ValueError: ``errors`` without ``wrong``.
@@ -82,31 +82,31 @@ def image_weights(
             raise ValueError("sampling by errors needs to know which images are wrong")
         weights = np.where(wrong, upweight, 1.0)
     else:
-        number = groups if sampling == "group_balanced" else labels
-        sizes = _sizes(number if source is None else 2 * number + source)
+        stratum = groups if sampling == "group_balanced" else labels
+        sizes = _sizes(stratum if source is None else 2 * stratum + source)
         weights = 1 / np.sqrt(sizes) if sampling == "square_root" else 1 / sizes
     return weights / weights.sum()
 
 
-def _sizes(numbers: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
-    """For each image, how many there are with its number."""
-    _, which, counts = np.unique(numbers, return_inverse=True, return_counts=True)
-    return counts[which]
+def _sizes(strata: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
+    """Return, for each image, the number of images of its stratum."""
+    _, stratum_of, counts = np.unique(strata, return_inverse=True, return_counts=True)
+    return counts[stratum_of]
 
 
 def subsample(cells: Int[np.ndarray, " n"], seed: int) -> Int[np.ndarray, " m"]:
-    """Positions of as many images of each class or cell as the rarest that occurs has, ascending.
+    """Return positions of an equal number of images of each class or cell, ascending.
 
-    SYNAuG tunes the last layer on such a subset of the real images. It is drawn once for a stage, all its epochs
-    see the same images.
+    The number is the size of the rarest class or cell that occurs. SYNAuG tunes the last layer on such a subset of the
+    real images. It is drawn once for a stage; all its epochs see the same images.
 
     Args:
         cells: Class, or number of the cell, of each image.
-        seed: The fit's.
+        seed: The fit's seed.
     """
     random, least = generator(seed, 0, SUBSAMPLE), int(np.unique(cells, return_counts=True)[1].min())
-    chosen = [random.choice(np.flatnonzero(cells == cell), least, replace=False) for cell in np.unique(cells)]
-    return np.sort(np.concatenate(chosen))
+    positions = [random.choice(np.flatnonzero(cells == cell), least, replace=False) for cell in np.unique(cells)]
+    return np.sort(np.concatenate(positions))
 
 
 def epoch_batches(
@@ -117,27 +117,27 @@ def epoch_batches(
     seed: int,
     epoch: int,
 ) -> list[Int[np.ndarray, " _"]]:
-    """Positions of the images in each batch of an epoch.
+    """Return positions of the images in each batch of an epoch.
 
-    Where weights are all equal, every image is shown once, in an order drawn anew; otherwise n images are drawn with
-    replacement. These are cut into the fewest batches of at most ``batch_size``, of sizes that differ by at most one.
+    With equal weights every image is shown once, in a newly drawn order; otherwise n images are drawn with replacement.
+    These are cut into the fewest batches of at most ``batch_size``, of sizes that differ by at most one.
 
     With ``mixture.real_share`` there are as many batches of these sizes, but each has round(share · size) real images
-    and at least one of each source, in random order. Each source goes on its own through one permutation of its images
-    after the other, across epochs (FG has half real, half synthetic), so that in the long run all its images are shown
-    equally often however many steps it takes to get through them; where weights within a source differ, it is drawn
-    from with replacement. `mixture.subsample` is the caller's: it decides which images there are at all.
+    and at least one of each source, in random order. Each source goes separately through one permutation of its images
+    after the other, across epochs (FG has half real, half synthetic). In the long run all its images are therefore
+    shown equally often, however many steps a pass takes. A source whose weights differ is sampled with replacement. The
+    caller has already applied ``mixture.subsample``.
 
     Args:
-        weights: What :func:`image_weights` gives.
-        synthetic: Which images are synthetic.
-        mixture: The stage's.
-        batch_size: Over all workers.
-        seed: The fit's.
+        weights: The result of :func:`image_weights`.
+        synthetic: True for synthetic images.
+        mixture: The stage's mixture.
+        batch_size: Images of a batch over all workers.
+        seed: The fit's seed.
         epoch: From 0.
 
     Raises:
-        ValueError: With ``real_share``: a source has no images, or a batch has no room for both.
+        ValueError: With ``real_share``: a source has no images, or a batch is too small for both.
     """
     if mixture.real_share is None:
         return _cut(_epoch_order(weights, seed, epoch), batch_size)
@@ -151,7 +151,7 @@ def epoch_batches(
         positions = np.flatnonzero(members)
         order = _source_order(weights[positions], int(counts.sum()), seed, epoch, stream)
         parts.append(np.split(positions[order], np.cumsum(counts)[:-1]))
-    random = generator(seed, epoch, ORDER)  # within a batch: workers take slices of it, of both sources each
+    random = generator(seed, epoch, ORDER)  # within a batch, so that each worker's slice holds both sources
     return [random.permutation(np.concatenate(pair)) for pair in zip(*parts, strict=True)]
 
 
@@ -162,10 +162,10 @@ def shown_shares(
     mixture: Mixture,
     classes: int,
 ) -> Float[np.ndarray, " classes"]:
-    """The share that each class is expected to have among the images that :func:`epoch_batches` shows; the sum is 1.
+    """Return the expected share of each class among the images of :func:`epoch_batches`; the sum is 1.
 
-    It is the prior that losses such as balanced softmax correct for: what a network is shown counts, not what there
-    is. A real share counts as it is given, without a batch's rounding.
+    It is the prior that losses such as balanced softmax correct for: that of the images shown, not of the dataset. A
+    real share counts as given, without a batch's rounding.
 
     Raises:
         ValueError: With ``real_share``: a source has no images.
@@ -194,10 +194,10 @@ def _epoch_order(weights: Float[np.ndarray, " n"], seed: int, epoch: int) -> Int
 def _source_order(
     weights: Float[np.ndarray, " n"], count: int, seed: int, epoch: int, stream: int
 ) -> Int[np.ndarray, " count"]:
-    """Which ``count`` of a source's n images an epoch shows.
+    """Return positions of the ``count`` images, of a source's n, that an epoch shows.
 
-    Every epoch takes ``count``, so epoch e takes those from e · count on of an endless row of permutations, and each
-    permutation is drawn by its number in that row.
+    The epochs read an endless sequence of permutations, ``count`` positions each, so that epoch e begins at e · count.
+    Each permutation is drawn by its number in the sequence.
     """
     n = len(weights)
     if not _equal(weights):
@@ -213,5 +213,5 @@ def _equal(weights: Float[np.ndarray, " n"]) -> bool:
 
 
 def _cut(order: Int[np.ndarray, " n"], batch_size: int) -> list[Int[np.ndarray, " _"]]:
-    """Even batches, because a last one of two or three images would take a full step on a very noisy gradient."""
+    """Cut into even batches: a last one of two or three images would take a full step on a very noisy gradient."""
     return np.array_split(order, -(-len(order) // batch_size))

@@ -1,4 +1,4 @@
-"""Mixup and CutMix: two images of a batch become one, and their losses are weighted alike.
+"""Mixup and CutMix: two images of a batch are combined, and their losses are weighted accordingly.
 
 With mixing ``m`` of a batch, image i becomes lam · image i + (1 - lam) · image partner(i), and its loss is
 
@@ -23,12 +23,12 @@ Box = tuple[int, int, int, int]  # top, bottom, left, right: rows top … bottom
 
 @dataclass(frozen=True)
 class Mixing:
-    """How the images of a batch are mixed.
+    """Partners and shares by which the images of a batch are mixed.
 
     Attributes:
         partners: For each image the position, within the batch, of the image that it is mixed with.
-        lam: Share of the image itself, in [0, 1]; of CutMix what the box leaves of it.
-        box: CutMix: what is pasted from the partner.
+        lam: Share of the image itself, in [0, 1]; for CutMix the share outside the box.
+        box: For CutMix: the area pasted from the partner.
     """
 
     partners: Int[np.ndarray, " _"]
@@ -44,16 +44,16 @@ def epoch_mixing(
     seed: int,
     epoch: int,
 ) -> list[Mixing]:
-    """The mixing of each batch of an epoch: lam and the box are drawn once for a batch, partners for each image.
+    """Draw the mixing of each batch of an epoch: lam and the box for a batch, partners for each image.
 
     Args:
         mix: With pairs ``any`` partners are a permutation of the batch (Zhang et al. 2018, Yun et al. 2019); with
-            ``real_synthetic`` each is drawn among the batch's images of the other source, and an image in whose batch
-            there are none stays as it is.
-        batches: What :func:`counterpoise.training.loading.batches.epoch_batches` gives.
-        synthetic: Which images are synthetic.
+            ``real_synthetic`` each is drawn among the batch's images of the other source. In a batch of one source the
+                images stay as they are.
+        batches: The result of :func:`counterpoise.training.loading.batches.epoch_batches`.
+        synthetic: True for synthetic images.
         image_size: Height and width in pixels.
-        seed: The fit's.
+        seed: The fit's seed.
         epoch: From 0.
     """
     random, mixings = generator(seed, epoch, MIX), []
@@ -66,13 +66,16 @@ def epoch_mixing(
         if mix.pairs == "any":
             partners = random.permutation(len(batch))
         else:
-            partners = _of_the_other_source(synthetic[batch], random)
+            partners = _other_source_partners(synthetic[batch], random)
         mixings.append(Mixing(partners, lam, box))
     return mixings
 
 
 def cut_box(lam: float, row: int, column: int, size: int) -> Box:
-    """A box around (row, column) of √(1 - lam) of the image's side, cut off at the edges (Yun et al. 2019, eq. 2)."""
+    """Return a box of √(1 - lam) of the image's side around (row, column), cut off at the edges.
+
+    Source: Yun et al. 2019, eq. 2.
+    """
     half = int(size * math.sqrt(1 - lam) / 2)
     return max(row - half, 0), min(row + half, size), max(column - half, 0), min(column + half, size)
 
@@ -82,14 +85,14 @@ def apply_mixing(
     partners: UInt8[Tensor, "m 3 height width"] | Float[Tensor, "m 3 height width"],
     mixing: Mixing,
 ) -> UInt8[Tensor, "m 3 height width"] | Float[Tensor, "m 3 height width"]:
-    """The images, mixed with their partners; augmentation comes before.
+    """Mix augmented images with their partners.
 
-    Mixup gives float32 for uint8 images, in the same range; CutMix keeps the kind.
+    Mixup gives float32 for uint8 images, in the same range; CutMix keeps the type.
 
     Args:
         images: A batch, or a worker's part of it.
-        partners: For each of these its partner: of a whole batch ``images[mixing.partners]``.
-        mixing: The batch's.
+        partners: The partner of each image; for a whole batch ``images[mixing.partners]``.
+        mixing: The batch's mixing.
     """
     if mixing.box is None:
         return images * mixing.lam + partners * (1 - mixing.lam)
@@ -99,9 +102,9 @@ def apply_mixing(
     return mixed
 
 
-def _of_the_other_source(synthetic: Bool[np.ndarray, " b"], random: np.random.Generator) -> Int[np.ndarray, " b"]:
+def _other_source_partners(synthetic: Bool[np.ndarray, " b"], random: np.random.Generator) -> Int[np.ndarray, " b"]:
     partners = np.arange(len(synthetic))
     if synthetic.any() and not synthetic.all():
-        for of_source in (synthetic, ~synthetic):
-            partners[of_source] = random.choice(np.flatnonzero(~of_source), int(of_source.sum()))
+        for members in (synthetic, ~synthetic):
+            partners[members] = random.choice(np.flatnonzero(~members), int(members.sum()))
     return partners

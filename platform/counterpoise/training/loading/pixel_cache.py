@@ -1,8 +1,8 @@
-"""Pixels, decoded once: a view at a size is a memory-mapped array in a local cache folder.
+"""Cache of decoded images: a view at a size is a memory-mapped array in a local cache folder.
 
-Every epoch of every method reads the same images. Decoding and resizing them once turns an epoch into reading memory;
-what is hot stays in the operating system's page cache, what is cold costs no memory. Where the disk has no room for
-them, they are decoded each time they are shown.
+Every epoch of every method reads the same images. Decoding and resizing them once turns an epoch into reading memory:
+hot pages stay in the operating system's page cache, cold ones take no memory. Images that do not fit on the disk are
+decoded each time they are shown.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from counterpoise.storage.view import ImageView
 from counterpoise.training.loading.pixel_stream import PixelStream
 
 _HEADER = 128  # bytes of a .npy file before its values
-_FREE_SHARE, _FREE_BYTES = 0.1, 1 << 30  # of the disk, the lesser of these stays free
+_FREE_SHARE, _FREE_BYTES = 0.1, 1 << 30  # the lesser of these two stays free on the disk
 
 
 class PixelCache:
-    """The decoded images of several views, one after the other, as if they were one array (n, size, size, 3).
+    """The decoded images of several views, concatenated, as one array (n, size, size, 3).
 
-    Each view is decoded on its own, so that "real" is decoded once however many mixtures it is part of.
+    Each view is decoded separately, so that "real" is decoded once for all mixtures that it is part of.
 
     Args:
         views: At least one.
@@ -51,23 +51,23 @@ class PixelCache:
         return int(self._starts[-1])
 
     def __getitem__(self, positions: Int[np.ndarray, " n"]) -> UInt8[np.ndarray, "n size size 3"]:
-        """Copies of the images at these positions, in this order."""
+        """Return copies of the images at these positions, in this order."""
         if len(self._parts) == 1:
             return self._parts[0][positions]
         images = np.empty((len(positions), *self._parts[0].shape[1:]), np.uint8)
         part_of = np.searchsorted(self._starts, positions, side="right") - 1
-        for number, part in enumerate(self._parts):
-            here = part_of == number
-            if here.any():
-                images[here] = part[positions[here] - self._starts[number]]
+        for index, part in enumerate(self._parts):
+            inside = part_of == index
+            if inside.any():
+                images[inside] = part[positions[inside] - self._starts[index]]
         return images
 
 
 def cache_folder() -> Path:
-    """Where decoded images are kept: COUNTERPOISE_CACHE, or ``~/.cache/counterpoise``. May be deleted at any time.
+    """Return the folder of decoded images: COUNTERPOISE_CACHE, or ``~/.cache/counterpoise``.
 
-    Its files take at most COUNTERPOISE_CACHE_LIMIT bytes, if that is set, and never the last tenth of the disk (of
-    large disks the last GiB). Images that find no room are decoded each time they are shown.
+    It may be deleted at any time. Its files take at most COUNTERPOISE_CACHE_LIMIT bytes, if that is set, and never the
+    last tenth of the disk (of large disks the last GiB). Images that do not fit are decoded each time they are shown.
     """
     return Path(os.environ.get("COUNTERPOISE_CACHE") or Path.home() / ".cache" / "counterpoise")
 
@@ -82,18 +82,18 @@ def _part(view: ImageView, size: int) -> np.ndarray | PixelStream:
             if path.exists() or _decode(view, size, path):
                 return np.load(path, mmap_mode="r")
     except OSError as error:
-        remedy = "set COUNTERPOISE_CACHE to a folder that you may write to, with space left"
+        remedy = "set COUNTERPOISE_CACHE to a writable folder with free space"
         raise StoreError(
-            "decoded images cannot be cached here", where=path.parent, found=error, remedy=remedy
+            "decoded images cannot be cached in this folder", where=path.parent, found=error, remedy=remedy
         ) from error
-    _say_so(len(view), _size(view, size), path.parent)
+    _warn_uncached(len(view), _size(view, size), path.parent)
     return PixelStream(view, size)
 
 
 def _decode(view: ImageView, size: int, path: Path) -> bool:
-    """Decodes the view into the file, if there is room for it. The file appears when it is whole."""
+    """Decode the view into the file, which appears when complete; return False if the disk is too full."""
     temporary = path.with_name(f".{path.name}")
-    temporary.unlink(missing_ok=True)  # what a killed process left: the lock is ours
+    temporary.unlink(missing_ok=True)  # left by a killed process, as this one holds the lock
     _sweep(path.parent)
     if _size(view, size) > _room(path.parent):
         return False
@@ -115,17 +115,17 @@ def _size(view: ImageView, size: int) -> int:
 
 
 def _room(folder: Path) -> int:
-    """How many bytes the cache may still grow by."""
+    """Return the number of bytes by which the cache may still grow."""
     disk, limit = shutil.disk_usage(folder), os.environ.get("COUNTERPOISE_CACHE_LIMIT")
     room = disk.free - int(min(disk.total * _FREE_SHARE, _FREE_BYTES))
     if not limit:
         return room
     if not limit.isdecimal():
         raise ConfigError(
-            "the limit of the cache is not a number",
+            "the cache limit is not a number",
             where="COUNTERPOISE_CACHE_LIMIT",
             found=limit,
-            allowed="bytes, such as 20000000000",
+            allowed="a number of bytes, such as 20000000000",
         )
     used = 0
     for file in folder.iterdir():
@@ -135,7 +135,10 @@ def _room(folder: Path) -> int:
 
 
 def _reserved(path: Path) -> bool:
-    """Takes the file's space on the disk: a disk that is full when mapped memory is written kills the process."""
+    """Reserve the file's space on the disk; return False if there is too little.
+
+    A disk that is full when mapped memory is written would kill the process.
+    """
     if not hasattr(os, "posix_fallocate"):
         return True
     with path.open("r+b") as file:
@@ -149,16 +152,15 @@ def _reserved(path: Path) -> bool:
 
 
 def _sweep(folder: Path) -> None:
-    """Removes what killed processes have left of other views: whoever decodes one holds its lock."""
-    for left in folder.glob(".*.npy"):
-        with contextlib.suppress(Timeout), FileLock(folder / f"{left.name[1:]}.lock", timeout=0):
-            left.unlink(missing_ok=True)
+    """Remove partial files that killed processes left: a process that decodes a view holds its lock."""
+    for partial in folder.glob(".*.npy"):
+        with contextlib.suppress(Timeout), FileLock(folder / f"{partial.name[1:]}.lock", timeout=0):
+            partial.unlink(missing_ok=True)
 
 
-@functools.cache  # once for each view, however many fits see it
-def _say_so(images: int, size: int, folder: Path) -> None:
+@functools.cache  # once for each view, not for each fit
+def _warn_uncached(images: int, size: int, folder: Path) -> None:
     warn(
-        f"{images} images take {size / 1e6:.0f} MB decoded, more than there is room for in {folder}: they are decoded "
-        "each time they are shown, which takes longer; free space there, or change COUNTERPOISE_CACHE or "
-        "COUNTERPOISE_CACHE_LIMIT"
+        f"{images} decoded images need {size / 1e6:.0f} MB, more than is free in {folder}: they are decoded each time "
+        "they are shown, which is slower; free some space, or change COUNTERPOISE_CACHE or COUNTERPOISE_CACHE_LIMIT"
     )

@@ -1,4 +1,4 @@
-"""Pixels that are decoded each time they are asked for, where there is no room to keep them decoded."""
+"""Stream of decoded images, for views that do not fit into the cache: decoded at every access."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ _HELD_BYTES = 512 << 20
 
 
 class PixelStream:
-    """The images of a view as if they were an array (n, size, size, 3): read from the store in any order.
+    """The images of a view, readable like an array (n, size, size, 3) in any order.
 
-    Parquet files are read by row group. The encoded images of the row groups used last are held in memory, some tenth
-    of what they take decoded, so that a dataset of moderate size is read once and then only decoded. Of a larger one
+    Parquet files are read by row group. The encoded images of the row groups used last stay in memory, at about a tenth
+    of their decoded size, so that a dataset of moderate size is read once and then only decoded. On a larger dataset,
     shuffled batches read a row group (up to 1,024 images) for nearly every image that they show.
 
     Args:
         view: At least one row.
         size: Height and width in pixels.
-        held_bytes: How much to hold at most (but always the row group used last).
+        held_bytes: Upper bound on encoded images in memory (the row group used last always stays).
     """
 
     def __init__(self, view: ImageView, size: int, held_bytes: int = _HELD_BYTES) -> None:
         self.shape = (len(view), size, size, 3)
         self._view, self._held_bytes = view, held_bytes
         self._groups = list(view.row_groups())
-        self._group_of, self._place = np.empty((2, len(view)), np.int64)  # of a position: its group, its place there
-        for number, group in enumerate(self._groups):
-            self._group_of[group.positions] = number
+        self._group_of, self._place = np.empty((2, len(view)), np.int64)  # position -> its group, its row in it
+        for index, group in enumerate(self._groups):
+            self._group_of[group.positions] = index
             self._place[group.positions] = np.arange(len(group.positions))
         self._held: OrderedDict[int, pa.Array] = OrderedDict()
         self._lock = threading.Lock()
@@ -43,7 +43,7 @@ class PixelStream:
         return self.shape[0]
 
     def __getitem__(self, positions: Int[np.ndarray, " n"]) -> UInt8[np.ndarray, "n size size 3"]:
-        """The images at these positions, in this order.
+        """Return the images at these positions, in this order.
 
         Raises:
             DataError: An image cannot be read.
@@ -55,11 +55,11 @@ class PixelStream:
 
         def fetch(group: int) -> None:
             images = self._images(group)
-            for number in np.flatnonzero(groups == group):
-                encoded[number] = images[int(self._place[positions[number]])].as_py()
+            for index in np.flatnonzero(groups == group):
+                encoded[index] = images[int(self._place[positions[index]])].as_py()
 
-        def decode(number: int) -> None:
-            pixels[number] = self._view.decode(int(positions[number]), encoded[number], self.shape[1])
+        def decode(index: int) -> None:
+            pixels[index] = self._view.decode(int(positions[index]), encoded[index], self.shape[1])
 
         with ThreadPoolExecutor(decoding_threads()) as threads:
             for _ in threads.map(fetch, np.unique(groups).tolist()):
@@ -69,7 +69,7 @@ class PixelStream:
         return pixels
 
     def _images(self, group: int) -> pa.Array:
-        """The group's encoded images; of those held, the ones that were not used for longest make room."""
+        """Return the group's encoded images; those used longest ago are dropped to make room."""
         with self._lock:
             if group in self._held:
                 self._held.move_to_end(group)

@@ -1,4 +1,4 @@
-"""The training images of a stage, and what of them each batch holds."""
+"""Training images of a stage, with their labels, groups, sampling weights and batches."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from counterpoise.training.loading.pixel_cache import PixelCache
 
 
 def epoch_size(stage: config.Stage, views: Sequence[ImageView]) -> int:
-    """How many images an epoch shows: all that there are, or those of the stage's subsample."""
+    """Return the number of images that an epoch shows: all, or those of the stage's subsample."""
     if stage.mixture.subsample is None:
         return sum(map(len, views))
     counts = np.sum([view.counts for view in views], axis=0)
@@ -26,27 +26,27 @@ def epoch_size(stage: config.Stage, views: Sequence[ImageView]) -> int:
 
 
 def epochs_of(stage: config.Stage, training: config.Training, views: Sequence[ImageView]) -> int:
-    """How long a stage trains: its own ``epochs`` or ``steps``, or else those of all stages.
+    """Return the number of epochs of a stage: from its own ``epochs`` or ``steps``, or the training section's.
 
-    Steps are rounded to whole epochs, and one at least, because an epoch is what the validation images choose.
+    Steps are rounded to whole epochs, at least one, because the validation images select an epoch.
     """
-    own = stage if stage.epochs or stage.steps else training
-    if own.epochs is not None:
-        return own.epochs
+    section = stage if stage.epochs or stage.steps else training
+    if section.epochs is not None:
+        return section.epochs
     batches = -(-epoch_size(stage, views) // training.batch_size)
-    return max(round((own.steps or 0) / max(batches, 1)), 1)
+    return max(round((section.steps or 0) / max(batches, 1)), 1)
 
 
 class StageImages:
-    """Pixels, labels and groups of a stage's images, and how often each is shown.
+    """Pixels, labels, groups and sampling weights of a stage's images.
 
-    The groups of images are read only for a stage that asks for them: training without group labels cannot look.
+    Groups are read only for a stage that uses them, so that training without group labels has no access to them.
 
     Args:
-        stage: Its mixture, sampling and groups.
+        stage: The stage's mixture, sampling and groups.
         views: Concatenated in this order.
-        size: Of the decoded images, in pixels.
-        seed: Of the subsample and of the epochs.
+        size: Height and width of the decoded images in pixels.
+        seed: Seed of the subsample and of the epochs.
         reference: Logits of another classifier for all images of the views, if the stage has a reference.
     """
 
@@ -77,7 +77,7 @@ class StageImages:
         self._keep(wrong)
 
     def _keep(self, wrong: np.ndarray | None) -> None:
-        """Takes the subsample, if there is one; whatever comes after speaks of the images kept."""
+        """Apply the subsample, if there is one; all later attributes are of the images kept."""
         rule = self.stage.mixture.subsample
         kept = np.arange(len(self.labels))
         if rule is not None:
@@ -94,6 +94,7 @@ class StageImages:
 
     @property
     def group_sizes(self) -> Int[Tensor, " groups"]:
+        """The number of images of each group."""
         return torch.from_numpy(np.bincount(self.groups))
 
     @property
@@ -104,11 +105,11 @@ class StageImages:
         return torch.from_numpy(shares).float()
 
     def batches(self, batch_size: int, epoch: int) -> list[np.ndarray]:
-        """Positions of the images of each step of an epoch, from 0 to ``len(self)``."""
+        """Return positions of the images of each step of an epoch, from 0 to ``len(self)``."""
         return epoch_batches(self.weights, self.synthetic, self.stage.mixture, batch_size, self.seed, epoch)
 
     def read(self, positions: Int[np.ndarray, " n"]) -> np.ndarray:
-        """uint8 (n, size, size, 3)."""
+        """Return pixels, uint8 (n, size, size, 3)."""
         return self.pixels[self.kept[positions]]
 
 

@@ -1,10 +1,10 @@
-"""The loss of each image: what the model's answer is worth, given the image's label.
+"""Per-image classification losses.
 
-How much each of a batch's losses counts is another matter: see :mod:`counterpoise.training.objectives.risks`.
+:mod:`counterpoise.training.objectives.risks` weights the losses of a batch.
 
-A loss is a module, so that what it remembers between batches (its buffers) is checkpointed with the model. Most losses
-are cross-entropy of logits that were changed in some way, the others a function of -log p. Adding one is a class here
-and a line in :data:`LOSSES`, with its name in :class:`counterpoise.config.Objective`.
+A loss is a module, so that its state between batches (its buffers) is checkpointed with the model. Most losses are
+cross-entropy of adjusted logits, the others a function of -log p. A new loss is a class in this file and a line in
+:data:`LOSSES`, with its name in :class:`counterpoise.config.Objective`.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ Head = Literal["linear", "cosine"]
 
 
 class Loss(nn.Module):
-    """Cross-entropy, and what all losses share. Arguments: see :func:`make_loss`.
+    """Cross-entropy, and the base of all losses. Arguments: see :func:`make_loss`.
 
     Attributes:
-        needs_features: Whether the features must be given.
+        needs_features: True if the features must be given.
     """
 
     needs_features = False
@@ -41,32 +41,32 @@ class Loss(nn.Module):
         labels: Int[Tensor, " n"],
         features: Float[Tensor, "n d"] | None = None,
     ) -> Float[Tensor, " n"]:
-        """The loss of each image, at least 0; in float32 also where the logits are bfloat16.
+        """Return the loss of each image, at least 0; in float32 also for bfloat16 logits.
 
         Args:
-            logits: The classifier's.
+            logits: The classifier's logits.
             labels: The true classes.
-            features: What the last layer took, of the length it had.
+            features: The input of the last layer, not normalised.
         """
         adjusted = self.adjusted(_precise(logits), labels, features)
-        return self.cost(nn.functional.cross_entropy(adjusted, labels, reduction="none"))
+        return self.transform(nn.functional.cross_entropy(adjusted, labels, reduction="none"))
 
     def adjusted(
         self, logits: Float[Tensor, "n classes"], labels: Int[Tensor, " n"], features: Float[Tensor, "n d"] | None
     ) -> Float[Tensor, "n classes"]:
-        """The logits that the softmax sees."""
+        """Return the logits that the softmax takes."""
         return logits
 
-    def cost(self, surprise: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
-        """The loss of an image whose label has the probability e^-surprise."""
-        return surprise
+    def transform(self, nll: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """Return the loss of each image from its label's negative log-probability ``nll`` = -log p, at least 0."""
+        return nll
 
 
 class LogitAdjustment(Loss):
     """Cross-entropy of logits + τ · log prior, which leaves the logits free of the prior: Menon et al. 2021, eq. 10.
 
-    A class that is never shown counts as if it were one image in 10³⁸. The softmax then hardly sees it, so nothing
-    pushes its logit down.
+    A class that is never shown counts as one image in 10³⁸. It then hardly adds to the softmax, so that its logit is
+    not pushed down.
     """
 
     log_prior: Tensor
@@ -80,33 +80,35 @@ class LogitAdjustment(Loss):
     def adjusted(
         self, logits: Float[Tensor, "n classes"], labels: Int[Tensor, " n"], features: Float[Tensor, "n d"] | None
     ) -> Float[Tensor, "n classes"]:
+        """Return logits + τ · log prior."""
         return logits + self.tau * self.log_prior
 
 
 class BalancedSoftmax(LogitAdjustment):
-    """Cross-entropy of logits + log prior: Ren et al. 2020, theorem 1. It is logit adjustment with τ = 1."""
+    """Cross-entropy of logits + log prior, which is logit adjustment with τ = 1: Ren et al. 2020, theorem 1."""
 
 
 class Focal(Loss):
-    """-(1 - p)^γ · log p of the label's p: Lin et al. 2017, eq. 4, over a softmax."""
+    """Focal loss -(1 - p)^γ · log p of the label's p: Lin et al. 2017, eq. 4, over a softmax."""
 
     def __init__(self, settings: config.Objective, prior: Float[Tensor, " classes"], head: Head) -> None:
         super().__init__(settings, prior, head)
         self.gamma = settings.gamma
 
-    def cost(self, surprise: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+    def transform(self, nll: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """Return (1 - p)^γ · nll."""
         # at p = 1 and γ < 1 the power has an infinite gradient, and 0 · ∞ would follow: the clamp's is 0
-        missing = (-torch.expm1(-surprise)).clamp(min=torch.finfo(surprise.dtype).tiny)
-        return missing**self.gamma * surprise
+        missing = (-torch.expm1(-nll)).clamp(min=torch.finfo(nll.dtype).tiny)
+        return missing**self.gamma * nll
 
 
 class LDAM(Loss):
-    """Cross-entropy of s · (z - margin at the label), the margins being like n_j^-¼: Cao et al. 2019, §3.2.
+    """Cross-entropy of s · (z - margin at the label), with margins proportional to n_j^-¼: Cao et al. 2019, §3.2.
 
     The largest margin, that of the rarest class shown, is ``max_margin``; s is ``scale``, by default 30. Such margins
-    are meant for logits of bounded size: the authors' z are cosines. With a cosine head so are ours (its own scale is
-    divided out). With a linear head z are the logits as they are: they may outgrow the margins, and s makes the
-    gradients s times as large, so a ``scale`` near 1 or a smaller learning rate is in order.
+    suit logits of bounded size: the authors' z are cosines. With a cosine head z are cosines too (the head's own scale
+    is divided out). With a linear head z are the unscaled logits: they may outgrow the margins, and s makes the
+    gradients s times as large, so a ``scale`` near 1 or a smaller learning rate is appropriate.
     """
 
     margins: Tensor
@@ -122,28 +124,31 @@ class LDAM(Loss):
     def adjusted(
         self, logits: Float[Tensor, "n classes"], labels: Int[Tensor, " n"], features: Float[Tensor, "n d"] | None
     ) -> Float[Tensor, "n classes"]:
+        """Return s · (z - margin at the label)."""
         return self.scale * (logits / self.unit - _at(labels, logits) * self.margins)
 
 
 class GeneralizedCrossEntropy(Loss):
-    """(1 - p^q) / q of the label's p: Zhang & Sabuncu 2018, eq. 6. Cross-entropy for q → 0, 1 - p for q → 1.
+    """Generalised cross-entropy (1 - p^q) / q of the label's p: Zhang & Sabuncu 2018, eq. 6.
 
-    What is hard already counts for less than in cross-entropy: LfF (Nam et al. 2020) makes its biased model so.
+    It is cross-entropy for q → 0 and 1 - p for q → 1. Hard images count for less than in cross-entropy: LfF (Nam et al.
+    2020) trains its biased model with it.
     """
 
     def __init__(self, settings: config.Objective, prior: Float[Tensor, " classes"], head: Head) -> None:
         super().__init__(settings, prior, head)
         self.q = settings.q
 
-    def cost(self, surprise: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
-        return -torch.expm1(-self.q * surprise) / self.q  # from log p, as p^q has no gradient at p = 0
+    def transform(self, nll: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """Return (1 - p^q) / q."""
+        return -torch.expm1(-self.q * nll) / self.q  # from log p, as p^q has no gradient at p = 0
 
 
 class ArcFace(Loss):
     """Cross-entropy of s · cos θ with the label's angle widened to θ + m: Deng et al. 2019, eq. 3.
 
-    m is ``margin``, by default 0.5 (radians); s is the cosine head's own. Where θ + m exceeds π, its cosine would rise
-    again; there the label's is cos θ - m · sin m, as the authors' first code has it, so that it goes on falling.
+    m is ``margin``, by default 0.5 (radians); s is the cosine head's scale. Beyond θ + m = π the cosine would rise
+    again; the label's logit there is cos θ - m · sin m, as in the authors' first code, so that it keeps falling.
     """
 
     def __init__(self, settings: config.Objective, prior: Float[Tensor, " classes"], head: Head) -> None:
@@ -153,6 +158,7 @@ class ArcFace(Loss):
     def adjusted(
         self, logits: Float[Tensor, "n classes"], labels: Int[Tensor, " n"], features: Float[Tensor, "n d"] | None
     ) -> Float[Tensor, "n classes"]:
+        """Return s · cos θ, with the margin added to the label's angle."""
         cosines = _cosines(logits)
         widened = cosines.acos() + self.margin
         margined = torch.where(widened <= math.pi, widened.cos(), cosines - self.margin * math.sin(self.margin))
@@ -160,17 +166,18 @@ class ArcFace(Loss):
 
 
 class AdaFace(Loss):
-    """ArcFace with margins by image quality, for which the length of the features stands: Kim et al. 2022, §3.3.
+    """ArcFace with margins by image quality, approximated by the length of the features: Kim et al. 2022, §3.3.
 
-    With z = clip(h · (length - mean) / (deviation + 0.001), -1, 1), the label's cos θ becomes
-    cos(θ - m · z) - m · (1 + z). So a clear image, one of long features, is pressed the more the harder it
-    is, and a blurred one the less. m is ``margin``, by default 0.4; h is ``concentration``; s is the cosine head's own.
+    With z = clip(h · (length - mean) / (deviation + 0.001), -1, 1), the label's cos θ becomes cos(θ - m · z) - m · (1 +
+    z). Hardness thus raises the gradient of a clear image (long features) and lowers that of a blurred one. m is
+    ``margin``, by default 0.4; h is ``concentration``; s is the cosine head's scale.
 
     As in the authors' code, lengths are held within 0.001 and 100 and get no gradient, angles are held within 0.001 and
-    π - 0.001, and mean and deviation are running ones, 20 and 100 at first: before it is used, each batch in training
-    mode replaces a hundredth of them by its own. (One image has no deviation; it leaves the deviation as it is.)
+    π - 0.001, and mean and deviation are running ones, 20 and 100 at first: before they are used, each batch in
+    training mode replaces a hundredth of them by its own. (One image has no deviation; it leaves the deviation as it
+    is.)
 
-    Where torch.distributed connects several workers, the batch is that of all of them, so all must call a loss in
+    With several workers connected by torch.distributed the batch is that of all of them, so all must call a loss in
     training mode equally often. A call is a batch: of two calls for one batch, one should be in evaluation mode.
     """
 
@@ -187,6 +194,7 @@ class AdaFace(Loss):
     def adjusted(
         self, logits: Float[Tensor, "n classes"], labels: Int[Tensor, " n"], features: Float[Tensor, "n d"] | None
     ) -> Float[Tensor, "n classes"]:
+        """Return s · cos θ, with the quality-adaptive margin at the label."""
         assert features is not None, "AdaFace needs the features"
         lengths = _precise(features.detach()).norm(dim=1).clamp(1e-3, 100)
         if self.training:
@@ -221,26 +229,29 @@ LOSSES: dict[str, type[Loss]] = {
 
 
 def make_loss(settings: config.Objective, prior: Float[Tensor, " classes"], head: Head) -> Loss:
-    """The loss of that name.
+    """Return the loss that the settings name.
 
     Args:
-        settings: Names the loss and gives its parameters.
-        prior: The share of each class among the images that training shows, as sampling has them; sums to 1.
-        head: ``training.head``: whether logits are ``COSINE_SCALE`` · cosines or a linear layer's.
+        settings: Name and parameters of the loss.
+        prior: The share of each class among the images that training shows, after sampling; sums to 1.
+        head: ``training.head``: logits are ``COSINE_SCALE`` · cosines, or a linear layer's.
     """
     return LOSSES[settings.loss](settings, prior, head)
 
 
 def _precise(values: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """In float32; float64 stays."""
+    """Return the values in float32; float64 stays."""
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def _at(labels: Int[Tensor, " n"], logits: Float[Tensor, "n classes"]) -> Bool[Tensor, "n classes"]:
-    """Where each row's label is. (Unlike a gather's, the gradient of what is chosen with it needs no scatter.)"""
+    """Return a mask of each row's label.
+
+    Unlike a gather's, the gradient of a selection by mask needs no scatter.
+    """
     return labels[:, None] == torch.arange(logits.shape[1], device=labels.device)
 
 
 def _cosines(logits: Float[Tensor, "n classes"]) -> Float[Tensor, "n classes"]:
-    """The cosines behind a cosine head's logits, 0.001 short of ±1: there the angle has an infinite gradient."""
+    """Return the cosines of a cosine head's logits, 0.001 short of ±1, at which the angle's gradient is infinite."""
     return (logits / COSINE_SCALE).clamp(-1 + 1e-3, 1 - 1e-3)

@@ -1,1 +1,1 @@
-"""Which parameters train, and the gradient masks that choose them."""
+"""Trainable parameters of a stage, and the gradient masks that select them."""

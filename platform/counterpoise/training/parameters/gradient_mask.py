@@ -1,8 +1,8 @@
-"""The mask of AIM-Fair (Zhao et al., CVPR 2025): which parameter tensors are fine-tuned on synthetic images.
+"""The mask of AIM-Fair (Zhao et al., CVPR 2025): the parameter tensors to fine-tune on synthetic images.
 
-Gradients of the model that was fitted to biased real images are compared between views. Where real and equally biased
-synthetic images pull a tensor alike, the domain matters little; where biased and balanced synthetic images pull it
-apart, the bias matters much. Tensors that rank high in both ways are fine-tuned.
+Gradients of the model that was fitted to biased real images are compared between views. A small difference between real
+and equally biased synthetic images means that the domain matters little to a tensor; a large difference between biased
+and balanced synthetic images means that the bias matters much. Tensors that rank high in both are fine-tuned.
 
 The two dicts of differences depend on the model and the views only and can be stored as JSON: another ``top_k`` then
 costs a sort.
@@ -29,16 +29,16 @@ Batch = tuple[UInt8[Tensor, "_ 3 _ _"], Int[Tensor, "_"]]  # "_": the last batch
 def mean_gradients(
     model: Classifier, stage: config.Stage, batches: Iterable[Batch], seed: int = 0
 ) -> dict[str, Tensor]:
-    """The gradient of the mean cross-entropy, averaged over batches, of each tensor that the stage may move.
+    """Return each candidate tensor's gradient of the mean cross-entropy, averaged over batches.
 
     The mean is over batches as in the authors' code, so that the images of a smaller batch count more. The model is
-    in the stage's training mode (their batch norm uses each batch's statistics) and is left as it was.
+    in the stage's training mode (the authors' batch norm uses each batch's statistics) and stays unchanged.
 
     Args:
         model: The start of the fine-tuning, without adapters.
-        stage: Its ``batch_norm`` chooses the mode, and leaves out batch norm's tensors where they are frozen.
+        stage: The stage; its ``batch_norm`` sets the mode, and ``frozen`` excludes batch norm's tensors.
         batches: One pass through a view: augmented images (n, 3, height, width) and their labels (n,).
-        seed: Of dropout.
+        seed: Seed of dropout.
 
     Raises:
         ConfigError: A gradient is not finite.
@@ -66,7 +66,7 @@ def mean_gradients(
 def differences(
     gradients_a: dict[str, Tensor], gradients_b: dict[str, Tensor], distance: Literal["absolute", "cosine"]
 ) -> dict[str, float]:
-    """How far apart two gradients of each tensor are.
+    """Return the distance between two gradients of each tensor.
 
     ``absolute`` is the mean of |a - b| over the tensor's elements; ``cosine`` is 1 - cos(a, b), from 0 to 2, where a
     gradient of zeros is at 1 from any other and at 0 from zeros.
@@ -85,9 +85,10 @@ def _cosine(a: Tensor, b: Tensor) -> Tensor:
 
 
 def ranked_mask(similar: dict[str, float], different: dict[str, float], top_k: int | float) -> list[str]:
-    """The tensors that are among the k least of ``similar`` and among the k greatest of ``different``.
+    """Return the tensors among the k least of ``similar`` and among the k greatest of ``different``.
 
-    Of n tensors at least 2k - n and at most k; in their own order. Of equal differences the earlier tensor comes first.
+    At least 2k - n and at most k of n tensors are returned, in their own order. Among equal differences the earlier
+    tensor comes first.
 
     Args:
         similar: Differences between the gradients of two views that differ in the domain, such as real and biased.
@@ -99,23 +100,25 @@ def ranked_mask(similar: dict[str, float], different: dict[str, float], top_k: i
     """
     n, k = len(similar), count(top_k, len(similar))
     if k > n:
-        raise ConfigError("there are not so many tensors", where="trainable.top_k", found=k, allowed=f"1 to {n}")
+        raise ConfigError(
+            "top_k is more than the number of tensors", where="trainable.top_k", found=k, allowed=f"1 to {n}"
+        )
     alike, apart = _ranks(similar), _ranks(different, greatest=True)
-    chosen = [name for name in similar if max(alike[name], apart[name]) <= k]
-    if not chosen:
+    mask = [name for name in similar if max(alike[name], apart[name]) <= k]
+    if not mask:
         least = min(max(alike[name], apart[name]) for name in similar)
         raise ConfigError(
             "no tensor is among the top k of both rankings",
             where="trainable.top_k",
             found=f"{k} of {n} tensors",
-            allowed=f"from {least} some are (and whatever the rankings are, from {n // 2 + 1})",
+            allowed=f"at least {least} (for any rankings, at least {n // 2 + 1})",
             remedy=f"set top_k to {least} or more",
         )
-    return chosen
+    return mask
 
 
 def count(top_k: int | float, n: int) -> int:
-    """k of n tensors: ``top_k`` itself, or of a share below 1 the nearest whole number, at least 1."""
+    """Return k of n tensors: ``top_k`` itself, or for a share below 1 the nearest whole number, at least 1."""
     return top_k if isinstance(top_k, int) else max(1, round(top_k * n))
 
 

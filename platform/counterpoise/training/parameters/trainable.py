@@ -1,4 +1,4 @@
-"""Which parameters of a classifier a stage moves, and how its batch norm behaves meanwhile."""
+"""Trainable parameters of a classifier in a stage, and the mode of its batch norm."""
 
 from __future__ import annotations
 
@@ -17,40 +17,41 @@ from counterpoise.training.models import Classifier, last_linear
 
 
 def prepare(model: Classifier, stage: config.Stage, seed: int, mask: Sequence[str] | None = None) -> None:
-    """Changes the classifier in place, so that exactly what ``stage.trainable`` names requires a gradient.
+    """Make exactly the parameters that ``stage.trainable`` names require a gradient, in place.
 
-    The others must leave the optimizer (weight decay would move them), which a list of the parameters that require a
-    gradient does. With ``lora`` the model has adapters afterwards: :func:`merged_state_dict` takes them out again.
-    Works on the meta device too, where all of its errors can be had before any weights are.
+    An optimizer must take only parameters that require a gradient, because weight decay would move the others. With
+    ``lora`` the model has adapters afterwards: :func:`merged_state_dict` merges them. All errors are also raised on the
+    meta device, before any weights exist.
 
     Args:
         model: A classifier without adapters.
-        stage: Its ``trainable`` chooses; with ``batch_norm`` = frozen no scale or shift of batch norm is among them.
-        seed: Draws the tensors of ``random`` and the first factors of ``lora``.
-        mask: Of ``selective``: names of parameters; see
+        stage: The stage; its ``trainable`` selects, and ``batch_norm`` = frozen excludes batch norm's scales and
+            shifts.
+        seed: Seed of the tensors of ``random`` and of the first factors of ``lora``.
+        mask: For ``selective``: names of parameters; see
             :func:`counterpoise.training.parameters.gradient_mask.ranked_mask`.
 
     Raises:
         ConfigError: There is no block of that name, no linear last layer where one is needed, or nothing to train.
     """
-    chosen = _chosen(model, stage, seed, mask)
+    selected = _selected(model, stage, seed, mask)
     if stage.trainable.name == "lora":
         _add_lora(model.backbone, stage.trainable, seed)  # sets requires_grad: only what it adds moves
     else:
         model.requires_grad_(False)
     for name, parameter in model.named_parameters():
-        if name in chosen:
+        if name in selected:
             parameter.requires_grad_()
 
 
 def candidates(model: Classifier, stage: config.Stage) -> dict[str, nn.Parameter]:
-    """The parameter tensors that the stage may choose from, by name: all, but for batch norm's where it is frozen."""
+    """Return the parameter tensors that the stage may select, by name: all but frozen batch norm's."""
     frozen = {id(parameter) for module in _batch_norms(model, stage, "frozen") for parameter in module.parameters()}
     return {name: parameter for name, parameter in model.named_parameters() if id(parameter) not in frozen}
 
 
 def set_mode(model: Classifier, stage: config.Stage) -> None:
-    """Training mode, but for batch norm where the stage wants its statistics to stay as they are.
+    """Set training mode, except for batch norm with frozen statistics.
 
     With ``batch_norm`` = train the running statistics move even where no parameter does, as in AIM-Fair's code.
     """
@@ -60,16 +61,19 @@ def set_mode(model: Classifier, stage: config.Stage) -> None:
 
 
 def trainable_mask(model: Classifier, stage: config.Stage) -> dict[str, bool] | None:
-    """Which of a prepared model's parameter tensors move, in its order; None where all do, or adapters instead."""
+    """Return for each parameter tensor of a prepared model True if it moves, in the model's order.
+
+    None means that all move, or adapters instead.
+    """
     if stage.trainable.name in ("all", "lora"):
         return None
     return {name: parameter.requires_grad for name, parameter in model.named_parameters()}
 
 
 def merged_state_dict(model: Classifier) -> dict[str, Tensor]:
-    """Copies on the CPU of what a :class:`Classifier` without adapters needs to give the same logits.
+    """Return the state dict, on the CPU, of a :class:`Classifier` without adapters that gives the same logits.
 
-    LoRA's updates are added to the weights that they belong to, W + alpha / rank · B A (Hu et al. 2022, §4.1).
+    LoRA's updates are added to their weights, W + alpha / rank · B A (Hu et al. 2022, §4.1).
     """
     state = {
         name.replace(".base_layer.", "."): value.detach().cpu().clone()
@@ -77,40 +81,40 @@ def merged_state_dict(model: Classifier) -> dict[str, Tensor]:
         if ".lora_" not in name
     }
     for name, layer in model.named_modules():
-        if hasattr(layer, "get_delta_weight"):  # one of peft's; not asked for by type, because its import is slow
+        if hasattr(layer, "get_delta_weight"):  # an adapter; no isinstance, because importing peft is slow
             weight = f"{name}.{getattr(layer, 'parameter_name', 'weight')}"
             state[weight] += layer.get_delta_weight("default").detach().cpu()
     return state
 
 
-def _chosen(model: Classifier, stage: config.Stage, seed: int, mask: Sequence[str] | None) -> list[str]:
-    """Names of what moves, in the model's order; of ``lora`` those that are there without adapters: the head's."""
+def _selected(model: Classifier, stage: config.Stage, seed: int, mask: Sequence[str] | None) -> list[str]:
+    """Return names of the parameters that move, in the model's order; with ``lora`` those beside the adapters."""
     settings, names = stage.trainable, list(candidates(model, stage))
     where = f"stage {stage.name!r}, trainable"
     if settings.name in ("last_layer", "lora"):
         prefix = f"backbone.{last_linear(model.backbone)[0]}."
-        chosen = [name for name in names if name.startswith(prefix)]
+        selected = [name for name in names if name.startswith(prefix)]
     elif settings.name in ("blocks", "all_but_blocks"):
         _check_blocks(model.backbone, settings.blocks, where)
         inside = tuple(f"backbone.{block}." for block in settings.blocks)
-        chosen = [name for name in names if name.startswith(inside) == (settings.name == "blocks")]
+        selected = [name for name in names if name.startswith(inside) == (settings.name == "blocks")]
     elif settings.name == "random":
-        chosen = _draw(names, settings.share or 1.0, seed)
+        selected = _draw(names, settings.share or 1.0, seed)
     elif settings.name == "selective":
         if mask is None:
             raise ValueError("selective training needs a mask")
-        chosen = [name for name in names if name in set(mask)]
+        selected = [name for name in names if name in set(mask)]
     else:
-        chosen = names
-    if not chosen:
+        selected = names
+    if not selected:
         found = ", ".join(settings.blocks) or settings.name
-        remedy = "name blocks that hold weights, or leave batch norm its scales and shifts (batch_norm)"
-        raise ConfigError("nothing is left to train", where=where, found=found, remedy=remedy)
-    return chosen
+        remedy = "name blocks that hold weights, or let batch norm's scales and shifts train (batch_norm)"
+        raise ConfigError("no parameters are left to train", where=where, found=found, remedy=remedy)
+    return selected
 
 
 def _draw(names: list[str], share: float, seed: int) -> list[str]:
-    """The nearest whole number of tensors, at least one; the head's may be among them or not, as in AIM-Fair."""
+    """Draw the nearest whole number of tensors, at least one; as in AIM-Fair the head is not exempt."""
     count = max(1, round(share * len(names)))
     drawn = np.random.default_rng(seed).choice(len(names), count, replace=False)
     return [names[position] for position in sorted(drawn)]
@@ -125,18 +129,18 @@ def _check_blocks(backbone: nn.Module, blocks: Sequence[str], where: str) -> Non
                 "the backbone has no such block",
                 where=f"{where}.blocks",
                 found=block,
-                allowed=one_of(top, limit=24) + "; and what is inside of these, such as layer4.1.conv1",
+                allowed=one_of(top, limit=24) + "; and their inner modules, such as layer4.1.conv1",
                 remedy=did_you_mean(block, known),
             )
 
 
 def _batch_norms(model: Classifier, stage: config.Stage, *policies: str) -> list[nn.Module]:
-    """The batch norm modules, if the stage's policy is one of these."""
+    """Return the batch norm modules, if the stage's policy is one of these."""
     return [module for module in model.modules() if isinstance(module, _BatchNorm) and stage.batch_norm in policies]
 
 
 def _add_lora(backbone: nn.Module, settings: config.Trainable, seed: int) -> None:
-    """Gives every weight that peft can adapt, but the head's, an update of low rank, which is 0 at first."""
+    """Give every weight that peft can adapt, except the head's, a low-rank update, initially 0."""
     from peft import LoraConfig, inject_adapter_in_model  # takes seconds to import
 
     modules, parameters = _adaptable(backbone)
@@ -152,9 +156,9 @@ def _add_lora(backbone: nn.Module, settings: config.Trainable, seed: int) -> Non
 
 
 def _adaptable(backbone: nn.Module) -> tuple[list[str], list[str]]:
-    """Names of the modules and of the single parameters that get adapters.
+    """Return names of the modules and of the single parameters that get adapters.
 
-    Modules: linear layers and convolutions but for grouped ones, whose adapters peft 0.21 cannot merge. Parameters:
+    Modules: linear layers and convolutions except grouped ones, whose adapters peft 0.21 cannot merge. Parameters:
     queries, keys and values of attention. Attention reads its output projection's weight (Swin's that of all
     projections) without calling the module, so an adapter there would do nothing; peft's own adapter for attention as
     a whole adds the output projection's update twice and rounds the frozen weights in every pass.

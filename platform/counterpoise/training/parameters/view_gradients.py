@@ -1,4 +1,4 @@
-"""The gradients that a selective mask comes from: a node in the graph of stages, done once for every ``top_k``."""
+"""Gradients behind a selective mask: a node of the graph of stages, shared by all values of ``top_k``."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from counterpoise.training.parameters.gradient_mask import differences, mean_gra
 
 @dataclass(frozen=True)
 class Gradients:
-    """How much the gradients of each parameter tensor differ between views (AIM-Fair, section 3.3).
+    """Differences between views' gradients of each parameter tensor (AIM-Fair, section 3.3).
 
     Attributes:
-        recipe: Of the stage that the mask is for: its batches, transforms and batch-norm policy are used here too.
-        views: By name: those of ``trainable.similar`` and ``trainable.different``.
+        recipe: Recipe of the masked stage; its batches, transforms and batch-norm policy apply to the gradients too.
+        views: Views by name: those of ``trainable.similar`` and ``trainable.different``.
         classes: Number of logits.
-        seed: Of order and augmentation.
+        seed: Seed of order and augmentation.
         start: Key of the weights at which gradients are taken; None for fresh ones.
-        before: The fit whose weights these are, if one made them.
-        store: Where the result goes.
+        before: The fit that produces these weights, if any.
+        store: The store that receives the result.
         digest: Its address in the store.
     """
 
@@ -48,53 +48,58 @@ class Gradients:
 
     @property
     def record_key(self) -> str:
+        """Key of the result in the store."""
         return f"masks/{self.digest}.json"
 
     num_workers = 1
 
     @property
     def training(self) -> config.Training:
+        """The training section of the config."""
         return self.recipe.training
 
     @property
     def resources(self) -> config.ActorResources:
+        """Resources of the process."""
         return self.training.resources
 
     @property
     def note(self) -> str:
-        """What a progress bar says of it."""
+        """Label for a progress bar."""
         return f"gradients for stage {self.recipe.stage.name}, seed {self.seed}"
 
     @property
     def parents(self) -> tuple[Any, ...]:
+        """The node that must be done before this one, if any."""
         return () if self.before is None else (self.before,)
 
     def done(self) -> bool:
+        """Return True if the store has the result."""
         return self.store.exists(self.record_key)
 
     def read(self) -> dict[str, dict[str, float]]:
-        """``similar`` and ``different``: parameter name → how far the two gradients are apart."""
+        """Return ``similar`` and ``different``: parameter name → distance of the two gradients."""
         return json.loads(read(self.store, self.record_key))
 
     def run(self) -> None:
-        """Takes the gradients and stores their differences, unless they are there."""
+        """Compute the gradients and store their differences, unless the store has them."""
         if self.done():
             return
         worker, trainable = Worker(), self.recipe.stage.trainable
         with loop.reproducible():
             gradients = {name: self._gradients(view, worker) for name, view in self.views.items()}
-        found = {
+        result = {
             key: differences(gradients[pair[0]], gradients[pair[1]], trainable.distance)
             for key, pair in (("similar", trainable.similar), ("different", trainable.different))
         }
-        self.store.create(self.record_key, json.dumps(found, indent=1).encode())
+        self.store.create(self.record_key, json.dumps(result, indent=1).encode())
 
     def _gradients(self, view: ImageView, worker: Worker) -> dict[str, Tensor]:
         model = restored_model(self.training, self.classes, self.seed, self.store, self.start)
         return mean_gradients(model.to(worker.device), self.recipe.stage, self._batches(view, worker), self.seed)
 
     def _batches(self, view: ImageView, worker: Worker) -> Iterator[tuple[Tensor, Tensor]]:
-        """One pass through a view's images, shuffled and transformed as in the stage's first epoch."""
+        """Yield one pass through a view's images, shuffled and transformed as in the stage's first epoch."""
         plain = config.Stage(name="pass", data=["real"])
         images = StageImages(plain, [view], self.training.image_size, self.seed)
         augmenter = Augmenter(self.recipe.transforms, self.training.image_size)
