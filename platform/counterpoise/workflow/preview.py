@@ -60,8 +60,8 @@ def preview(run: Run, load: Load, out: Path, per_cell: int, cells: int, sweep: s
     base = run.factory.pool(experiment)
     columns = _columns(experiment, run, load, sweep) if sweep else [Column(None, experiment, base)]
     for column in columns:
-        if column.pool.teacher is not None:
-            run.factory.guide_training(column.experiment).train(column.pool.teacher)
+        if column.pool.guide is not None:
+            run.factory.guide_training(column.experiment).train(column.pool.guide)
     chosen = spread(run.dataset.names.shape, cells)
     images, criteria, seconds = _sample(columns, chosen, per_cell, base)
     names = run.dataset.names

@@ -124,9 +124,9 @@ def synthesize(
     rounds: dict[str, list[Round]] = {method: [] for method in pools}
     while pools:
         for pool, methods in sharing(pools):
-            if pool.teacher is not None:
+            if pool.guide is not None:
                 with timed("teach"):
-                    guides[methods[0]].train(pool.teacher)
+                    guides[methods[0]].train(pool.guide)
             with timed("synthesize"):
                 images = select_images(pool, [request for request in requests if request.method in methods])
             for method in methods:

@@ -89,7 +89,7 @@ def test_the_address_covers_what_decides_pixels(guided_pool):
     ]  # fmt: skip
     assert len(set(digests)) == len(digests)
     assert guided_pool(checkpoint_decoder=True).digest == guided_pool(criterion={"entropy": 1.0}).digest == digests[0]
-    assert not guided_pool().teacher.store.list("stages/")
+    assert not guided_pool().guide.store.list("stages/")
 
 
 @pytest.mark.parametrize("criterion", ["loss", "entropy", "hardness"])
@@ -111,12 +111,12 @@ def test_a_guided_shard_is_written_with_its_criterion(guided_pool, real):
 
 def test_a_checkpoint_is_the_stage_it_was(guided_pool, real, tmp_path):
     pool = guided_pool(taught=True)
-    weights = {name: value.contiguous() for name, value in pool.teacher.classifier().state_dict().items()}
+    weights = {name: value.contiguous() for name, value in pool.guide.classifier().state_dict().items()}
     save_file(weights, tmp_path / "weights.safetensors")
     from_file = guided_pool(stage=None, checkpoint=str(tmp_path / "weights.safetensors"), taught=True)
     assert from_file.digest != pool.digest  # a file's address is its hash
     images = torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8)
-    assert torch.equal(from_file.teacher.classifier()(images), pool.teacher.classifier()(images))
+    assert torch.equal(from_file.guide.classifier()(images), pool.guide.classifier()(images))
     assert np.isfinite(criteria(from_file)).all()
 
 
@@ -130,9 +130,9 @@ def test_a_checkpoint_that_does_not_fit(guided_pool, tmp_path):
 
 def test_statistics_are_computed_once(guided_pool, real):
     pool = guided_pool(criterion="hardness", taught=True)
-    key = pool.teacher.statistics_key
+    key = pool.guide.statistics_key
     assert pool.store.exists(key)
-    assert guided_pool(criterion={"hardness": 0.5, "loss": 1.0}, taught=True).teacher.statistics_key == key
+    assert guided_pool(criterion={"hardness": 0.5, "loss": 1.0}, taught=True).guide.statistics_key == key
     assert guided_pool(criterion="entropy", seed=4, taught=True).store.list("statistics/") == [key]
 
 

@@ -38,7 +38,7 @@ class Pool:
         names: Classes and groups of the dataset.
         store: The store of the pool.
         conditions: The real training images, for a generator that is conditioned on them.
-        teacher: The guide classifier, if there is one.
+        guide: The guide classifier, if there is one.
 
     Attributes:
         generation: Everything that decides the images.
@@ -51,10 +51,10 @@ class Pool:
         names: LabelSpace,
         store: Store,
         conditions: ImageView | None = None,
-        teacher: GuideClassifier | None = None,
+        guide: GuideClassifier | None = None,
     ) -> None:
         self.spec, self.names, self.store = spec, names, store
-        self.conditions, self.teacher = conditions, teacher
+        self.conditions, self.guide = conditions, guide
         self.generation, self.digest = spec.generation, spec.digest
         self._rows: dict[Shard, pa.Table] = {}
 
@@ -66,7 +66,7 @@ class Pool:
         store: Store,
         prompts: PromptSet,
         real: ImageView | None = None,
-        teacher: GuideClassifier | None = None,
+        guide: GuideClassifier | None = None,
     ) -> Pool:
         """Return the pool of an experiment.
 
@@ -76,7 +76,7 @@ class Pool:
             store: The store of the pool.
             prompts: The prompts; see :func:`counterpoise.synthesis.prompts.resolve.resolve`.
             real: The real training images, for a generator that is conditioned on them.
-            teacher: The guide classifier, if there is one.
+            guide: The guide classifier, if there is one.
 
         Raises:
             ConfigError, ModelError: There is no generator, or generator or scorer do not exist.
@@ -84,8 +84,8 @@ class Pool:
         conditioned = experiment.generator is not None and experiment.generator.condition is not None
         conditions = real if conditioned else None
         shown = conditions.digest if conditions is not None else None
-        spec = PoolSpec.of(experiment, names, prompts, shown, teacher.identity if teacher is not None else None)
-        return cls(spec, names, store, conditions, teacher)
+        spec = PoolSpec.of(experiment, names, prompts, shown, guide.identity if guide is not None else None)
+        return cls(spec, names, store, conditions, guide)
 
     @property
     def shard_size(self) -> int:
@@ -95,7 +95,7 @@ class Pool:
     @property
     def runtime(self) -> dict[str, Any]:
         """Settings outside the address, by key path; methods that share the pool must agree on them."""
-        decoding = {} if self.teacher is None else self.teacher.settings.model_dump(include={"checkpoint_decoder"})
+        decoding = {} if self.guide is None else self.guide.settings.model_dump(include={"checkpoint_decoder"})
         return self.spec.runtime | {f"feedback.{key}": value for key, value in decoding.items()}
 
     def shards(self) -> set[Shard]:

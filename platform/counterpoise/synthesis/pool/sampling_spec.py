@@ -27,7 +27,7 @@ class SamplingSpec:
     store: Store
     cpus: tuple[float, float]  # for a sampler, for a scorer
     conditions: ImageView | None
-    teacher: GuideClassifier | None
+    guide: GuideClassifier | None
 
     @classmethod
     def of(cls, pool: Pool) -> SamplingSpec:
@@ -49,5 +49,5 @@ class SamplingSpec:
             pool.store,
             (spec.sampling.num_cpus, spec.scoring.num_cpus),
             pool.conditions,
-            pool.teacher,
+            pool.guide,
         )

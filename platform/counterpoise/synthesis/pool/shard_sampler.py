@@ -33,7 +33,7 @@ class ShardSampler:
         self.recipe, device = work.recipe, work.devices.generator
         self.generator = _family(work.generator)(work.generator, device, work.devices.dtype)
         self.conditions = None if work.conditions is None else Conditions(work.conditions)
-        self.guides = None if work.teacher is None else feedback.guides(work.teacher, device)
+        self.guides = None if work.guide is None else feedback.guides(work.guide, device)
         self.device = device
 
     def draw(self, shard: Shard) -> making.SampledShard:
