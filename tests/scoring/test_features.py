@@ -84,3 +84,11 @@ def test_inception_is_torchvisions(tmp_path, monkeypatch, view):
     path.write_bytes(b"torn")
     with pytest.raises(ModelError, match="cannot be loaded"):
         features.inception("cpu")
+
+
+def test_inceptions_weights_are_those_of_torchvision():
+    from torchvision.models import Inception_V3_Weights
+
+    weights = Inception_V3_Weights.IMAGENET1K_V1
+    assert str(weights) == features.INCEPTION
+    assert weights.url.endswith(f"/{features._inception_path().name}")

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from scipy import stats
 
 from counterpoise.evaluation.catalogue import metric as entry_of
 from counterpoise.evaluation.intervals import t_interval
@@ -139,6 +138,8 @@ def _p_value(per_seed: np.ndarray) -> float | None:
     if len(per_seed) < 2 or np.ptp(per_seed) <= _EQUAL:
         return None
     t = per_seed.mean() / (per_seed.std(ddof=1) / np.sqrt(len(per_seed)))
+    from scipy import stats  # most of a second
+
     return float(2 * stats.t.sf(abs(t), len(per_seed) - 1))
 
 

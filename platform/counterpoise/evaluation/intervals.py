@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 from jaxtyping import Float, Int
-from scipy import stats
 
 _CHUNK = 2_000_000  # counts in memory at once
 
@@ -44,5 +43,7 @@ def t_interval(values: Sequence[int | float], confidence: float) -> tuple[float,
     if len(values) < 2:
         return None
     mean, error = np.mean(values), np.std(values, ddof=1) / np.sqrt(len(values))
+    from scipy import stats  # most of a second
+
     reach = stats.t.ppf((1 + confidence) / 2, len(values) - 1) * error
     return float(mean - reach), float(mean + reach)

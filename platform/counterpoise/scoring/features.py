@@ -10,12 +10,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
-from torchvision.models import Inception_V3_Weights, inception_v3
 
 from counterpoise import config
 from counterpoise.core.progress import Progress
@@ -24,9 +22,10 @@ from counterpoise.storage.view import ImageView
 
 Images = Sequence[UInt8[np.ndarray, "height width 3"]]
 _BATCH = 64
-_WEIGHTS, _INCEPTION_SIZE = Inception_V3_Weights.IMAGENET1K_V1, 299
+_INCEPTION_SIZE = 299
 
-INCEPTION = str(_WEIGHTS)  # name of the weights, which identifies their content
+# Name and file of torchvision's weights, whose module takes more than a second to import
+INCEPTION, _INCEPTION_FILE = "Inception_V3_Weights.IMAGENET1K_V1", "inception_v3_google-0cc3c7bd.pth"
 
 
 @dataclass(frozen=True)
@@ -86,6 +85,8 @@ def inception(device: str) -> Extractor:
     Raises:
         ModelError: The weights are not in the cache, or cannot be loaded.
     """
+    from torchvision.models import inception_v3
+
     check_inception()
     path = _inception_path()
     model = inception_v3(weights=None, init_weights=False, transform_input=False)
@@ -108,7 +109,7 @@ def inception(device: str) -> Extractor:
 
 
 def _inception_path() -> Path:
-    return Path(torch.hub.get_dir(), "checkpoints", Path(urlsplit(_WEIGHTS.url).path).name)
+    return Path(torch.hub.get_dir(), "checkpoints", _INCEPTION_FILE)
 
 
 def features(view: ImageView, extractor: Extractor, progress: Progress | None = None) -> Float[np.ndarray, "n d"]:

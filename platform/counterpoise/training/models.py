@@ -8,7 +8,6 @@ from collections.abc import Callable
 from urllib.error import URLError
 
 import torch
-import torchvision
 from jaxtyping import Float, UInt8
 from safetensors.torch import load as load_safetensors
 from torch import Tensor, nn
@@ -221,13 +220,15 @@ _UNUSABLE = {"googlenet", "inception_v3"}
 
 def backbones() -> list[str]:
     """Return the allowed names of ``training.backbone``."""
-    return [*BUILT_IN, *sorted(set(torchvision.models.list_models(module=torchvision.models)) - _UNUSABLE)]
+    from torchvision import models  # takes more than a second, which built-in backbones need not wait for
+
+    return [*BUILT_IN, *sorted(set(models.list_models(module=models)) - _UNUSABLE)]
 
 
 def check_backbone(training: Training) -> None:
     """Raise ConfigError unless the backbone exists, has the requested weights and head, and takes such images."""
-    name, known = training.backbone, backbones()
-    if name not in known:
+    name = training.backbone
+    if name not in BUILT_IN and name not in (known := backbones()):
         raise ConfigError(
             "unknown backbone",
             where="training.backbone",
@@ -299,13 +300,17 @@ def weights_name(training: Training) -> str | None:
     """Return the name of the published initial weights, such as ``ResNet50_Weights.IMAGENET1K_V2``, or None."""
     if not training.pretrained:
         return None
-    return str(torchvision.models.get_model_weights(training.backbone).DEFAULT)
+    from torchvision import models
+
+    return str(models.get_model_weights(training.backbone).DEFAULT)
 
 
 def _untrained(name: str, classes: int) -> nn.Module:
     if name in BUILT_IN:
         return BUILT_IN[name](classes)
-    return torchvision.models.get_model(name, weights=None, num_classes=classes)
+    from torchvision import models
+
+    return models.get_model(name, weights=None, num_classes=classes)
 
 
 def without_data(name: str) -> nn.Module:
@@ -320,8 +325,10 @@ def without_data(name: str) -> nn.Module:
 
 def _load_pretrained(backbone: nn.Module, name: str) -> None:
     """Copy torchvision's default weights of equal shape, which are all but the head's."""
+    from torchvision import models
+
     try:
-        published = torchvision.models.get_model(name, weights="DEFAULT").state_dict()
+        published = models.get_model(name, weights="DEFAULT").state_dict()
     except (URLError, OSError, RuntimeError) as error:
         remedy = "go online once so that torchvision can download them, or copy the file to TORCH_HOME/hub/checkpoints"
         raise ModelError(

@@ -24,7 +24,6 @@ from counterpoise.report.content import (
     Report,
     ResultRow,
 )
-from counterpoise.report.page import render
 from counterpoise.report.verdict import verdict
 from counterpoise.storage.view import ImageView
 from counterpoise.synthesis.selection.verdicts import QUARANTINED
@@ -83,6 +82,8 @@ def write(run: Run, out: Path | None) -> dict[str, Any]:
     Raises:
         ConfigError: The folder cannot be written.
     """
+    from counterpoise.report.page import render  # matplotlib
+
     report = build_report(run)
     page, rows = render(report), [outcome.result_row() for outcome in run.outcomes]
     files = save(folder(run, out), {"report.html": page, "results.json": run_log.to_text(rows)})

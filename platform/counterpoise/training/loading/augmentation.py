@@ -10,21 +10,22 @@ import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Int, UInt8
 from torch import Tensor
-from torchvision.transforms import InterpolationMode, v2
 
 from counterpoise.config.training import Transform
 from counterpoise.errors import ConfigError, did_you_mean, one_of
 from counterpoise.training.loading.batches import AUGMENTATION, TRANSFORMS, generator
 
+if TYPE_CHECKING:  # takes more than a second; flip and crop do without
+    from torchvision.transforms import v2
+
 _TRIALS = 32  # an event of probability 0.1 is observed with probability 0.97
 _OF_BATCHES = ("CutMix", "MixUp")
-_ENUMERATIONS: dict[str, type[Enum]] = {"interpolation": InterpolationMode, "policy": v2.AutoAugmentPolicy}
 
 
 @dataclass(frozen=True)
@@ -212,6 +213,8 @@ def _kind(name: str, where: str) -> type[v2.Transform]:
     if name in _OF_BATCHES:
         remedy = f"use the stage's `mix: {{name: {name.lower()}}}`"
         raise ConfigError("this transform mixes the images of a batch", where=where, found=name, remedy=remedy)
+    from torchvision.transforms import v2
+
     kinds = {key: kind for key, kind in vars(v2).items() if inspect.isclass(kind) and issubclass(kind, v2.Transform)}
     known = [key for key in kinds if key not in ("Transform", *_OF_BATCHES)]
     if name not in known:
@@ -230,9 +233,12 @@ def _arguments(arguments: dict[str, Any], where: str) -> Iterator[tuple[str, Any
 
     YAML gives enumerations by value, and RandomApply's transforms as in the list itself.
     """
+    from torchvision.transforms import InterpolationMode, v2
+
+    enumerations: dict[str, type[Enum]] = {"interpolation": InterpolationMode, "policy": v2.AutoAugmentPolicy}
     for key, value in arguments.items():
-        if key in _ENUMERATIONS and isinstance(value, str):
-            yield key, _ENUMERATIONS[key](value)
+        if key in enumerations and isinstance(value, str):
+            yield key, enumerations[key](value)
         elif key == "transforms" and isinstance(value, list):
             yield key, [_build(transform, f"{where}.{key}.{number}") for number, transform in enumerate(value)]
         else:

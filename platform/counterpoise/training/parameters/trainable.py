@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torchvision.models.swin_transformer import ShiftedWindowAttention
 
 from counterpoise import config
 from counterpoise.errors import ConfigError, did_you_mean, one_of
@@ -163,6 +162,8 @@ def _adaptable(backbone: nn.Module) -> tuple[list[str], list[str]]:
     projections) without calling the module, so an adapter there would do nothing; peft's own adapter for attention as
     a whole adds the output projection's update twice and rounds the frozen weights in every pass.
     """
+    from torchvision.models.swin_transformer import ShiftedWindowAttention
+
     modules, parameters, uncalled = list[str](), list[str](), {last_linear(backbone)[0]}
     for name, module in backbone.named_modules():
         if isinstance(module, nn.MultiheadAttention):
