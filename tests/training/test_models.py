@@ -7,6 +7,7 @@ from torchvision.transforms import v2
 
 from counterpoise.config import Training
 from counterpoise.errors import ConfigError, ModelError
+from counterpoise.training import models
 from counterpoise.training.models import (
     Classifier,
     CosineHead,
@@ -253,3 +254,10 @@ def test_a_fresh_head_depends_on_the_seed_and_leaves_the_rest(head):
         constructed = CosineHead(96, 3) if head == "cosine" else torch.nn.Linear(96, 3)
     assert torch.equal(drawn[0], constructed.weight)
     assert layer.weight.requires_grad
+
+
+@pytest.mark.parametrize("name", models.BUILT_IN)
+@pytest.mark.parametrize("size", [1, 2, 5, 33])
+def test_built_in_backbones_take_images_of_any_size(name, size):
+    model = models.Classifier(models.BUILT_IN[name](3)).eval()
+    assert model(torch.zeros(2, 3, size, size, dtype=torch.uint8)).shape == (2, 3)

@@ -241,6 +241,8 @@ def check_backbone(training: Training) -> None:
         raise ConfigError(
             "this backbone has no pretrained weights", where="training.pretrained", found=name, remedy=remedy
         )
+    if name in BUILT_IN:  # they have a linear head and take images of any size
+        return
     size, backbone = training.image_size, without_data(name)
     if training.head == "cosine":
         last_linear(backbone)
@@ -248,7 +250,7 @@ def check_backbone(training: Training) -> None:
         with torch.device("meta"), torch.no_grad():
             Classifier(backbone).eval()(torch.empty(1, 3, size, size, dtype=torch.uint8))
     except (RuntimeError, AssertionError) as error:
-        remedy = "224 works for all torchvision models; small_cnn takes any size"
+        remedy = "224 works for all torchvision models; small_cnn and small_resnet take any size"
         raise ConfigError(
             f"{name} cannot take images of this size", where="training.image_size", found=size, remedy=remedy
         ) from error
