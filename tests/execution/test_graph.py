@@ -25,7 +25,7 @@ def node(store):
         def __init__(self, digest, *parents, num_workers=1, seconds=0.0, fails=None, at_once=None):
             self.digest, self.parents, self.num_workers = digest, parents, num_workers
             self.seconds, self.fails, self.store = seconds, fails, store
-            self.resources = ActorResources(workers=at_once, num_cpus=0.5)
+            self.resources, self.note = ActorResources(workers=at_once, num_cpus=0.5), digest
 
         def done(self):
             return self.store.exists(self.digest)

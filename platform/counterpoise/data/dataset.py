@@ -128,6 +128,7 @@ class _Import:
     parents: tuple[Any, ...] = ()
     num_workers = 1
     resources = config.ActorResources(num_cpus=1.0)
+    note = "import of the dataset"
 
     @property
     def digest(self) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from counterpoise.config import ActorResources
+from counterpoise.core.progress import Progress
 
 
 @runtime_checkable
@@ -37,6 +38,10 @@ class Node(Protocol):
     @property
     def resources(self) -> ActorResources:
         """Resources reserved in Ray; ``workers``: the node starts only while fewer nodes than these are running."""
+
+    @property
+    def note(self) -> str:
+        """Name of the work in progress bars."""
 
     def done(self) -> bool:
         """Return True if the result is in the store."""
@@ -87,9 +92,18 @@ def run(nodes: Mapping[str, AnyNode]) -> Iterator[AnyNode]:
 
 
 def run_all(goals: Iterable[AnyNode]) -> None:
-    """Do what the goals need, if anything; see :func:`run`."""
-    for _ in run(needed(goals)):
-        pass
+    """Run the nodes that the goals need, if any; see :func:`run`.
+
+    Nodes in this process show their own progress. On a cluster, finished nodes are counted on standard error.
+    """
+    pending = needed(goals)
+    if not _joins_a_cluster():
+        for _ in run(pending):
+            pass
+        return
+    with Progress("on the cluster", len(pending), "tasks") as progress:
+        for node in run(pending):
+            progress.advance(note=node.note)
 
 
 def _joins_a_cluster() -> bool:

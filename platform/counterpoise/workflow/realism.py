@@ -194,6 +194,7 @@ class _Scoring:
     classifier: FeatureClassifier | None
     parents: tuple[Any, ...] = ()
     num_workers = 1
+    note = "realism"
 
     @property
     def digest(self) -> str:

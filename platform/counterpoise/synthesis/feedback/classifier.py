@@ -143,6 +143,7 @@ class FeatureStatistics:
     real: ImageView
     parents: tuple[Any, ...] = ()
     num_workers = 1
+    note = "statistics of real features"
 
     @property
     def digest(self) -> str:
