@@ -22,9 +22,9 @@ def node(store):
     """Makes nodes that leave when they began and ended, and where they ran. The class is local: Ray sends it along."""
 
     class Node:
-        def __init__(self, digest, *parents, num_workers=1, seconds=0.0, fails=None, at_once=None):
+        def __init__(self, digest, *parents, num_workers=1, seconds=0.0, fails=None, at_once=None, meets=None):
             self.digest, self.parents, self.num_workers = digest, parents, num_workers
-            self.seconds, self.fails, self.store = seconds, fails, store
+            self.seconds, self.fails, self.store, self.meets = seconds, fails, store, meets
             self.resources, self.note = ActorResources(workers=at_once, num_cpus=0.5), digest
 
         def done(self):
@@ -34,6 +34,10 @@ def node(store):
             began = time.time()
             missing = [parent.digest for parent in self.parents if not parent.done()]
             assert not missing, missing
+            self.store.replace(f"{self.digest} began", b"")
+            while self.meets and not self.store.exists(f"{self.meets} began"):  # until the other one runs, too
+                assert time.time() < began + 60, f"{self.meets} did not begin while {self.digest} ran"
+                time.sleep(0.05)
             time.sleep(self.seconds)
             if self.fails:
                 raise self.fails
@@ -73,14 +77,12 @@ def test_a_chain_runs_in_this_process(node, store, monkeypatch):
 
 
 def test_branches_run_side_by_side_and_the_shared_beginning_once(node, store, ray_cluster):
-    def method(name):
-        return node(name, node(f"{name} 2", node("shared", seconds=0.2), seconds=1.0))
+    def method(name, other):
+        return node(name, node(f"{name} 2", node("shared"), meets=f"{other} 2"))
 
-    done = digests(graph.run(graph.needed([method("a"), method("b")])))
+    done = digests(graph.run(graph.needed([method("a", "b"), method("b", "a")])))
     assert done[0] == "shared"
     assert sorted(done) == ["a", "a 2", "b", "b 2", "shared"]
-    one, two = left(store, "a 2"), left(store, "b 2")
-    assert max(one[0], two[0]) < min(one[1], two[1])
     assert os.getpid() not in {left(store, digest)[2] for digest in done}
 
 
