@@ -60,7 +60,9 @@ def compare(run: Run, by: str | None, out: Path | None) -> tuple[dict, Any]:
     "preview",
     "Sample a few images of each cell, in seconds.",
     click.option("--per-cell", type=click.IntRange(1, 64), default=4, help="Images per cell [4]."),
-    click.option("--cells", type=click.IntRange(1, 400), default=24, help="Show at most this many cells, spread evenly [24]."),
+    click.option(
+        "--cells", type=click.IntRange(1, 400), default=24, help="Show at most this many cells, spread evenly [24]."
+    ),
     click.option("--sweep", metavar="KEY=V1,V2,…", help="Compare values of a key on the same seeds."),
     click.option(
         "--out", type=click.Path(dir_okay=False, path_type=Path), default="preview.png", help="PNG file [preview.png]."
