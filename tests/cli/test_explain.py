@@ -1,4 +1,4 @@
-"""``plan --explain``: what another value of each key would make anew, for people and as JSON."""
+"""``plan --explain``: the consequences of changing each key, as text and as JSON."""
 
 import json
 
@@ -34,13 +34,13 @@ def test_as_json(call):
 
 def test_only_if_asked_for(call):
     assert "explain" not in json.loads(call("--json").splitlines()[-1])
-    assert "makes anew" not in call()
+    assert "recomputes" not in call()
 
 
 def test_for_people(call):
     lines = [" ".join(line.split()) for line in call("--explain").splitlines()]
-    assert lines.index("erm: what another value makes anew") < lines.index("ffr: what another value makes anew")
-    own = lines[lines.index("ffr: what another value makes anew") :]
+    assert lines.index("erm: changing a key recomputes") < lines.index("ffr: changing a key recomputes")
+    own = lines[lines.index("ffr: changing a key recomputes") :]
     last = own.index("trains only the last stage; measures the classifier")
     assert own[last + 1].startswith("stages.1: data, mixture.real_share")
     nothing = own[own.index("nothing") :]

@@ -177,7 +177,7 @@ def test_seeds_and_methods_as_they_are_typed():
 
 @pytest.mark.parametrize("text", ["0", "", ",", "-1", "1,1", "1,,2", "1.5", "two", "1,b", "²"])
 def test_wrong_seeds_are_told(text):
-    with pytest.raises(ConfigError, match=r"these are no seeds[\s\S]*--seeds"):
+    with pytest.raises(ConfigError, match=r"invalid --seeds value[\s\S]*--seeds"):
         seed_numbers(text)
 
 

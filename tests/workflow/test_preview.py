@@ -157,7 +157,7 @@ def test_a_method_with_plans_is_shown_before_one_without(make_job):
     nothing = without.model_copy(update={"generator": None})
     assert previewing._shown([nothing, without, with_plans]) is with_plans
     assert previewing._shown([nothing, without]) is without
-    with pytest.raises(ConfigError, match="nothing to sample with"):
+    with pytest.raises(ConfigError, match="no generator is configured"):
         previewing._shown([nothing])
 
 

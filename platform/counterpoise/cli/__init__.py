@@ -1,11 +1,11 @@
-"""The door: ``counterpoise COMMAND CONFIG [key.path=value …]``.
+"""Command-line interface: ``counterpoise COMMAND CONFIG [key.path=value …]``.
 
-What people read goes to standard output as tables, progress to standard error. With ``--json`` the last line of
-standard output is one JSON object. A mistake of the user ends in a few lines and exit status 2. Nothing heavy is
-imported until a command runs.
+Tables go to standard output, progress to standard error. With ``--json`` the last line of standard output is one JSON
+object. A user error is reported in a few lines and ends with exit status 2. Heavy libraries are imported only when a
+command runs.
 """
 
-from counterpoise.cli import steps, tools  # they register their commands
+from counterpoise.cli import steps, tools  # importing them registers their commands
 from counterpoise.cli.command import main
 
 __all__ = ["main", "steps", "tools"]

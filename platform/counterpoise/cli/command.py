@@ -1,4 +1,4 @@
-"""What all commands share: reading an experiment, printing what came of it, telling a mistake."""
+"""Parts that all commands share: loading an experiment, printing results, reporting errors."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class _Commands(click.Group):
-    """Commands in the order of the work, and errors without tracebacks."""
+    """Commands listed in the order of a workflow; user errors are printed without a traceback."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)
@@ -33,7 +33,7 @@ class _Commands(click.Group):
             click.echo(str(error), err=True)
             sys.exit(2)
         except KeyboardInterrupt:
-            click.echo("stopped: what is done is kept, the same command goes on from there", err=True)
+            click.echo("interrupted: finished work is kept, run the same command again to resume", err=True)
             sys.exit(130)
 
 
@@ -43,8 +43,8 @@ def main() -> None:
     """Repair an imbalanced or biased image dataset with synthetic images, and prove that it helped.
 
     CONFIG is an experiment file (YAML), or the name of a shipped one such as `demo`. Any of its values can be
-    given on the command line as key.path=value. Every command does what it needs of the steps before it, and
-    reuses what is already in the store.
+    overridden on the command line as key.path=value. Every command first runs the steps that it depends on, and
+    reuses the results that are already in the store.
 
     \b
     Try it:   counterpoise run demo --out demo
@@ -52,14 +52,17 @@ def main() -> None:
 
 
 def one_method(config: str, overrides: tuple[str, ...], method: str | None) -> list[Experiment]:
+    """Load a config's experiments, all of them or those of one method."""
     from counterpoise.config.compose import load
 
     return load(config, overrides, only_method=method)
 
 
 FOLDER = click.Path(file_okay=False, path_type=Path)
-METHOD = click.option("--method", help="Only this method of the file.")
-_NO_CONTROL = click.option("--no-control", is_flag=True, help="Do not add plain training for as many gradient steps.")
+METHOD = click.option("--method", help="Use only this method of the file.")
+_NO_CONTROL = click.option(
+    "--no-control", is_flag=True, help="Do not add the equal-compute control (baseline, as many gradient steps)."
+)
 
 
 def command(
@@ -70,15 +73,15 @@ def command(
     choices: tuple = (METHOD,),
     control: bool = False,
 ) -> Callable:
-    """A command over experiments: reads CONFIG and overrides, hands a run to the body, prints what it returns.
+    """Make a command of a function: load CONFIG with its overrides, pass a run to the function, print its result.
 
     Args:
-        name: What it is called.
-        short_help: One line.
-        options: The body's own.
-        choose: Takes config, overrides and ``choices``, and gives the experiments.
-        choices: Options that say which experiments.
-        control: Methods are compared, so plain training for as many steps is added unless ``--no-control`` is given.
+        name: The command's name.
+        short_help: One line for the list of commands.
+        options: The function's own options.
+        choose: Takes config, overrides and ``choices``, and returns the experiments.
+        choices: Options that choose the experiments.
+        control: Add the equal-compute control unless ``--no-control`` is given, for commands that compare methods.
     """
     options += (_NO_CONTROL,) if control else ()
 
@@ -111,13 +114,14 @@ def command(
 
 
 def typed() -> str:
-    """The command as it was typed, for the report."""
+    """Return the command line as it was typed, for the report."""
     import shlex
 
     return shlex.join(["counterpoise", *sys.argv[1:]])
 
 
 def show(tables: Any) -> None:
+    """Print tables and lines to standard output."""
     from rich.console import Console
 
     console = Console()

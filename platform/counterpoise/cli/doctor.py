@@ -1,4 +1,4 @@
-"""What may keep a run from succeeding, looked at before it starts: this machine, and with an experiment its parts."""
+"""Preflight checks: this machine and, given an experiment, its store, models, dataset and endpoints."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Part = TypeVar("Part", bound=Section)
 
 @dataclass(frozen=True)
 class Check:
-    """One finding: ``state`` is ok, warn or fail."""
+    """Result of one check: ``state`` is ok, warn or fail."""
 
     name: str
     state: str
@@ -38,7 +38,7 @@ class Check:
 
 
 def examine(config: str | None, overrides: Sequence[str] = ()) -> list[Check]:
-    """All checks in order. Without ``config``, only those of the machine. A failing check does not stop the others."""
+    """Run all checks in order, without ``config`` only the machine's. A failed check does not stop the others."""
     checks = list(_machine())
     if config is None:
         return checks
@@ -70,7 +70,7 @@ def _machine() -> Iterator[Check]:
     yield Check(
         "mlflow",
         "ok",
-        f"MLFLOW_TRACKING_URI={uri}" if uri else "no MLFLOW_TRACKING_URI: runs go to mlflow.db beside the store",
+        f"MLFLOW_TRACKING_URI={uri}" if uri else "no MLFLOW_TRACKING_URI: runs go to mlflow.db next to the store",
     )
 
 
@@ -83,22 +83,20 @@ def _memory() -> Check:
     return Check(
         "memory",
         state,
-        f"{available / _GIB:.1f} GiB free (a sampler takes 1 and its weights); {shared / _GIB:.1f} GiB in /dev/shm",
+        f"{available / _GIB:.1f} GiB free (a sampler needs 1 plus its weights); {shared / _GIB:.1f} GiB in /dev/shm",
     )
 
 
 def _devices() -> str:
     torch = importlib.import_module("torch")
-    importlib.import_module(
-        "torchvision"
-    )  # a torch of another build than torchvision's breaks here, not in the middle of a run
+    importlib.import_module("torchvision")  # builds that do not match fail here, not in the middle of a run
     if torch.cuda.is_available():
         return ", ".join(torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count()))
     return f"{os.cpu_count()} CPU cores, no GPU: fine for small models"
 
 
 def _parts(experiments: Sequence[Experiment]) -> Iterator[Check]:
-    """The checks of the parts that experiments share, and of each model that a method names, once."""
+    """Check the parts that experiments share, and each model that a method names, once."""
     first, planned = experiments[0], [experiment for experiment in experiments if experiment.plans]
     yield _guarded("store", lambda: _store(first))
     yield _guarded("tracking", lambda: _tracking(first))
@@ -116,7 +114,7 @@ def _distinct(sections: Sequence[Part]) -> list[Part]:
 
 
 def language_models(experiments: Sequence[Experiment]) -> Iterator[Check]:
-    """Whether each language model that writes prompts is there: an endpoint is asked once, and not for any prompt."""
+    """Check that each language model that writes prompts is available; an endpoint only lists its models."""
     contextual = (experiment.prompts.contextual for experiment in experiments)
     asked = [one.llm for one in contextual if one is not None and one.llm is not None]
     for llm in _distinct(asked):
@@ -129,8 +127,8 @@ def language_models(experiments: Sequence[Experiment]) -> Iterator[Check]:
 def _endpoint(llm: Llm) -> Check:
     listed = models_listed(llm)
     if listed is None:
-        found = f"{llm.endpoint} answers, but does not list its models: is {llm.model!r} one of them?"
-        return Check("language model", "warn", f"{found} The address ends before /chat/completions, often with /v1")
+        found = f"{llm.endpoint} answers, but does not list its models: check that {llm.model!r} is one of them."
+        return Check("language model", "warn", f"{found} The URL ends before /chat/completions, often with /v1")
     if llm.model not in listed:
         near = did_you_mean(llm.model, listed)
         found = f"{llm.endpoint} does not list {llm.model!r}, but {one_of(listed, 6) or 'none'}"
@@ -178,8 +176,8 @@ def _dataset(experiment: Experiment) -> str:
     return f"{len(loaded.view)} images, {len(classes)} classes, {len(groups)} groups, {loaded.quarantined} quarantined"
 
 
-def _guarded(name: str, look: Callable[[], str]) -> Check:
+def _guarded(name: str, check: Callable[[], str]) -> Check:
     try:
-        return Check(name, "ok", look())
+        return Check(name, "ok", check())
     except (CounterpoiseError, ImportError, RuntimeError, importlib.metadata.PackageNotFoundError) as error:
         return Check(name, "fail", str(error))

@@ -1,4 +1,4 @@
-"""The steps of an experiment, in their order, and all of them at once."""
+"""Commands for the steps of an experiment, each alone and all together."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from counterpoise.workflow.run import Run
 
 
-@command("audit", "Count what each class × group cell has.")
+@command("audit", "Count the images of each class × group cell.")
 def audit(run: Run) -> tuple[dict, Any]:
-    """Count what each class × group cell has, and say what that may do to a classifier.
+    """Count the images of each class × group cell, and say how the imbalance may affect a classifier.
 
     \b
     Example:  counterpoise audit demo
@@ -23,16 +23,16 @@ def audit(run: Run) -> tuple[dict, Any]:
     """
     from counterpoise.cli import tables
 
-    found = run.audit
-    return found.to_json(), tables.audit(found)
+    audit = run.audit
+    return audit.to_json(), tables.audit(audit)
 
 
-_EXPLAIN = click.option("--explain", is_flag=True, help="Also show what another value of each key would make anew.")
+_EXPLAIN = click.option("--explain", is_flag=True, help="Also show what changing each key would recompute.")
 
 
-@command("plan", "Show what each cell will get, and what is held.", _EXPLAIN)
+@command("plan", "Show the images each cell will get, and those in the pool.", _EXPLAIN)
 def plan(run: Run, explain: bool) -> tuple[dict, Any]:
-    """Show how many synthetic images each cell will get, what the pool holds, and how long the rest will take.
+    """Show how many synthetic images each cell will get, how many the pool holds, and how long the rest will take.
 
     \b
     Example:  counterpoise plan demo --method usb
@@ -47,9 +47,9 @@ def plan(run: Run, explain: bool) -> tuple[dict, Any]:
     return planned, tables.plan(planned, run.dataset.names)
 
 
-@command("synthesize", "Sample, score and commit what the plans lack.")
+@command("synthesize", "Sample and score the images that are missing.")
 def synthesize(run: Run) -> tuple[dict, Any]:
-    """Sample, score and commit the images that the plans lack. Go on after any interruption by running it again.
+    """Sample, score and commit the images that the plans still lack. After an interruption, run it again to resume.
 
     \b
     Example:  counterpoise synthesize demo pool.sampling.workers=2
@@ -65,7 +65,7 @@ def synthesize(run: Run) -> tuple[dict, Any]:
 def train(run: Run) -> tuple[dict, Any]:
     """Train each method's stages for each seed, and measure them on the validation split.
 
-    With --json, `summary` has each method's means over seeds with intervals, `rows` every method and seed.
+    With --json, `summary` has each method's means over seeds with intervals; `rows` has every method and seed.
 
     \b
     Example:  counterpoise train demo --method ffr training.epochs=5
@@ -79,9 +79,9 @@ def train(run: Run) -> tuple[dict, Any]:
 
 @command("evaluate", "Measure each method on the test split.")
 def evaluate(run: Run) -> tuple[dict, Any]:
-    """Measure each method on the test split: per cell, worst group, fairness, with intervals.
+    """Measure each method on the test split: per-cell, worst-group and fairness metrics, with confidence intervals.
 
-    With --json, `summary` has each method's means over seeds with intervals, `rows` every method and seed.
+    With --json, `summary` has each method's means over seeds with intervals; `rows` has every method and seed.
 
     \b
     Example:  counterpoise evaluate demo --method ffr --json
@@ -96,12 +96,12 @@ def evaluate(run: Run) -> tuple[dict, Any]:
 _OUT = click.option("--out", type=FOLDER, help="Folder for report.html and results.json [reports/NAME].")
 
 
-@command("run", "All of it: from audit to report.", _OUT, control=True)
+@command("run", "Run all steps, from audit to report.", _OUT, control=True)
 def run(run: Run, out: Path | None) -> tuple[dict, Any]:
-    """Do it all: audit, plan, synthesize, train, evaluate, report.
+    """Run all steps: audit, plan, synthesize, train, evaluate, report.
 
-    If a method uses synthetic images, a control is added: the baseline trained on real images for as many gradient
-    steps as the costliest method. Gains are stated against the best rival without synthesis.
+    When a method uses synthetic images, an equal-compute control is added: the baseline, trained on real images for
+    as many gradient steps as the costliest method. Gains are stated against the best method without synthesis.
 
     \b
     Example:  counterpoise run demo --out demo
@@ -114,9 +114,9 @@ def run(run: Run, out: Path | None) -> tuple[dict, Any]:
     return done, tables.run(done)
 
 
-@command("report", "Write the report from what is in the store.", _OUT, control=True)
+@command("report", "Write the report from the results in the store.", _OUT, control=True)
 def report(run: Run, out: Path | None) -> tuple[dict, Any]:
-    """Write report.html and results.json from what is in the store; what is missing is computed first.
+    """Write report.html and results.json from the results in the store; missing results are computed first.
 
     \b
     Example:  counterpoise report demo --out report

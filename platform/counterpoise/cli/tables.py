@@ -1,4 +1,4 @@
-"""What the commands print for people: tables of rich."""
+"""Human-readable output of the commands, as rich tables and lines."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def _table(title: str, *columns: str) -> Table:
 
 
 def counts(title: str, grid: Sequence[Sequence[int]], names: LabelSpace) -> Table:
-    """A class × group grid of counts; empty cells stand out."""
+    """Return a class × group table of counts; empty cells are highlighted."""
     table = _table(title, "class", *(names.groups or ("images",)), *(("all",) if names.groups else ()))
     for name, row in zip(names.classes, grid, strict=True):
         cells = [Text(f"{count:,}", style="bold red" if count == 0 else "") for count in row]
@@ -34,13 +34,17 @@ def counts(title: str, grid: Sequence[Sequence[int]], names: LabelSpace) -> Tabl
 
 
 def audit(found: Audit) -> Iterator[RenderableType]:
+    """Yield the counts of each cell, their imbalance measures, and suggestions."""
     yield render(found)
     factor, v = _number(found.imbalance_factor), _number(found.cramers_v)
-    yield f"imbalance factor {factor}" + (f" · Cramér's V {v} (1: the group tells the class)" if found.groups else "")
+    yield f"imbalance factor {factor}" + (
+        f" · Cramér's V {v} (1: the group determines the class)" if found.groups else ""
+    )
     yield from (f"• {suggestion}" for suggestion in found.suggestions)
 
 
 def plan(planned: Mapping[str, Any], names: LabelSpace) -> Iterator[RenderableType]:
+    """Yield each plan's counts, the prompts, and the images still to sample."""
     if not planned["wanted"]:
         yield "No synthetic images are planned: the method trains on real images only."
     for key, grid in planned["wanted"].items():
@@ -51,7 +55,7 @@ def plan(planned: Mapping[str, Any], names: LabelSpace) -> Iterator[RenderableTy
         yield f"{sum(map(sum, prompts['counts'])):,} prompts from {prompts['origin']} ({digest})"
     seconds = planned["seconds"]
     time = (
-        "not known before the first shard"
+        "time unknown before the first shard"
         if seconds is None
         else f"about {_duration(seconds)} at the last measured rate"
     )
@@ -61,14 +65,14 @@ def plan(planned: Mapping[str, Any], names: LabelSpace) -> Iterator[RenderableTy
 
 
 def explanation(method: str, keys: Mapping[str, Mapping[str, Any]]) -> Iterator[RenderableType]:
-    """What another value of each key makes anew: the keys of a section side by side that have the same consequence."""
+    """Yield what changing each key recomputes; the keys of a section with the same consequence share a line."""
     grouped: dict[str, dict[str, list[str]]] = {}
-    for path, told in keys.items():
+    for path, consequence in keys.items():
         parts = path.split(".")
         depth = min(2 if parts[0] in ("plans", "stages") else 1, len(parts) - 1)
-        names = grouped.setdefault(told["text"], {}).setdefault(".".join(parts[:depth]), [])
+        names = grouped.setdefault(consequence["text"], {}).setdefault(".".join(parts[:depth]), [])
         names.append(".".join(parts[depth:]))
-    yield Text(f"\n{method}: what another value makes anew", style="bold")
+    yield Text(f"\n{method}: changing a key recomputes", style="bold")
     for text, sections in sorted(grouped.items(), key=lambda group: group[0] == "nothing"):
         yield Text(text, style="italic")
         for section, names in sections.items():
@@ -76,19 +80,21 @@ def explanation(method: str, keys: Mapping[str, Mapping[str, Any]]) -> Iterator[
 
 
 def synthesis(done: Mapping[str, Any]) -> Iterator[RenderableType]:
+    """Yield the images sampled, reused and rejected, their purity, and cells that are short."""
     yield (
-        f"{done['images']:,} images chosen: {done['sampled']:,} sampled now, {done['reused']:,} reused, "
+        f"{done['images']:,} images selected: {done['sampled']:,} sampled now, {done['reused']:,} reused, "
         f"{done['quarantined']:,} quarantined; {done['shards']:,} shards, {_number(done['images_per_second'])} images/s"
     )
     if done["rejected"]:
         yield "rejected: " + ", ".join(f"{count:,} by {name}" for name, count in done["rejected"].items())
     if done["purity"] is not None:
-        yield f"purity: CLIP puts {_percent(done['purity'])} % of the images into the cell they were asked for"
+        yield f"purity: CLIP assigns {_percent(done['purity'])} % of the images to the cell they were sampled for"
     for short in done["short_cells"]:
         yield Text(f"short: {short['cell']} has {short['got']:,} of {short['wanted']:,}", style="yellow")
 
 
 def rows(scored: Mapping[str, Any]) -> Iterator[RenderableType]:
+    """Yield the metrics of every method and seed, and the stages that were trained."""
     table = _table("", "method", "seed", *(name.replace("_", " ") for name in IN_SHORT))
     for row in scored["rows"]:
         table.add_row(row["method"], str(row["seed"]), *(_percent(row["metrics"].get(name)) for name in IN_SHORT))
@@ -97,11 +103,12 @@ def rows(scored: Mapping[str, Any]) -> Iterator[RenderableType]:
 
 
 def stages(counted: Mapping[str, int]) -> str:
+    """Return the number of stages trained now and found in the store."""
     return f"{counted['fitted']:,} stages trained now, {counted['found']:,} found in the store"
 
 
 def comparison(summary: Mapping[str, Mapping[str, Sequence[float | None]]], confidence: float) -> Table:
-    """Method × metric: mean over seeds and its interval."""
+    """Return a table of methods × metrics: mean over seeds with its interval."""
     title = f"mean over seeds [{confidence:.0%} t-interval]"
     table = _table(title, "method", *(name.replace("_", " ") for name in IN_SHORT))
     for method, metrics in summary.items():
@@ -110,6 +117,7 @@ def comparison(summary: Mapping[str, Mapping[str, Sequence[float | None]]], conf
 
 
 def run(done: Mapping[str, Any]) -> Iterator[RenderableType]:
+    """Yield the results of all steps and the paths of the files written."""
     yield from synthesis(done["synthesize"])
     yield stages(done["stages"])
     yield ""
@@ -120,30 +128,30 @@ def run(done: Mapping[str, Any]) -> Iterator[RenderableType]:
     yield from files(done["files"])
 
 
-def leaderboard(told: Mapping[str, Any]) -> Iterator[RenderableType]:
-    """Two tables, because one would be too wide; then the differences in words."""
-    there = dict.fromkeys(name for row in told["methods"] for name in row["metrics"])
+def leaderboard(board: Mapping[str, Any]) -> Iterator[RenderableType]:
+    """Yield the ranking in two tables, as one would be too wide, then the differences in words."""
+    there = dict.fromkeys(name for row in board["methods"] for name in row["metrics"])
     both = ([n for n in there if metric(n).unit == "rate"], [n for n in there if metric(n).unit != "rate"])
-    over = f"mean [{told['confidence']:.0%} interval over {told['intervals_over']}]"
-    for title, names in zip((f"ranked by {told['by'].replace('_', ' ')}; {over}", ""), both, strict=True):
+    over = f"mean [{board['confidence']:.0%} interval over {board['intervals_over']}]"
+    for title, names in zip((f"ranked by {board['by'].replace('_', ' ')}; {over}", ""), both, strict=True):
         table = _table(title, "", "method", "selected by", *map(_head, names))
-        for row in told["methods"]:
+        for row in board["methods"]:
             values = (_measured(name, row["metrics"].get(name)) for name in names)
             table.add_row(str(row["place"] or "–"), row["method"], row["regime"], *values)
         yield table
         yield ""
-    yield from (f"{row['method']}: {row['about']}" for row in told["methods"] if row["about"])
+    yield from (f"{row['method']}: {row['about']}" for row in board["methods"] if row["about"])
     yield ""
-    yield from told["verdict"]
+    yield from board["verdict"]
     yield ""
-    yield stages(told["stages"])
-    yield from files(told["files"])
+    yield stages(board["stages"])
+    yield from files(board["files"])
 
 
 def _head(name: str) -> str:
-    """A column's title; seconds are written as a plain number, so their head says so."""
-    found = metric(name)
-    return found.title.replace("time", "s") if found.unit == "seconds" else found.title
+    """Return a column's title; seconds are printed as plain numbers, so the title gives the unit."""
+    entry = metric(name)
+    return entry.title.replace("time", "s") if entry.unit == "seconds" else entry.title
 
 
 def _measured(name: str, value: Mapping[str, float | None] | None) -> str:
@@ -156,7 +164,7 @@ def _measured(name: str, value: Mapping[str, float | None] | None) -> str:
 
 
 def realism(measured: Sequence[Mapping[str, Any]]) -> Iterator[RenderableType]:
-    """Each set of synthetic images beside the real ones, all classes together."""
+    """Yield the realism of each set of synthetic images, over all classes."""
     for found in measured:
         all_classes, extractor = found["rows"][0], found["extractor"]
         values = " · ".join(f"{name} {_number(all_classes[name])}" for name in ("fid", "density", "coverage", "probe"))
@@ -167,54 +175,60 @@ def realism(measured: Sequence[Mapping[str, Any]]) -> Iterator[RenderableType]:
 
 
 def files(written: Mapping[str, str]) -> Iterator[RenderableType]:
+    """Yield the paths of files that were written."""
     for kind, path in written.items():
         yield f"{kind}: {path}"
 
 
 def preview(drawn: Mapping[str, Any]) -> Iterator[RenderableType]:
+    """Yield the number of images sampled, their rate, and the file."""
     left = f" ({len(drawn['left_out']):,} cells left out: raise --cells)" if drawn["left_out"] else ""
     yield (
         f"{drawn['images']:,} images of {drawn['cells']:,} cells{left} in {_duration(drawn['seconds'])}, "
         f"{_number(drawn['images_per_second'])} images/s"
     )
     if drawn["defects"]:
-        yield Text(f"{drawn['defects']:,} of them are useless: the grey squares", style="yellow")
+        yield Text(f"{drawn['defects']:,} of them are unusable, shown as grey squares", style="yellow")
     yield str(drawn["file"])
 
 
 def export(written: Mapping[str, Any]) -> Iterator[RenderableType]:
+    """Yield the size and the folder of an exported dataset."""
     size = f"{written['files']:,} files, {written['bytes'] / 1e6:,.1f} MB"
     yield f"{written['images']:,} images as {written['format']}: {size}"
     yield str(written["out"])
 
 
 def verify(found: Mapping[str, Any]) -> Iterator[RenderableType]:
+    """Yield the bad shards, and how many regenerated images are equal."""
     for bad in found["bad"]:
         yield Text.assemble(("bad ", _STATES["fail"]), f"{bad['key']}: {bad['wrong']}")
     if found["bad"]:
-        yield "To mend a shard, remove its file from the store and run synthesize again: it is sampled anew."
+        yield "To repair a shard, remove its file from the store and run synthesize: it is sampled again."
     yield f"{found['shards']:,} shards, {len(found['bad']):,} bad"
     if found["unhashed"]:
-        yield f"{found['unhashed']:,} shards carry no hash: their pixels decode, but were not compared"
+        yield f"{found['unhashed']:,} shards have no hash: their pixels decode, but were not compared"
     if found["regenerated"]:
-        equal = f"{found['equal']:,} of {found['regenerated']:,} images sampled anew are equal"
+        equal = f"{found['equal']:,} of {found['regenerated']:,} regenerated images are equal"
         difference = found["largest_difference"]
         yield equal + ("" if difference is None else f"; the largest difference is {difference} of 255")
 
 
 def reproduction(done: Mapping[str, Any]) -> Iterator[RenderableType]:
+    """Yield the verdict on each claim, and the files."""
     table = _table("Claims", "the paper says", "ours, points", "")
     for claim in done["claims"]:
         ends = [claim["difference"], *(claim["interval"] or (None, None))]
         state = {"holds": "ok", "reversed": "fail"}.get(claim["verdict"], "warn")
-        said = f"{claim['better']} is ahead of {claim['than']} in {claim['metric']}"
-        table.add_row(said, _interval(ends), Text(claim["verdict"], style=_STATES[state]))
+        statement = f"{claim['better']} is ahead of {claim['than']} in {claim['metric']}"
+        table.add_row(statement, _interval(ends), Text(claim["verdict"], style=_STATES[state]))
     if done["claims"]:
         yield table
     yield from files(done["files"])
 
 
 def checks(found: Sequence[Any]) -> Iterator[RenderableType]:
+    """Yield a table of check results."""
     table = Table(box=None, show_header=False, pad_edge=False)
     for check in found:
         table.add_row(Text(check.state, style=_STATES[check.state]), check.name, check.detail)

@@ -1,4 +1,4 @@
-"""Beside the steps: comparing methods, looking before and checking after, other people's comparisons, this machine."""
+"""Commands besides the steps: compare, preview, export, verify, reproduce, doctor."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ def _entries(config: str, overrides: tuple[str, ...], methods: str | None, seeds
 
 @command(
     "compare",
-    "A leaderboard of methods over seeds.",
-    click.option("--by", metavar="METRIC", help=f"Rank by it [the first that is defined of {', '.join(JUDGES)}]."),
+    "Rank methods over seeds in a leaderboard.",
+    click.option("--by", metavar="METRIC", help=f"Rank by this metric [the first defined of {', '.join(JUDGES)}]."),
     click.option("--out", type=FOLDER, help="Folder for leaderboard.html and leaderboard.json [reports/NAME]."),
     choose=_entries,
     choices=(
-        click.option("--methods", metavar="A,B,…", help="The file's methods, method files by name, or paths [all]."),
-        click.option("--seeds", metavar="N|A,B,…", help="So many seeds from 0 on, or these [the file's]."),
+        click.option("--methods", metavar="A,B,…", help="Methods of the file, names or paths of method files [all]."),
+        click.option("--seeds", metavar="N|A,B,…", help="Number of seeds, from 0 on, or a list [the file's]."),
     ),
     control=True,
 )
 def compare(run: Run, by: str | None, out: Path | None) -> tuple[dict, Any]:
-    """Train and measure methods on the same seeds, rank them, and say which differences the seeds can show.
+    """Train and measure methods on the same seeds, rank them, and test which differences are significant.
 
-    Each method is held against erm, which is added if it is not there, and, if one uses synthetic images, against
-    erm for as many gradient steps. What is in the store is not trained again; a stage that methods share is trained
-    once.
+    Each method is compared with erm, which is added if the file lacks it. When a method uses synthetic images, an
+    equal-compute control is added: erm for as many gradient steps. Results in the store are reused; a stage that
+    several methods share is trained once.
 
     \b
     Example:  counterpoise compare demo --methods ffr,usb,resample --seeds 5
@@ -52,24 +52,26 @@ def compare(run: Run, by: str | None, out: Path | None) -> tuple[dict, Any]:
     from counterpoise.cli import tables
     from counterpoise.comparison import leaderboard
 
-    told = leaderboard.compare(run, by, out)
-    return told, tables.leaderboard(told)
+    board = leaderboard.compare(run, by, out)
+    return board, tables.leaderboard(board)
 
 
 @command(
     "preview",
-    "Draw a few images of each cell, in seconds.",
-    click.option("--per-cell", type=click.IntRange(1, 64), default=4, help="Images of each cell [4]."),
-    click.option("--cells", type=click.IntRange(1, 400), default=24, help="Most cells to show, spread over all [24]."),
-    click.option("--sweep", metavar="KEY=V1,V2,…", help="The same seeds for each value of a key, side by side."),
+    "Sample a few images of each cell, in seconds.",
+    click.option("--per-cell", type=click.IntRange(1, 64), default=4, help="Images per cell [4]."),
     click.option(
-        "--out", type=click.Path(dir_okay=False, path_type=Path), default="preview.png", help="PNG [preview.png]."
+        "--cells", type=click.IntRange(1, 400), default=24, help="Show at most this many cells, spread evenly [24]."
+    ),
+    click.option("--sweep", metavar="KEY=V1,V2,…", help="Compare values of a key on the same seeds."),
+    click.option(
+        "--out", type=click.Path(dir_okay=False, path_type=Path), default="preview.png", help="PNG file [preview.png]."
     ),
 )
 def preview(run: Run, per_cell: int, cells: int, sweep: str | None, out: Path) -> tuple[dict, Any]:
-    """Sample a few images of each cell in this process and draw them: a look before the long run.
+    """Sample a few images of each cell in this process and save them as a PNG, to check the prompts before a long run.
 
-    They are the first images of the pool's cells, but for the last bits; nothing is put into the pool.
+    They are the first images of each cell in the pool, up to rounding differences. Nothing is added to the pool.
 
     \b
     Example:  counterpoise preview demo --out look.png
@@ -90,25 +92,25 @@ def preview(run: Run, per_cell: int, cells: int, sweep: str | None, out: Path) -
 
 @command(
     "export",
-    "Write a method's images as a dataset for others.",
+    "Export a method's images as a dataset.",
     click.option(
         "--format",
         "form",
         type=click.Choice(["imagefolder", "parquet", "webdataset", "huggingface"]),
         required=True,
-        help="What the folder is to be.",
+        help="Format of the dataset.",
     ),
-    click.option("--out", type=click.Path(path_type=Path), required=True, help="A folder that is empty or not there."),
-    click.option("--plan", "plans", multiple=True, help="Only this plan of the method; may be repeated."),
-    click.option("--with-real", is_flag=True, help="Put the real training images beside the synthetic ones."),
+    click.option("--out", type=click.Path(path_type=Path), required=True, help="Output folder, new or empty."),
+    click.option("--plan", "plans", multiple=True, help="Export only this plan of the method; may be repeated."),
+    click.option("--with-real", is_flag=True, help="Include the real training images."),
     click.option(
         "--per-file", type=click.IntRange(1), default=1000, help="Images per Parquet, tar or Arrow file [1000]."
     ),
 )
 def export(run: Run, form: str, out: Path, plans: tuple[str, ...], with_real: bool, per_file: int) -> tuple[dict, Any]:
-    """Write the images that a method's plans take, with labels, prompts, seeds and a card, for other tools to read.
+    """Export the images that a method's plans select as a dataset, with labels, prompts, seeds and a dataset card.
 
-    What the pool lacks is sampled first. The folder is there whole at the end, or not at all.
+    Missing images are sampled first. The folder is written atomically: it is complete, or it does not exist.
 
     \b
     Example:  counterpoise export demo --method ffr --format parquet --out ffr_images
@@ -123,14 +125,14 @@ def export(run: Run, form: str, out: Path, plans: tuple[str, ...], with_real: bo
 
 @command(
     "verify",
-    "Check the pool's files; sample some images anew.",
-    click.option("--regenerate", type=click.IntRange(0), default=0, help="Images to sample anew and compare [0]."),
+    "Check the pool's files; regenerate some images.",
+    click.option("--regenerate", type=click.IntRange(0), default=0, help="Images to sample again and compare [0]."),
 )
 def verify(run: Run, regenerate: int) -> tuple[dict, Any]:
-    """Check every shard of the pools: hash, rows, seeds, pixels that decode. Exit with status 1 if one is bad.
+    """Check every shard of the pools: hash, rows, seeds, and that pixels decode. Exit with status 1 if one is bad.
 
-    With --regenerate, images are sampled anew, in this process, and must come out as they are in the pool. The seed of
-    the first method chooses them: seeds=[1] chooses others.
+    With --regenerate, images are sampled again in this process and must equal those in the pool. The first method's
+    seed chooses them; for example, seeds=[1] chooses others.
 
     \b
     Example:  counterpoise verify demo
@@ -139,22 +141,26 @@ def verify(run: Run, regenerate: int) -> tuple[dict, Any]:
     from counterpoise.cli import tables
     from counterpoise.workflow.synthesis import verify
 
-    found = verify(run.pools, regenerate, run.suite.shared.seed)
-    run.session.tracked.json("verify.json", found)
-    return found, tables.verify(found)
+    checked = verify(run.pools, regenerate, run.suite.shared.seed)
+    run.session.tracked.json("verify.json", checked)
+    return checked, tables.verify(checked)
 
 
-@main.command("reproduce", short_help="Make a paper's comparison again, on data of ours.")
+@main.command("reproduce", short_help="Repeat a paper's comparison on the testbed.")
 @click.argument("name", required=False)
 @click.argument("overrides", nargs=-1, metavar="[KEY.PATH=VALUE]...")
 @click.option(
-    "--out", type=click.Path(file_okay=False, path_type=Path), default="reproductions", help="Folder [reproductions]."
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    default="reproductions",
+    help="Output folder [reproductions].",
 )
 @click.option("--json", "as_json", is_flag=True, help="End standard output with one JSON object.")
 def reproduction(name: str | None, overrides: tuple[str, ...], out: Path, as_json: bool) -> None:
-    """Run a paper's comparison on the testbed and judge its claims: NAME.md and NAME.json. Without NAME, list them.
+    """Repeat a paper's comparison on the testbed, test its claims, and write NAME.md and NAME.json.
 
-    What the store holds is not run again, so an interrupted reproduction goes on.
+    Without NAME, list the available reproductions. Results in the store are reused, so running an interrupted
+    reproduction again resumes it.
 
     \b
     Example:  counterpoise reproduce
@@ -165,8 +171,8 @@ def reproduction(name: str | None, overrides: tuple[str, ...], out: Path, as_jso
     from counterpoise.comparison import reproduction
 
     if name is None:
-        found = reproduction.titles()
-        click.echo(json.dumps(found) if as_json else "\n".join(f"{key:22} {title}" for key, title in found.items()))
+        titles = reproduction.titles()
+        click.echo(json.dumps(titles) if as_json else "\n".join(f"{key:22} {title}" for key, title in titles.items()))
         return
     done = reproduction.reproduce(name, overrides, out)
     if as_json:
@@ -180,9 +186,9 @@ def reproduction(name: str | None, overrides: tuple[str, ...], out: Path, as_jso
 @click.argument("overrides", nargs=-1, metavar="[KEY.PATH=VALUE]...")
 @click.option("--json", "as_json", is_flag=True, help="End standard output with one JSON object.")
 def doctor(config: str | None, overrides: tuple[str, ...], as_json: bool) -> None:
-    """Check this machine: libraries, memory, devices, Ray, MLflow; and with CONFIG also its data, store and models.
+    """Check this machine: libraries, memory, devices, Ray, MLflow. With CONFIG, also check its data, store and models.
 
-    Exits with status 1 if a check fails.
+    Exit with status 1 if a check fails.
 
     \b
     Example:  counterpoise doctor

@@ -1,1 +1,1 @@
-"""Methods compared: leaderboards, equal-compute baselines, reproductions."""
+"""Comparisons of methods: leaderboards and reproductions."""

@@ -1,7 +1,7 @@
-"""Methods trained on the same seeds, in one table: ranked by a metric, with costs, and held against plain training.
+"""Leaderboards: methods trained on the same seeds, ranked by a metric, with costs, and compared with plain training.
 
-Nothing is computed that the store holds, and a stage that several methods share is trained once: a comparison that was
-killed goes on where it was, and one with more methods or seeds trains only what is new.
+Results in the store are reused, and a stage that several methods share is trained once. An interrupted comparison
+resumes, and one with more methods or seeds trains only the new ones.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ _REFERENCE = "erm"
 def load_entries(
     config: str, overrides: Sequence[str], methods: Sequence[str] | None = None, seeds: Sequence[int] | None = None
 ) -> list[Experiment]:
-    """The experiments to compare: those of the file, or the methods and seeds named, each method with each seed.
+    """Load the experiments to compare: every method with every seed, of the file or of the arguments.
 
-    If none of them is plain training on the real images, ``erm`` is added: every statement is made against it.
+    Plain training on the real images is the reference of all comparisons: ``erm`` is added if the methods lack it.
 
     Args:
-        config: As for :func:`counterpoise.config.compose.load`.
-        overrides: Also.
-        methods: Instead of the file's: names of its own methods, names of method files, or paths of such.
-        seeds: Instead of the file's.
+        config: An experiment file, as for :func:`counterpoise.config.compose.load`.
+        overrides: Values ``key.path=value``, as there.
+        methods: Methods instead of the file's: names of its methods, or names or paths of method files.
+        seeds: Seeds instead of the file's.
     """
     experiments = compose.load(config, overrides, methods=methods, seeds=seeds)
     present = list(dict.fromkeys(experiment.method for experiment in experiments))
@@ -50,34 +50,35 @@ def load_entries(
 
 
 def compare(run: Run, by: str | None, out: Path | None) -> dict[str, Any]:
-    """Trains and measures everything, and writes leaderboard.html and leaderboard.json into ``out``.
+    """Train and measure all methods, and write leaderboard.html and leaderboard.json into ``out``.
 
     Args:
-        run: Of :func:`load_entries`.
-        by: The metric to rank by, which is also the one that judges; by default the first of
+        run: A run of the experiments of :func:`load_entries`.
+        by: The metric to rank and to judge by; by default the first of
             :data:`counterpoise.evaluation.catalogue.JUDGES` that is defined for the test images.
-        out: By default ``reports/NAME``.
+        out: The output folder; by default ``reports/NAME``.
 
     Raises:
-        ConfigError: ``by`` is no metric of this dataset, or the folder cannot be written; before anything is sampled.
+        ConfigError: ``by`` is no metric of this dataset, or the folder cannot be written. Both are checked before
+            sampling.
     """
     by = _judge(run, by)
     folder = reporting.folder(run, out)
     reporting.save(folder, {})
     board = build_leaderboard(run, by)
-    page, told = render_leaderboard(board), board.to_json()
-    files = reporting.save(folder, {"leaderboard.html": page, "leaderboard.json": run_log.to_text(told)})
+    page, content = render_leaderboard(board), board.to_json()
+    files = reporting.save(folder, {"leaderboard.html": page, "leaderboard.json": run_log.to_text(content)})
     run.log()
     run_log.leaderboard(run.session.tracked, page, board)
-    return {"run_id": run.session.tracked.id, **told, "files": files}
+    return {"run_id": run.session.tracked.id, **content, "files": files}
 
 
 def _judge(run: Run, by: str | None) -> str:
-    """The metric to rank by: the one asked for, if it is defined, or the first of those that judge by default."""
-    there = _defined(run)
+    """Return the metric to rank by: ``by`` if it is defined, or by default the first defined of those that judge."""
+    defined = _defined(run)
     if by is None:
-        return catalogue.judge(there)
-    if by not in there:
+        return catalogue.judge(defined)
+    if by not in defined:
         known = catalogue.METRICS.get(by)
         raise ConfigError(
             "there is no such metric"
@@ -85,17 +86,17 @@ def _judge(run: Run, by: str | None) -> str:
             else "this dataset has no such metric: its test images lack the groups or classes",
             where="--by",
             found=by,
-            allowed=one_of(there, 20),
-            remedy=did_you_mean(by, there),
+            allowed=one_of(defined, 20),
+            remedy=did_you_mean(by, defined),
         )
     return by
 
 
 def _defined(run: Run) -> Collection[str]:
-    """The metrics that are defined for the test images: a perfect classifier has every one that any has.
+    """Return the metrics that are defined for the test images, from an evaluation of a perfect classifier.
 
-    They follow from the test images' labels and groups, which are known before anything is sampled, also where the
-    test images are those of a plan.
+    They depend only on the test images' labels and groups. These are known before sampling, even if a plan's images
+    are the test images.
     """
     evaluation, names = run.suite.shared.evaluation, run.dataset.names
     test = run.dataset.splits["test"]
@@ -109,7 +110,7 @@ def _defined(run: Run) -> Collection[str]:
 
 
 def build_leaderboard(run: Run, by: str) -> Leaderboard:
-    """Return the leaderboard of a run; what is missing is trained first."""
+    """Return the leaderboard of a run; missing results are computed first."""
     rows = []
     for outcome, experiment in zip(run.outcomes, run.entries.experiments, strict=True):
         row = reporting.result_row(outcome)
@@ -147,12 +148,14 @@ def _described(added: equal_compute.EqualComputeBaseline | None) -> dict[str, An
 
 
 def costs(run: Run, outcome: MethodResult, experiment: Experiment) -> dict[str, int | float | None]:
-    """What a method takes with one seed if nothing is there before; so it does not matter who asked first, or when.
+    """Return the costs of a method with one seed, counted as if the store were empty.
+
+    They do not depend on the order in which methods that share images or stages were run.
 
     Returns:
         Images drawn: images in the pool's shards that its plans took images from, in every round of feedback.
         Device time: seconds of its stages × workers, and of one sampler for these images, × GPUs of each (1
-        if it has none); None if nobody noted how fast the images were sampled.
+        if it has none); None if the pool has no record of the sampling rate.
     """
     training = experiment.training
     seconds: float | None = outcome.seconds * training.num_workers * _devices(training.resources)
@@ -161,9 +164,9 @@ def costs(run: Run, outcome: MethodResult, experiment: Experiment) -> dict[str, 
         views = one.images.methods[experiment.method].views.values()
         shards = {key for view in views for key in view.index["key"].to_pylist()}
         images = len(shards) * experiment.pool.shard_size
-        each = sampler_seconds(run.store, one.pool.digest) if images else 0.0
-        spent = None if each is None else images * each * _devices(experiment.pool.sampling)
-        seconds = None if seconds is None or spent is None else seconds + spent
+        per_image = sampler_seconds(run.store, one.pool.digest) if images else 0.0
+        sampling = None if per_image is None else images * per_image * _devices(experiment.pool.sampling)
+        seconds = None if seconds is None or sampling is None else seconds + sampling
         drawn += images
     return {IMAGES_DRAWN.name: drawn, DEVICE_TIME.name: None if seconds is None else round(seconds, 2)}
 

@@ -1,4 +1,4 @@
-"""A paper's comparison made again on data of ours: an experiment under several settings, and the paper's claims judged.
+"""Reproductions: a paper's comparison repeated on other data, under several settings, with its claims tested.
 
 A reproduction is an experiment file with one more key:
 
@@ -6,13 +6,13 @@ A reproduction is an experiment file with one more key:
 
     reproduction:
       title: …
-      paper: where the comparison stands
-      setup: what is alike and what is not
+      paper: the section, figure or table
+      setup: similarities and differences
       settings: {name: [key.path=value, …]}      # one run of all methods and seeds for each
       metrics: [worst_group_accuracy, …]
-      claims: [{better: ffr, than: usb, metric: worst_group_accuracy}]  # what the paper says, one by one
+      claims: [{better: ffr, than: usb, metric: worst_group_accuracy}]  # the paper's claims
       theirs: the paper's numbers, as Markdown
-      reading: what we make of it, as Markdown
+      reading: our interpretation, as Markdown
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ ROOM = "reproductions"
 
 
 class Claim(Section):
-    """That one method is ahead of another; lower is better where the catalogue of metrics says so."""
+    """Claim that one method is ahead of another in a metric, whose direction the metric catalogue gives."""
 
     better: str
     than: str
@@ -49,7 +49,7 @@ class Claim(Section):
 
 
 class Reproduction(Section):
-    """What a reproduction file says beside its experiment."""
+    """Section ``reproduction`` of a reproduction file."""
 
     title: str
     paper: str
@@ -63,11 +63,12 @@ class Reproduction(Section):
 
 @dataclass(frozen=True)
 class ClaimResult:
-    """A claim and what our runs say of it.
+    """Result of testing a claim.
 
     Attributes:
-        difference: Mean over seeds, positive where the claim goes; None where the metric is not defined.
-        interval: Student's t interval of it; None for one seed.
+        claim: The claim.
+        difference: Mean over seeds, positive in the claim's direction; None if the metric is not defined.
+        interval: Student's t interval of the difference; None for one seed.
         verdict: ``holds``, ``reversed`` or ``not shown``.
     """
 
@@ -78,16 +79,16 @@ class ClaimResult:
 
 
 def reproduce(name: str, overrides: Sequence[str], out: Path) -> dict[str, Any]:
-    """Runs every setting and writes ``NAME.md`` and ``NAME.json`` into ``out``. What the store holds is not run again.
+    """Run every setting and write ``NAME.md`` and ``NAME.json`` into ``out``. Results in the store are reused.
 
     Raises:
-        ConfigError: There is no such reproduction, or a claim speaks of a method that it does not have.
-        CounterpoiseError: As a run of the experiment raises it.
+        ConfigError: There is no such reproduction, or a claim names a method that it does not have.
+        CounterpoiseError: See :class:`counterpoise.workflow.run.Run`.
     """
     started = time.monotonic()
     spec, load = read(name, overrides)
-    told = [override for override in overrides if not override.startswith(("store=", "tracking."))]
-    command = shlex.join(["counterpoise", "reproduce", name, *told])
+    shown = [override for override in overrides if not override.startswith(("store=", "tracking."))]
+    command = shlex.join(["counterpoise", "reproduce", name, *shown])
     name = Path(name).stem
     by_setting = {setting: load(changes) for setting, changes in spec.settings.items()}
     _check(spec, name, [experiment for experiments in by_setting.values() for experiment in experiments])
@@ -125,7 +126,7 @@ _JUDGED = ("difference", "interval", "verdict")
 
 
 def _seconds_before(file: Path, rows: list[dict[str, Any]]) -> float:
-    """What these very results took when they were computed; 0 if the file does not hold them."""
+    """Return the seconds that a file records for the same results; 0 if it holds others."""
     try:
         before = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -134,7 +135,9 @@ def _seconds_before(file: Path, rows: list[dict[str, Any]]) -> float:
 
 
 def _result(row: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in row.items() if not key.startswith("images_")}  # who sampled first may differ
+    return {
+        key: value for key, value in row.items() if not key.startswith("images_")
+    }  # these depend on the order of runs
 
 
 def _write(out: Path, files: dict[str, bytes]) -> dict[str, str]:
@@ -149,10 +152,10 @@ def _write(out: Path, files: dict[str, bytes]) -> dict[str, str]:
 
 
 def read(name: str, overrides: Sequence[str]) -> tuple[Reproduction, Callable[[Sequence[str]], list[Experiment]]]:
-    """What the file says, and how to load its experiments under a setting.
+    """Return a file's ``reproduction`` section, and a function that loads its experiments under a setting.
 
     Raises:
-        ConfigError: There is no such file, or its ``reproduction`` is missing or wrong.
+        ConfigError: There is no such file, or its ``reproduction`` is missing or invalid.
     """
     file, section = files.read_section(name, ROOM, "reproduction")
     try:
@@ -169,7 +172,7 @@ def read(name: str, overrides: Sequence[str]) -> tuple[Reproduction, Callable[[S
 
 
 def titles() -> dict[str, str]:
-    """The reproductions that are shipped, and what each is of."""
+    """Return the shipped reproductions, name -> title and paper."""
     files = sorted((compose.CONFIGS / ROOM).glob("[!_]*.yaml"))
     return {file.stem: f"{spec.title} ({spec.paper})" for file in files for spec, _ in [read(str(file), ())]}
 
@@ -189,7 +192,7 @@ def _check(spec: Reproduction, name: str, experiments: Sequence[Experiment]) -> 
         for method in (claim.better, claim.than):
             if method not in methods:
                 raise ConfigError(
-                    "this claim speaks of a method that is not here",
+                    "this claim names a method that the experiment does not have",
                     where=f"{name}: reproduction.claims.{number}",
                     found=method,
                     allowed=", ".join(methods),
@@ -197,24 +200,25 @@ def _check(spec: Reproduction, name: str, experiments: Sequence[Experiment]) -> 
 
 
 def judge(claim: Claim, rows: Sequence[dict[str, Any]], confidence: float = 0.95) -> ClaimResult:
-    """Whether paired differences over seeds, each the mean over settings, bear the claim out."""
+    """Test a claim by paired differences over seeds, each the mean over settings."""
     metric, sign = claim.metric, 1 if catalogue.metric(claim.metric).higher_is_better else -1
     values: dict[tuple[str, int], list[float]] = {}
     for row in rows:
         if row.get(metric) is not None:
             values.setdefault((row["method"], row["seed"]), []).append(row[metric])
     means = [
-        {"method": method, "seed": seed, metric: float(np.mean(found))} for (method, seed), found in values.items()
+        {"method": method, "seed": seed, metric: float(np.mean(measured))}
+        for (method, seed), measured in values.items()
     ]
     compared = differences(means, [claim.better], claim.than, metric, confidence)
     if not compared:
         return ClaimResult(claim, None, None, "not shown")
-    (found,) = compared
+    (paired,) = compared
     interval = None
-    if found.low is not None and found.high is not None:
-        interval = (min(sign * found.low, sign * found.high), max(sign * found.low, sign * found.high))
-    verdict = {"better": "holds", "worse": "reversed"}.get(found.outcome, "not shown")
-    return ClaimResult(claim, sign * found.mean, interval, verdict)
+    if paired.low is not None and paired.high is not None:
+        interval = (min(sign * paired.low, sign * paired.high), max(sign * paired.low, sign * paired.high))
+    verdict = {"better": "holds", "worse": "reversed"}.get(paired.outcome, "not shown")
+    return ClaimResult(claim, sign * paired.mean, interval, verdict)
 
 
 # -- Markdown ----------------------------------------------------------------------------------------------------------
@@ -229,6 +233,7 @@ def page(
     command: str,
     seconds: float,
 ) -> str:
+    """Return the reproduction's page as Markdown."""
     seeds = len({row["seed"] for row in rows})
     parts = [
         f"# {spec.title}",
@@ -250,7 +255,7 @@ def page(
 
 
 def _summaries(spec: Reproduction, rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, dict[str, Summary]]]:
-    """Setting → method → metric."""
+    """Return setting → method → metric → mean and interval over seeds."""
     return {
         setting: summarize([row for row in rows if row["setting"] == setting], spec.metrics)
         for setting in spec.settings
@@ -266,16 +271,16 @@ def _picture(spec: Reproduction, rows: Sequence[dict[str, Any]]) -> bytes:
 
 
 def _tables(spec: Reproduction, rows: Sequence[dict[str, Any]]) -> list[str]:
-    """One table of methods × metrics; or for several settings, of methods × settings for each metric."""
-    found = _summaries(spec, rows)
+    """Return one table of methods × metrics or, for several settings, one of methods × settings for each metric."""
+    summaries = _summaries(spec, rows)
     methods = list(dict.fromkeys(row["method"] for row in rows))
 
     def cell(setting: str, method: str, metric: str) -> str:
-        summary = found[setting].get(method, {}).get(metric)
+        summary = summaries[setting].get(method, {}).get(metric)
         if summary is None:
             return ""
-        reach = "" if summary.interval is None else f" ± {50 * (summary.interval[1] - summary.interval[0]):.1f}"
-        return f"{100 * summary.mean:.1f}{reach}"
+        half_width = "" if summary.interval is None else f" ± {50 * (summary.interval[1] - summary.interval[0]):.1f}"
+        return f"{100 * summary.mean:.1f}{half_width}"
 
     if len(spec.settings) == 1:
         (only,) = spec.settings
@@ -289,7 +294,7 @@ def _tables(spec: Reproduction, rows: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def _counts(counts: Counts) -> str:
-    """A table of the images in a cell: training and validation are thinned alike by ``data.imbalance``."""
+    """Return a table of cell sizes by split; ``data.imbalance`` thins training and validation images alike."""
     if not counts:
         return ""
     splits = list(next(iter(counts.values())))

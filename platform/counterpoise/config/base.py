@@ -1,14 +1,14 @@
-"""The parts that all sections of the tree share: their base class, and the marks that say what a key decides.
+"""Base class of all config sections, and the marks of the artifacts that a key decides.
 
-Every key decides one of these. The first five have addresses in the store; :mod:`counterpoise.config.identity` takes
-from here what belongs into each address.
+Every key decides one of these. The first five have addresses in the store, which
+:mod:`counterpoise.config.identity` derives from the marks.
 
 - ``source``: the dataset, its real images and their splits.
-- ``pixels``: synthetic images and their scores, that is, which pool they come from.
+- ``pixels``: synthetic images and their scores, that is, their pool.
 - ``selection``: the images of the pool that a plan takes.
 - ``weights``: trained stages.
 - ``metrics``: evaluation, and measurements of realism.
-- ``place``: where something lies, or a name for people. Decides no result.
+- ``place``: locations and display names. Decides no result.
 - ``runtime``: workers, devices, reservations, tracking, tolerance of defects. Decides no result.
 """
 
@@ -25,14 +25,14 @@ Decision = Literal["source", "pixels", "selection", "weights", "metrics", "place
 
 
 class Decides:
-    """The mark of a key that decides something other than its section says, or enters an address in another form.
+    """Mark of a key that decides other artifacts than its section does, or that enters addresses in resolved form.
 
     Args:
-        what: What the key decides; left out, what its section says. Classes and groups decide two things: a pool's
-            address has their names.
-        resolved: Whether addresses have, instead of the key's value, what it comes to: the fingerprint of the model
-            that it names, the digest of the images that it leads to, the default that it leaves open. Of a section,
-            this holds for all keys in it.
+        what: The artifacts that the key decides; by default those of its section. Classes and groups decide two, as a
+            pool's address contains their names.
+        resolved: True if addresses contain the resolved value instead of the key's own: the fingerprint of the model
+            that it names, the digest of the images that it leads to, or the default that it leaves open. On a
+            section, it applies to all keys in it.
     """
 
     def __init__(self, *what: Decision, resolved: bool = False) -> None:
@@ -45,8 +45,8 @@ RESOLVED = Decides(resolved=True)
 class Section(BaseModel):
     """Section of the configuration. Unknown keys are errors, values are immutable, defaults are validated too.
 
-    A subclass says what its keys decide, ``class Generator(Section, decides="pixels")``, and marks the exceptions:
-    ``device: Annotated[str, Decides("runtime")]``.
+    A subclass declares the artifacts that its keys decide, ``class Generator(Section, decides="pixels")``, and marks
+    exceptions: ``device: Annotated[str, Decides("runtime")]``.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)

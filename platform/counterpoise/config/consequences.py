@@ -1,9 +1,9 @@
-"""The consequences of changing a key: what is made anew, and what stays as it is in the store.
+"""Consequences of changing a key: the artifacts that are recomputed, and those that are reused from the store.
 
-They follow from what each key decides (:mod:`counterpoise.config.identity`) and from how the experiment hangs together:
-which stages train on which plans, which go on from which, and whether a classifier guides the generator. Nothing is
-read, so a consequence says what may change: two values that come to the same, such as two paths of one model, share
-all that is made. Another ``store`` changes no address, but it may lack what this one holds.
+They follow from the decisions of each key (:mod:`counterpoise.config.identity`) and from the structure of the
+experiment: the plans that each stage trains on, the stage that each continues from, and the classifier that guides the
+generator. No data is read, so a consequence is an upper bound: two values that resolve to the same thing, such as two
+paths of one model, share all artifacts. Another ``store`` changes no address, but it may lack artifacts of this one.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ _RESULTS = {"source", "pixels", "selection", "weights", "metrics"}
 
 @dataclass(frozen=True)
 class Consequence:
-    """What another value of a key makes anew.
+    """Artifacts that changing a key recomputes.
 
     Attributes:
-        dataset: Whether the real images are others.
-        pool: Whether the synthetic images come from another pool, in which each value's are sampled.
-        plans: The plans that select again. Of a pool that stays, only images that are missing are sampled.
+        dataset: The real images change.
+        pool: The synthetic images come from another pool, which is sampled for each value.
+        plans: The plans that select again. In a pool that stays, only missing images are sampled.
         stages: The stages that are trained, in order.
-        realism: Whether the realism of the synthetic images is measured.
-        metrics: Whether the classifier is measured.
+        realism: The realism of the synthetic images is measured.
+        metrics: The classifier is measured.
     """
 
     dataset: bool = False
@@ -42,16 +42,16 @@ class Consequence:
 
     @property
     def selection(self) -> bool:
-        """Whether images are selected again."""
+        """True if images are selected again."""
         return bool(self.plans)
 
 
 def consequences(experiment: Experiment, path: str) -> Consequence:
-    """Return what another value at a key path makes anew.
+    """Return the artifacts that another value at a key path recomputes.
 
     Args:
-        experiment: The experiment as it is.
-        path: A key, or a section: then what any of its keys makes anew. A stage goes by its number or its name.
+        experiment: The experiment before the change.
+        path: A key, or a section for the union over its keys. A stage is given by its number or its name.
 
     Raises:
         ConfigError: The experiment has no such key.
@@ -61,11 +61,11 @@ def consequences(experiment: Experiment, path: str) -> Consequence:
     if keys[0] == "stages" and len(keys) > 1:
         keys[1] = numbers.get(keys[1], keys[1])
     leaves = list(present_leaves(experiment))
-    found = [leaf for leaf in leaves if _is_within(leaf.path.split("."), keys)]
-    if not found:
+    changed = [leaf for leaf in leaves if _is_within(leaf.path.split("."), keys)]
+    if not changed:
         remedy = did_you_mean(path, [leaf.path for leaf in leaves])
         raise ConfigError("the experiment has no such key", where=path, remedy=remedy)
-    return _spread(experiment, found)
+    return _spread(experiment, changed)
 
 
 def describe(experiment: Experiment, consequence: Consequence) -> str:
@@ -86,18 +86,22 @@ def describe(experiment: Experiment, consequence: Consequence) -> str:
 
 
 def explain(experiment: Experiment) -> dict[str, dict[str, Any]]:
-    """Return the consequence of each key that the experiment has, as JSON-able values, with ``text`` in words.
+    """Return the consequence of each key of the experiment, as JSON-able values, with ``text`` in words.
 
-    A section that is null, or that has no entries, stands for its keys.
+    A section that is null or empty stands for its keys.
     """
     explained = {}
     for leaf in present_leaves(experiment):
-        found = _spread(experiment, [leaf])
-        explained[leaf.path] = {"decides": leaf.decides, **asdict(found), "text": describe(experiment, found)}
+        consequence = _spread(experiment, [leaf])
+        explained[leaf.path] = {
+            "decides": leaf.decides,
+            **asdict(consequence),
+            "text": describe(experiment, consequence),
+        }
     return explained
 
 
-# -- from keys to what hangs on them -----------------------------------------------------------------------------------
+# -- from keys to dependent artifacts ----------------------------------------------------------------------------------
 
 
 def _in_words(stages: Sequence[str], all_stages: Sequence[str]) -> str:
@@ -107,23 +111,23 @@ def _in_words(stages: Sequence[str], all_stages: Sequence[str]) -> str:
 
 
 def _is_within(leaf: list[str], keys: list[str]) -> bool:
-    """Whether a leaf is at a key path, below it, or above it, where a path leads into a value or into what is null."""
+    """Return whether a leaf is at a key path, below it, or above it (the path leads into a value or a null section)."""
     length = min(len(leaf), len(keys))
     return leaf[:length] == keys[:length]
 
 
 def _spread(experiment: Experiment, changed: Iterable[Leaf]) -> Consequence:
-    """All that follows when these keys change."""
+    """Return the consequence of changing these keys."""
     leaves = [leaf for leaf in changed if _RESULTS & set(leaf.decides)]
     decided = {decision for leaf in leaves for decision in leaf.decides}
     dataset = "source" in decided
     plans = {name for leaf in leaves for name in _plans(experiment, leaf)} | set(experiment.plans if dataset else ())
     direct = {name for leaf in leaves for name in _stages(experiment, leaf)}
     if dataset:
-        direct |= {stage.name for stage in experiment.stages}  # the validation images choose their epochs
+        direct |= {stage.name for stage in experiment.stages}  # epochs are chosen on the validation images
     stages = _trained(experiment, direct, plans)
     pool = any(_decides_pool(experiment, leaf) for leaf in leaves)
-    if any(leaf.path != "seed" for leaf in leaves):  # the classifier that guides has a seed of its own
+    if any(leaf.path != "seed" for leaf in leaves):  # the guide classifier has a seed of its own
         pool = pool or bool(stages & _guides(experiment))
     if pool := pool and bool(experiment.plans):
         plans = set(experiment.plans)
@@ -149,7 +153,7 @@ def _decides_pool(experiment: Experiment, leaf: Leaf) -> bool:
 
 
 def _plans(experiment: Experiment, leaf: Leaf) -> Iterable[str]:
-    """The plans that a key is of, or that its filters select for."""
+    """Return the plans that a key belongs to, or that its filters select for."""
     top, *rest = leaf.path.split(".")
     if "selection" not in leaf.decides:
         return ()
@@ -157,7 +161,7 @@ def _plans(experiment: Experiment, leaf: Leaf) -> Iterable[str]:
 
 
 def _stages(experiment: Experiment, leaf: Leaf) -> Iterable[str]:
-    """The stages whose own training a key decides."""
+    """Return the stages whose own training a key decides."""
     if "weights" not in leaf.decides:
         return ()
     top, *rest = leaf.path.split(".")
@@ -168,20 +172,20 @@ def _stages(experiment: Experiment, leaf: Leaf) -> Iterable[str]:
 
 
 def _leaves_open(stage: Stage, key: str) -> bool:
-    """Whether a stage takes this from ``training``."""
+    """Return whether a stage takes this key from ``training``."""
     if key in ("epochs", "steps"):
         return stage.epochs is None and stage.steps is None and stage.dfr is None
     return getattr(stage, key) is None and (stage.dfr is None or key == "augmentation")
 
 
 def _trained(experiment: Experiment, direct: set[str], plans: set[str]) -> set[str]:
-    """These stages, those that look at these plans' images, and those that go on from any of them."""
-    looking = {stage.name for stage in experiment.stages for names in stage.views.values() if plans & set(names)}
-    return {name for name, origins in _origins(experiment).items() if origins & (direct | looking)}
+    """Return these stages, those that use these plans' images, and those that continue from any of them."""
+    using = {stage.name for stage in experiment.stages for names in stage.views.values() if plans & set(names)}
+    return {name for name, origins in _origins(experiment).items() if origins & (direct | using)}
 
 
 def _origins(experiment: Experiment) -> dict[str, set[str]]:
-    """Each stage with the stages that it goes on from or looks at, itself among them."""
+    """Return for each stage the stages that it depends on, itself included."""
     origins: dict[str, set[str]] = {}
     for stage in experiment.stages:
         start = stage.start or next(reversed(origins), "scratch")
@@ -191,7 +195,7 @@ def _origins(experiment: Experiment) -> dict[str, set[str]]:
 
 
 def _guides(experiment: Experiment) -> set[str]:
-    """The stages that the classifiers which guide the generator come from."""
+    """Return the stages that train the classifiers that guide the generator."""
     feedback, origins = experiment.feedback, _origins(experiment)
     if feedback is None or feedback.stage is None:
         return set()
@@ -203,6 +207,6 @@ def _measures_realism(experiment: Experiment) -> bool:
 
 
 def _compares_features_of(experiment: Experiment, stages: set[str]) -> bool:
-    """Whether realism may be measured on features of one of these stages."""
+    """Return whether realism may be measured on features of one of these stages."""
     extractor = experiment.realism.extractor
     return bool(stages) and (extractor == "model" or (extractor == "auto" and experiment.scorer is None))

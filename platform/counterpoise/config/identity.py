@@ -1,6 +1,6 @@
-"""The keys of an experiment and what each decides: what belongs into an address, and what does not.
+"""The keys of an experiment with the artifacts that each decides, and the parts of addresses that follow from them.
 
-The knowledge itself is at the keys, as :class:`counterpoise.config.base.Decides` marks. Here it is read.
+The keys are marked with :class:`counterpoise.config.base.Decides` where they are declared.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ class Leaf:
     """A key that holds a value, not a section.
 
     Attributes:
-        path: The key path. Of a kind of section, ``*`` stands for the number of a stage and the name of a plan.
-        decides: What the key decides; see :mod:`counterpoise.config.base`.
-        resolved: Whether addresses have what the value comes to instead of the value.
+        path: The key path. For a kind of section, ``*`` stands for the number of a stage and the name of a plan.
+        decides: The artifacts that the key decides; see :mod:`counterpoise.config.base`.
+        resolved: True if addresses contain the resolved value, such as a fingerprint, instead of the value itself.
     """
 
     path: str
@@ -31,16 +31,16 @@ class Leaf:
 
 
 def identity(section: Section, decision: Decision) -> dict[str, Any]:
-    """Return the part of an address that a section is: all its keys that decide this, as a JSON-able tree.
+    """Return a section's part of an address: all its keys that decide this, as a JSON-able tree.
 
-    What enters in resolved form is left out: only the caller knows what it comes to. A section in which nothing
-    decides this is left out whole; one that may be null and is null stays as None.
+    Keys that enter in resolved form are left out, as only the caller can resolve them. A section without a key that
+    decides this is left out; an optional section that is null stays as None.
     """
     return _dump(section, lambda leaf: decision in leaf.decides and not leaf.resolved)
 
 
 def without(section: Section, *decisions: Decision) -> dict[str, Any]:
-    """Return the section as a JSON-able tree but for the keys that decide one of these."""
+    """Return the section as a JSON-able tree without the keys that decide one of these."""
     return _dump(section, lambda leaf: not set(decisions) & set(leaf.decides))
 
 
@@ -50,23 +50,23 @@ def leaves(kind: type[Section] = Experiment) -> Iterator[Leaf]:
     A key path that several variants have, such as ``data.root``, comes once for each.
 
     Raises:
-        TypeError: A key does not say what it decides.
+        TypeError: A key is not marked with its decisions.
     """
     for name in kind.model_fields:
         yield from _below(kind, name, "", resolved=False)
 
 
 def present_leaves(section: Section) -> Iterator[Leaf]:
-    """Yield the keys of a section that is there. One that is null or empty is a leaf that decides what its keys do."""
+    """Yield the keys of a section's instance. A null or empty section is one leaf, with the decisions of its keys."""
     yield from _present(section, "", resolved=False)
 
 
 def decisions(kind: type[Section] = Experiment) -> dict[str, tuple[Decision, ...]]:
-    """Return what each key path decides; of variants, all that the key decides in any of them."""
-    found: dict[str, tuple[Decision, ...]] = {}
+    """Return the decisions of each key path, over all variants that have the key."""
+    decided: dict[str, tuple[Decision, ...]] = {}
     for leaf in leaves(kind):
-        found[leaf.path] = tuple(dict.fromkeys((*found.get(leaf.path, ()), *leaf.decides)))
-    return found
+        decided[leaf.path] = tuple(dict.fromkeys((*decided.get(leaf.path, ()), *leaf.decides)))
+    return decided
 
 
 # -- walks -------------------------------------------------------------------------------------------------------------
@@ -79,10 +79,10 @@ def _mark(kind: type[Section], name: str) -> Decides:
 
 
 def _sections(annotation: Any) -> list[tuple[str, type[Section]]]:
-    """The kinds of section that an annotation may stand for, each with the path from the key: ``*.`` in containers."""
+    """Return the kinds of section that an annotation allows, each with its path from the key: ``*.`` in containers."""
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin in (typing.Union, types.UnionType):
-        return [found for part in arguments for found in _sections(part)]
+        return [section for part in arguments for section in _sections(part)]
     if origin is typing.Annotated:
         return _sections(arguments[0])
     if origin in (list, dict):
@@ -91,7 +91,7 @@ def _sections(annotation: Any) -> list[tuple[str, type[Section]]]:
 
 
 def _below(kind: type[Section], name: str, prefix: str, resolved: bool) -> Iterator[Leaf]:
-    """The leaves of one key: itself, or those of the sections that it may hold."""
+    """Yield the leaves of one key: itself, or those of the sections that it may hold."""
     mark, sections = _mark(kind, name), _sections(kind.model_fields[name].annotation)
     resolved = resolved or mark.resolved
     for path, section in sections:
@@ -117,7 +117,7 @@ def _present(section: Section, prefix: str, resolved: bool) -> Iterator[Leaf]:
 
 
 def _children(value: Any) -> Iterator[tuple[str, Section]]:
-    """The sections in a key's value, by the path from the key."""
+    """Yield the sections in a key's value, by the path from the key."""
     if isinstance(value, Section):
         yield "", value
     elif isinstance(value, list | dict):

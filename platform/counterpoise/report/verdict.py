@@ -101,7 +101,7 @@ def _judged(results: Results, measured: Sequence[str], rival: str, to_base: Agai
 
 
 def _gain(results: Results, best: str, rival: str, found: Difference) -> str:
-    """A gain over the best method without synthetic images."""
+    """Return a gain over the best method without synthetic images, in words."""
     value, without = _shown(results, best), _shown(results, rival)
     return f"{_metric(results)} is {value} with {best} and {without} with {rival}, the best without ({_change(found)})"
 

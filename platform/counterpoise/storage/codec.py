@@ -21,7 +21,7 @@ def decode_image(data: bytes, size: int | None = None) -> UInt8[np.ndarray, "hei
 
     Args:
         data: The bytes of an image file.
-        size: If given, the image is resized to ``size`` × ``size`` pixels (bilinear, aspect ratio not kept).
+        size: Resize the image to ``size`` × ``size`` pixels (bilinear, aspect ratio not kept); None keeps its size.
 
     Raises:
         OSError: The bytes are not a readable image.

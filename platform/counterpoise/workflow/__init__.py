@@ -1,1 +1,1 @@
-"""Steps from a dataset to a report: where the domain packages meet."""
+"""Steps from a dataset to a report; the only package that combines the domain packages."""

@@ -1,8 +1,7 @@
-"""What methods are held against: real images alone, and real images alone for as many steps as the costliest method.
+"""Equal-compute control: the baseline, trained on real images for as many gradient steps as the costliest method.
 
-Synthetic images mean more images, and more images mean more gradient steps in the same number of epochs. So a method
-with synthetic images is also compared with plain training that shows as many images, all of them real: what it gains
-over that is not the longer training.
+Synthetic images add gradient steps to an epoch. A method with synthetic images is therefore also compared with plain
+training that shows as many images, all of them real. A gain over this control is not due to longer training.
 """
 
 from __future__ import annotations
@@ -24,10 +23,10 @@ class EqualComputeBaseline:
 
     Attributes:
         experiments: One for each seed, of the method ``control``.
-        of: The method that shows most images in training.
-        shown: How many it shows.
+        of: The costliest method, which shows most images in training.
+        shown: The number of images that it shows.
         base: The method that is trained longer.
-        epochs: How long, all stages together.
+        epochs: The epochs of all stages together.
     """
 
     experiments: list[Experiment]
@@ -43,12 +42,13 @@ class EqualComputeBaseline:
 
 
 def images_shown(experiment: Experiment, views: Mapping[str, ImageView]) -> int:
-    """How many images training shows in all stages together, repeats counted: gradient steps × batch size.
+    """Return the images that training shows in all stages, repeats counted: gradient steps × batch size.
 
     Deep feature reweighting has no epochs, and shows none.
 
     Args:
-        views: Everything that stages train on: ``real``, ``validation`` and the plans'.
+        experiment: The method.
+        views: All images that its stages train on: ``real``, ``validation`` and those of its plans.
     """
     return sum(
         epochs_of(stage, experiment.training, trained) * epoch_size(stage, trained)
@@ -67,7 +67,7 @@ def control(suite: Suite, views: Mapping[str, Mapping[str, ImageView]]) -> Equal
 
     Args:
         suite: The methods.
-        views: By method, everything that its stages train on: ``real``, ``validation`` and its plans'.
+        views: By method, all images that its stages train on: ``real``, ``validation`` and those of its plans.
 
     Returns:
         None if no method has plans, if there is nothing to train longer, or if the suite has a method of this name.
@@ -82,16 +82,16 @@ def control(suite: Suite, views: Mapping[str, Mapping[str, ImageView]]) -> Equal
 def equal_compute(
     experiments: Sequence[Experiment], base: str, shown: Mapping[str, int], views: Mapping[str, ImageView]
 ) -> EqualComputeBaseline | None:
-    """The method ``base`` with its epochs scaled up (rounded up) to what the costliest method shows.
+    """Return ``base`` with its epochs scaled, rounded up, so that it shows as many images as the costliest method.
 
     Args:
-        experiments: Among them those of ``base``.
+        experiments: Experiments, including those of ``base``.
         base: A method that trains on real images alone.
-        shown: From :func:`images_shown`, for each method.
-        views: What the stages of ``base`` train on.
+        shown: The result of :func:`images_shown` for each method.
+        views: The images that the stages of ``base`` train on.
 
     Returns:
-        None if ``base`` itself shows as many as any other.
+        None if no method shows more images than ``base``.
     """
     costliest = max(shown, key=shown.__getitem__)
     if shown[costliest] <= shown[base]:
@@ -108,11 +108,11 @@ def _longer(experiment: Experiment, images: int, instead_of: int, views: Mapping
         return -(-epochs * images // instead_of)
 
     def optimizer(stage: Stage) -> Optimizer | None:
-        """A step schedule's milestones are epochs, too."""
-        found = stage.optimizer or training.optimizer
-        if not found.milestones:
+        """Scale the milestones of a step schedule, which are epochs too."""
+        effective = stage.optimizer or training.optimizer
+        if not effective.milestones:
             return stage.optimizer
-        return found.model_copy(update={"milestones": [scaled(epoch) for epoch in found.milestones]})
+        return effective.model_copy(update={"milestones": [scaled(epoch) for epoch in effective.milestones]})
 
     def length(stage: Stage) -> int:
         return scaled(epochs_of(stage, training, _trained(stage, views)))

@@ -1,7 +1,7 @@
-"""Methods trained and measured: stages as a graph in which each is fitted once, then numbers on validation and test.
+"""Training and measurement of methods: a graph in which each stage is fitted once, then metrics on validation and test.
 
-Methods that begin alike share the fits of their beginning, also when they are trained at the same time. What a fit came
-to is stored under the digest of all that led to it, and so is what a method came to with one seed.
+Methods with the same first stages share these fits, also when they are trained at the same time. The result of a fit
+is stored under the digest of all its inputs, and so is the result of a method with one seed.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class MethodRun:
 
     @cached_property
     def key(self) -> str:
-        """Where the outcome is stored."""
+        """Store key of the result."""
         experiment = self.experiment
         address = {
             "format": _FORMAT,
@@ -60,15 +60,15 @@ class MethodRun:
 
 @dataclass(frozen=True)
 class MethodResult:
-    """What a method came to with one seed.
+    """Result of a method with one seed.
 
     Attributes:
         stages: The fitted stages: name, digest, key, epoch, history, seconds.
         validation: ``metrics``, ``intervals`` and ``cells`` on the validation split.
         test: The same on the test split.
-        seconds: Of training, when it was done.
-        regime: What choosing its epochs took; see :func:`selection_regime`.
-        images_sampled: Images of its views that this run sampled, and that no outcome before it had asked for.
+        seconds: Training time, measured when the stages were fitted.
+        regime: The validation labels used for model selection; see :func:`selection_regime`.
+        images_sampled: Images of its views that this run sampled, and that no earlier result has counted.
         images_reused: The other synthetic images of its views.
     """
 
@@ -83,26 +83,26 @@ class MethodResult:
     images_reused: int = field(default=0)
 
     def table_row(self, split: str) -> dict[str, Any]:
-        """Method, seed, metrics and cells on a split."""
+        """Return method, seed, metrics and cells on a split."""
         measured = getattr(self, split)
         return {"method": self.method, "seed": self.seed, "metrics": measured["metrics"], "cells": measured["cells"]}
 
     def result_row(self) -> dict[str, Any]:
-        """A flat row of results.json."""
+        """Return a flat row of results.json."""
         cost = {"images_sampled": self.images_sampled, "images_reused": self.images_reused}
         metrics = self.test["metrics"]
-        who = {"method": self.method, "seed": self.seed, "regime": self.regime}
-        return {**who, **metrics, **cost, "seconds": round(self.seconds, 2)}
+        identifiers = {"method": self.method, "seed": self.seed, "regime": self.regime}
+        return {**identifiers, **metrics, **cost, "seconds": round(self.seconds, 2)}
 
 
 @dataclass(frozen=True)
 class TrainingSummary:
-    """What all tasks came to.
+    """Results of all runs, with counts of fitted and cached stages.
 
     Attributes:
-        outcomes: In the order of the tasks.
-        fitted: Stages that were fitted now. Those that several tasks share count once.
-        found: The other stages: they were in the store.
+        outcomes: The results, in the order of the runs.
+        fitted: Stages fitted now; a stage that several runs share counts once.
+        found: The other stages, which were in the store.
     """
 
     outcomes: list[MethodResult]
@@ -117,10 +117,10 @@ def method_run(experiment: Experiment, views: Mapping[str, ImageView], dataset: 
 
 
 def run_all(tasks: Sequence[MethodRun], synthesized: Synthesized = _NOTHING) -> TrainingSummary:
-    """Trains and measures all tasks; what the store holds is read.
+    """Train and measure all runs; results in the store are read instead.
 
-    Stages of one worker and measurements run side by side as Ray tasks, or in this process if there is never more than
-    one thing to do. A stage of several workers is a Ray Train job of its own, one after the other.
+    Measurements and stages of one worker run in parallel as Ray tasks, or in this process if there is never more than
+    one to run. Stages of several workers are Ray Train jobs and run one at a time.
     """
     goals = [_measurement(task) for task in tasks]
     all_stages = {stage.digest for goal in goals for stage in goal.parents}
@@ -138,7 +138,7 @@ def run_all(tasks: Sequence[MethodRun], synthesized: Synthesized = _NOTHING) -> 
 
 
 def _with_earlier_rounds(task: MethodRun, synthesized: Synthesized) -> MethodRun:
-    """Return the run with the images of earlier rounds of feedback as well, which were sampled for it, too."""
+    """Return the run with the images of its earlier feedback rounds added, as they were sampled for it too."""
     views = dict(task.views)
     for number, images in enumerate(synthesized.earlier(task.experiment.method), start=1):
         views |= {f"{name} of round {number}": view for name, view in images.items()}
@@ -146,15 +146,16 @@ def _with_earlier_rounds(task: MethodRun, synthesized: Synthesized) -> MethodRun
 
 
 def selection_regime(experiment: Experiment, grouped: bool) -> str:
-    """What had to be known of the validation images to choose epochs and, with DFR, the last layer.
+    """Return the validation labels that model selection needs: for the epochs and, with DFR, for the last layer.
 
-    Methods are comparable within a regime: whoever may look at validation groups has an advantage on groups.
+    Methods are comparable within a regime: selection by validation groups is an advantage on group metrics.
 
     Args:
-        grouped: Whether the dataset has groups; without them the worst "group" is a class.
+        experiment: The method.
+        grouped: True if the dataset has groups; without them the worst "group" is a class.
 
     Returns:
-        ``groups``, ``labels`` (no groups), or ``none``. A stage that looks at more than the last one decides.
+        ``groups``, ``labels`` (no groups), or ``none``; of several stages, the most that any of them needs.
     """
     chosen_by = {stage.select_by or experiment.training.select_by for stage in experiment.stages}
     if grouped and (chosen_by & set(GROUP_METRICS) or any(stage.dfr for stage in experiment.stages)):
@@ -165,10 +166,12 @@ def selection_regime(experiment: Experiment, grouped: bool) -> str:
 def attribute_samples(
     outcomes: Sequence[MethodResult], tasks: Sequence[MethodRun], fresh: set[str]
 ) -> list[MethodResult]:
-    """Says of each outcome how many of its synthetic images this run sampled for it.
+    """Return the results with the number of synthetic images that this run sampled for each.
 
     Args:
-        fresh: Keys of the shards that this run committed. Each image is charged once, to the first that asked.
+        outcomes: The results.
+        tasks: Their runs, in the same order.
+        fresh: Keys of the shards that this run committed. An image counts once, for the first run that uses it.
     """
     seen: set[tuple[str, int]] = set()
     charged = []
@@ -190,7 +193,7 @@ def _synthetic(view: ImageView) -> list[tuple[str, int]]:
 
 @dataclass(frozen=True)
 class _Measurement:
-    """What a task came to, measured when all of its stages are there: a :class:`counterpoise.execution.graph.Node`."""
+    """Graph node that measures a method once its stages are fitted: a :class:`counterpoise.execution.graph.Node`."""
 
     task: MethodRun
     parents: tuple[StageFit, ...]
@@ -242,14 +245,15 @@ def _measure(task: MethodRun) -> None:
 
 
 def _outcome(task: MethodRun) -> MethodResult:
-    """What is stored, as this task's: methods with the same stages on the same images share what they came to.
+    """Return the stored result under this run's names.
 
-    What decides nothing may still differ between them: their names, and those of their stages.
+    Methods with the same stages on the same images share a result. The names of the methods and of their stages may
+    differ.
     """
-    experiment, found = task.experiment, _read(task)
-    named = [fit | {"name": stage.name} for fit, stage in zip(found.stages, experiment.stages, strict=True)]
+    experiment, stored = task.experiment, _read(task)
+    named = [fit | {"name": stage.name} for fit, stage in zip(stored.stages, experiment.stages, strict=True)]
     grouped = bool(task.test.names.groups)
-    return replace(found, method=experiment.method, stages=named, regime=selection_regime(experiment, grouped))
+    return replace(stored, method=experiment.method, stages=named, regime=selection_regime(experiment, grouped))
 
 
 def _read(task: MethodRun) -> MethodResult:

@@ -1,4 +1,4 @@
-"""From a suite and its dataset to requests: images wanted of each cell, prompts, pools, and what is left to sample."""
+"""Planning: images wanted of each cell, prompts, pools, and the images left to sample."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Dataset:
 
 
 def load_dataset(suite: Suite, store: Store) -> Dataset:
-    """Return the suite's dataset, imported into the store if it is not there.
+    """Return the suite's dataset, imported into the store if necessary.
 
     Raises:
         DataError: It cannot be read, or a split is empty.
@@ -104,7 +104,7 @@ class PoolFactory:
     """Pools of experiments on a dataset. A section of prompts is resolved once.
 
     Args:
-        loaded: The real images: class and group names, conditions, and what guide classifiers are trained on.
+        loaded: The real images: class and group names, condition images, and training images of guide classifiers.
         store: The store of pools and prompts.
     """
 
@@ -127,14 +127,14 @@ class PoolFactory:
         return Pool.of(experiment, loaded.names, self.store, prompts, loaded.train, guide)
 
     def guide_training(self, experiment: Experiment) -> GuideTraining:
-        """Return what trains the guide classifier of the first round: it has seen real images alone."""
+        """Return the training of the first round's guide classifier, which uses real images alone."""
         assert experiment.feedback is not None
         views = {"real": self.loaded.train}
         return GuideTraining(experiment, views, self.loaded.validation, experiment.feedback.stage)
 
 
 def shared_pools(suite: Suite, factory: PoolFactory) -> dict[str, Pool]:
-    """Return each method's pool of the first round; methods that ask the same of the generator share one."""
+    """Return each method's pool of the first round; methods with the same pixels share one."""
     pools = {method: factory.pool(experiment) for method, experiment in suite.planned.items()}
     return {method: pool for pool, methods in sharing(pools) for method in methods}
 
@@ -142,7 +142,7 @@ def shared_pools(suite: Suite, factory: PoolFactory) -> dict[str, Pool]:
 def forecast(
     requests: Sequence[PlanRequest], pools: Mapping[str, Pool], prompts: Mapping[str, PromptSet]
 ) -> dict[str, Any]:
-    """Return what each plan wants, what the pools hold, what is left to sample and how long that will take.
+    """Return the images that each plan wants, that the pools hold and that are left to sample, and the time for these.
 
     Returns:
         A JSON-able value: ``wanted`` (``METHOD/PLAN`` -> class × group counts), ``held`` and ``to_sample`` (images),

@@ -1,7 +1,7 @@
-"""A few images of each cell in seconds, before the long run: does the generator know what is asked of it?
+"""Preview: a few images of each cell in seconds, to check that the generator follows the prompts before a long run.
 
-They are the first images of the pool's cells: same seeds, same prompts. Only the batches that they are sampled in are
-smaller, which may change the last bits of their pixels. Nothing is written to the pool.
+They are the first images of each cell in the pool, with the same seeds and prompts. They are sampled in smaller
+batches, which may change their pixels by rounding. Nothing is written to the pool.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Cell = tuple[int, int]
 
 @dataclass(frozen=True)
 class Column:
-    """One setting of the generator: what the sweep sets its key to (None without one), and the pool that it names."""
+    """One setting of the generator: the swept key's value (None without a sweep), and the pool at that setting."""
 
     value: str | None
     experiment: Experiment
@@ -41,18 +41,18 @@ class Column:
 
 
 def preview(run: Run, load: Load, out: Path, per_cell: int, cells: int, sweep: str | None) -> dict[str, Any]:
-    """Samples ``per_cell`` images of up to ``cells`` cells in this process and draws them as a PNG.
+    """Sample ``per_cell`` images of up to ``cells`` cells in this process and draw them as a PNG.
 
     Args:
-        run: Its first method with plans is shown, or its first one if none has plans.
-        load: The experiments of the same file and overrides with one more ``key.path=value``.
-        out: The file; what is there is replaced.
+        run: The run; its first method with plans is shown, or its first method if none has plans.
+        load: Loads the experiments of the same file and overrides with one more ``key.path=value``.
+        out: The PNG file; an existing one is replaced.
         per_cell: Images of a cell.
-        cells: Most cells to show; they are spread over all.
-        sweep: ``key.path=v1,v2,…``: the same seeds once for each value, side by side.
+        cells: Maximum number of cells, spread evenly over all.
+        sweep: ``key.path=v1,v2,…``: the same seeds with each value, side by side.
 
     Raises:
-        ConfigError: The file cannot be written, there is no generator, or the sweep makes no sense.
+        ConfigError: The file cannot be written, there is no generator, or the sweep is invalid.
         ModelError: The generator cannot be loaded.
     """
     _check_file(out)
@@ -88,7 +88,7 @@ def preview(run: Run, load: Load, out: Path, per_cell: int, cells: int, sweep: s
 
 
 def spread(shape: tuple[int, int], cells: int) -> list[Cell]:
-    """At most ``cells`` cells of a class × group table, evenly spread: whole rows of it as long as there is room."""
+    """Return at most ``cells`` cells of a class × group table, evenly spread, in whole rows while they fit."""
     classes, groups = shape
     columns = _evenly(groups, cells)
     return [(label, group) for label in _evenly(classes, cells // len(columns)) for group in columns]
@@ -101,7 +101,7 @@ def _evenly(size: int, count: int) -> list[int]:
 def _shown(experiments: Sequence[Experiment]) -> Experiment:
     able = sorted((e for e in experiments if e.generator), key=lambda experiment: not experiment.plans)
     if not able:
-        raise ConfigError("there is nothing to sample with", where="generator", found="null")
+        raise ConfigError("no generator is configured", where="generator", found="null")
     return able[0]
 
 
@@ -114,27 +114,27 @@ def _columns(shown: Experiment, run: Run, load: Load, sweep: str) -> list[Column
     for value in values:
         experiment = next(e for e in load(f"{key}={value}") if e.method == shown.method)
         if experiment.data != shown.data or experiment.generator is None:
-            allowed = "keys of what makes the images: generator, prompts"
-            raise ConfigError("this key is not the generator's", where="--sweep", found=key, allowed=allowed)
+            allowed = "keys that decide pixels, such as those of generator and prompts"
+            raise ConfigError("this key cannot be swept", where="--sweep", found=key, allowed=allowed)
         columns.append(Column(value, experiment, run.factory.pool(experiment)))
     if len({column.pool.digest for column in columns}) < len(columns):
         found = f"{key}={','.join(values)}"
-        remedy = "sweep something that decides pixels, such as generator.guidance_scale=1,3,5"
-        raise ConfigError("these values make the same images", where="--sweep", found=found, remedy=remedy)
+        remedy = "sweep a key that decides pixels, such as generator.guidance_scale=1,3,5"
+        raise ConfigError("these values give the same images", where="--sweep", found=found, remedy=remedy)
     return columns
 
 
 def parse_sweep(text: str) -> tuple[str, list[str]]:
-    """The key and the values of ``key.path=v1,v2,…``. A value with a comma in it stands in double quotes.
+    """Return the key and the values of ``key.path=v1,v2,…``. A value that contains a comma needs double quotes.
 
     Raises:
-        ConfigError: There is no key or no value, or a value stands twice.
+        ConfigError: There is no key or no value, or a value is repeated.
     """
     key, _, listed = text.partition("=")
     values = [value.strip() for value in next(csv.reader([listed], skipinitialspace=True), [])]
     if not key or not values or not all(values) or len(set(values)) < len(values):
-        allowed = "KEY.PATH=V1,V2,… with different values, such as generator.guidance_scale=1,3,5"
-        raise ConfigError("this is no sweep", where="--sweep", found=text, allowed=allowed)
+        allowed = "KEY.PATH=V1,V2,… with distinct values, such as generator.guidance_scale=1,3,5"
+        raise ConfigError("invalid --sweep value", where="--sweep", found=text, allowed=allowed)
     return key, values
 
 
@@ -144,31 +144,35 @@ def parse_sweep(text: str) -> tuple[str, list[str]]:
 def _sample(
     columns: Sequence[Column], chosen: Sequence[Cell], per_cell: int, base: Pool
 ) -> tuple[list[dict[Cell, list[bytes | None]]], list[float | None], float]:
-    """For each column the cells' images, None for defects; the mean of what feedback made larger, None without it;
-    and the seconds, loading of models aside.
+    """Sample each column.
+
+    Returns:
+        For each column, the images of its cells (None for defects).
+        For each column, the mean of the feedback criterion (None without feedback).
+        The seconds spent, without loading models.
     """
     images: list[dict[Cell, list[bytes | None]]] = []
     criteria: list[float | None] = []
     seconds = 0.0
     with Progress("sampling", len(columns) * len(chosen) * per_cell, "images") as progress:
         for column in columns:
-            here: dict[Cell, list[bytes | None]] = {}
+            sampled: dict[Cell, list[bytes | None]] = {}
             scores: list[float] = []
             with sampler_here(_work(column.pool, base, per_cell)) as sample:
                 for cell in chosen:
                     start = time.monotonic()
                     table = sample(Shard(*cell, 0))
                     seconds += time.monotonic() - start
-                    here[cell] = table["image"].to_pylist()
+                    sampled[cell] = table["image"].to_pylist()
                     scores += table["criterion"].drop_null().to_pylist()
                     progress.advance(per_cell)
-            images.append(here)
+            images.append(sampled)
             criteria.append(float(np.mean(scores)) if scores else None)
     return images, criteria, seconds
 
 
 def _work(pool: Pool, base: Pool, per_cell: int) -> SamplingSpec:
-    """The pool's work in shards of ``per_cell``, with the seeds of ``base`` and as many threads as PyTorch likes."""
+    """Return the pool's sampling in shards of ``per_cell``, with the seeds of ``base`` and PyTorch's thread count."""
     import torch
 
     work = SamplingSpec.of(pool)
@@ -185,7 +189,7 @@ def _laid_out(
     chosen: Sequence[Cell],
     names: LabelSpace,
 ) -> tuple[list[list[list[bytes | None]]], list[str], list[str]]:
-    """The strips by row and column, and the labels of both: class × group, or with a sweep cell × value."""
+    """Return the strips by row and column, and both labels: class × group, or cell × value for a sweep."""
     if columns[0].value is not None:
         strips = [[column[cell] for column in images] for cell in chosen]
         return strips, [names.cell(*cell) for cell in chosen], [column.value or "" for column in columns]
@@ -206,14 +210,14 @@ def _title(experiment: Experiment, base: Pool, sweep: str | None, chosen: Sequen
     shown = ", ".join(text for key, text in settings.items() if key != swept)
     total = base.names.shape[0] * base.names.shape[1]
     some = f"; {len(chosen)} of {total} cells" if len(chosen) < total else ""
-    images = f"the first images of pool {base.digest}, but for the last bits"
+    images = f"the first images of pool {base.digest}, up to rounding"
     seeds = f"columns: {swept}, with the seeds of pool {base.digest}"
     return f"{experiment.name}, {experiment.method}: {shown}\n{seeds if swept else images}{some}"
 
 
 def _check_file(out: Path) -> None:
     if out.suffix.lower() != ".png":
-        raise ConfigError("the preview is a PNG file", where="--out", found=out, remedy=f"--out {out.stem}.png")
+        raise ConfigError("the preview must be a PNG file", where="--out", found=out, remedy=f"--out {out.stem}.png")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -228,5 +232,5 @@ def _write(out: Path, data: bytes) -> None:
 
 
 def _unwritable(out: Path, error: OSError) -> ConfigError:
-    remedy = "name a file in a folder that you may write to"
+    remedy = "choose a file in a writable folder"
     return ConfigError("the preview cannot be written", where=f"--out {out}", found=error, remedy=remedy)

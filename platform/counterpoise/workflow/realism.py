@@ -1,7 +1,7 @@
-"""How like the real training images each method's synthetic ones are: measured once, stored, and read from there.
+"""Realism (FID, density, coverage, domain probe) of each method's synthetic images, cached in the store.
 
-What is compared: the distinct images of all of a method's plans, and the real training images; of each class at most
-``realism.max_images`` of either, drawn by seed. Methods that use the same images share a measurement.
+The distinct images of all of a method's plans are compared with the real training images. Of each class, at most
+``realism.max_images`` of either are used, drawn by seed. Methods with the same images share a measurement.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ _LIBRARIES = ("torch", "torchvision", "open_clip_torch", "numpy", "scikit-learn"
 
 @dataclass(frozen=True)
 class FeatureClassifier:
-    """A trained classifier whose features are asked for: the experiment that it comes from, and the fitted stage."""
+    """Trained classifier as feature extractor: its experiment and the fitted stage."""
 
     experiment: Experiment
     fitted: stages.Fitted
 
 
 def resolve_extractor(experiment: Experiment) -> str:
-    """Which extractor the config stands for on this machine: ``inception``, ``clip``, ``model`` or ``none``.
+    """Return the extractor that the config selects on this machine: ``inception``, ``clip``, ``model`` or ``none``.
 
     Raises:
         ModelError: Inception is asked for, and its weights are not there.
@@ -65,7 +65,7 @@ def resolve_extractor(experiment: Experiment) -> str:
 
 
 def compared_by(experiments: Sequence[Experiment]) -> Experiment:
-    """The one of the experiments with plans that says on whose features all of them are compared: they must agree.
+    """Return the experiment whose features all are compared on: the first of those with plans, which must agree.
 
     Raises:
         ConfigError: They would be compared on different features.
@@ -135,16 +135,16 @@ def measure(
     judge: FeatureClassifier | None = None,
     scorers: Mapping[str, dict[str, str] | None] | None = None,
 ) -> list[dict[str, Any]]:
-    """Realism of each method's images.
+    """Measure the realism of each method's images.
 
     Args:
-        experiment: Its ``realism`` and ``scorer`` sections count.
+        experiment: The experiment whose ``realism`` and ``scorer`` sections apply.
         real: The real training images.
         made: Method -> its plans' views. A method without images is left out.
-        store: Where measurements are kept.
-        judge: For the extractor ``model``.
-        scorers: Method -> whose vectors its pool holds, as of
-            :func:`counterpoise.scoring.identity.identify_scorer`; None if nobody's. For the extractor ``clip``.
+        store: The store that keeps measurements.
+        judge: The classifier, for the extractor ``model``.
+        scorers: Method -> the scorer whose features its pool holds, as of
+            :func:`counterpoise.scoring.identity.identify_scorer`; None if it holds none. For the extractor ``clip``.
 
     Returns:
         For each set of images: ``methods``, ``extractor`` (name, resizer, dimension), ``k``, ``max_images``, ``rows``
@@ -155,7 +155,7 @@ def measure(
     real = subsample_per_class(real, settings.max_images, settings.seed)
     methods: dict[str, list[str]] = {}
     views: dict[str, ImageView] = {}
-    scored, whose = set[str](), extractor.get("clip")  # what the pool holds the features of
+    scored, clip = set[str](), extractor.get("clip")  # a pool holds features of its scorer
     for method, plans in made.items():
         view = subsample_per_class(union(plans), settings.max_images, settings.seed)
         if len(view):
@@ -163,7 +163,7 @@ def measure(
             key = digest(address | identity(settings, "metrics"))
             methods.setdefault(key, []).append(method)
             views[key] = view
-            if whose is not None and scorers is not None and scorers.get(method) == whose:
+            if clip is not None and scorers is not None and scorers.get(method) == clip:
                 scored.add(key)
     missing = {key: view for key, view in views.items() if not store.exists(_place(key))}
     graph.run_all([_Scoring(experiment, real, missing, frozenset(scored), store, judge)])
@@ -178,12 +178,12 @@ class _Scoring:
     """Missing measurements, made together since they share the real images' features: a graph node.
 
     Attributes:
-        experiment: Its realism and scorer sections count.
+        experiment: The experiment whose realism and scorer sections apply.
         real: The real images, subsampled.
         missing: Address -> synthetic images.
         scored: Addresses of those whose features the pool holds.
-        store: Where the measurements go.
-        classifier: For the extractor ``model``.
+        store: The store that keeps measurements.
+        classifier: The classifier, for the extractor ``model``.
     """
 
     experiment: Experiment
@@ -213,7 +213,7 @@ class _Scoring:
 
 
 def union(views: Sequence[ImageView]) -> ImageView:
-    """The distinct images of the views, in an order that does not depend on theirs."""
+    """Return the distinct images of the views, in an order that does not depend on theirs."""
     together = reduce(add, views)
     places = zip(together.index["key"].to_pylist(), together.index["row"].to_pylist(), strict=True)
     first = {place: position for position, place in reversed(list(enumerate(places)))}
@@ -221,11 +221,11 @@ def union(views: Sequence[ImageView]) -> ImageView:
 
 
 def subsample_per_class(view: ImageView, most: int, seed: int) -> ImageView:
-    """At most so many images of each class, drawn by seed, in the view's order."""
+    """Return at most ``most`` images of each class, drawn by seed, in the view's order."""
     chosen = []
     for label in range(len(view.names.classes)):
-        here = np.flatnonzero(view.labels == label)
-        chosen.append(np.random.default_rng([seed, label]).permutation(here)[:most])
+        positions = np.flatnonzero(view.labels == label)
+        chosen.append(np.random.default_rng([seed, label]).permutation(positions)[:most])
     return view.take(np.sort(np.concatenate(chosen)))
 
 
@@ -261,7 +261,7 @@ def _place(key: str) -> str:
 def _source(
     experiment: Experiment, names: LabelSpace, judge: FeatureClassifier | None
 ) -> tuple[dict[str, Any], Callable[[], Extractor]]:
-    """Whose features these are, for the address, and how to come by the extractor."""
+    """Return the identity of the extractor, for the address, and a function that loads it."""
     kind, device = resolve_extractor(experiment), "cuda" if torch.cuda.is_available() else "cpu"
     if kind == "inception":
         return {kind: features.INCEPTION}, lambda: features.inception(device)

@@ -1,4 +1,4 @@
-"""What a run has to tell: its report and rows, written from what the steps left behind."""
+"""Reports: the page and the result rows of a run whose steps are done."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def run_all(run: Run, out: Path | None) -> dict[str, Any]:
 
 
 def results(run: Run, split: str) -> dict[str, Any]:
-    """Return what training came to on a split.
+    """Return the training results on a split.
 
     Returns:
         ``summary`` (method -> metric -> mean and bounds over seeds), ``confidence``, ``rows`` (one for each method and
@@ -99,12 +99,12 @@ def write(run: Run, out: Path | None) -> dict[str, Any]:
 
 
 def folder(run: Run, out: Path | None) -> Path:
-    """Where files go: ``out``, or ``reports/NAME``."""
+    """Return the output folder: ``out``, or ``reports/NAME``."""
     return out or Path("reports") / run.suite.shared.name
 
 
 def save(folder: Path, files: Mapping[str, str]) -> dict[str, str]:
-    """Writes texts into a folder, which is made if it is not there. Returns the path of each.
+    """Write texts into a folder, which is created if necessary, and return the path of each.
 
     Raises:
         ConfigError: It cannot be written.
@@ -120,7 +120,7 @@ def save(folder: Path, files: Mapping[str, str]) -> dict[str, str]:
 
 
 def build_report(run: Run) -> Report:
-    """The report of a run whose steps are done; the metric that judges is one that every method has."""
+    """Return the report of a run whose steps are done. It judges by a metric that is defined for every method."""
     means = summary(run)
     return Report(
         **common_fields(run),
@@ -141,7 +141,7 @@ def build_report(run: Run) -> Report:
 
 
 def common_fields(run: Run) -> dict[str, Any]:
-    """What every page says of a run whose images are there: see :class:`counterpoise.report.content.Results`."""
+    """Return the fields that all pages share: see :class:`counterpoise.report.content.Results`."""
     pools = {f"pool of {method}": run.synthesized.pool(method).digest for method in run.synthesized.rounds}
     return {
         "title": run.suite.shared.name,
@@ -159,11 +159,11 @@ def common_fields(run: Run) -> dict[str, Any]:
 
 
 def _tested_on(plan: str) -> dict[str, str]:
-    return {} if plan == "test" else {"tested_on": f"synthetic images of the plan {plan}, which no method has seen"}
+    return {} if plan == "test" else {"tested_on": f"synthetic images of the plan {plan}, held out from training"}
 
 
 def result_row(outcome: MethodResult) -> ResultRow:
-    """An outcome on the test split, as pages show it."""
+    """Return a result on the test split, as pages show it."""
     return ResultRow(
         outcome.method,
         outcome.seed,
@@ -200,7 +200,7 @@ def _plans(run: Run) -> list[PlanTable]:
 
 
 def _prompts(run: Run) -> list[PromptTable]:
-    """The prompt sets in use, each with its methods."""
+    """Return the prompt sets in use, each with its methods."""
     names = run.dataset.names
     sets: dict[tuple[str, str], list[str]] = {}
     for method, prompts in run.prompts.items():
@@ -251,13 +251,13 @@ def _images(view: ImageView, count: int) -> list[bytes]:
 
 
 def _rejects(run: Run) -> ImageView:
-    """The rejected images of all pools."""
+    """Return the rejected images of all pools."""
     first, *others = (result.rejects for result in run.synthesized.realized)
     return sum(others, first)
 
 
 def _filtered(run: Run) -> list[FilterExamples]:
-    """What each filter kept out, with examples from all over the cells."""
+    """Return the rejects of each filter, with examples spread over the cells."""
     rejects, filtered = _rejects(run), []
     done = run.synthesis
     for name in (*done["rejected"], *([QUARANTINED] if done["quarantined"] else [])):
@@ -268,7 +268,7 @@ def _filtered(run: Run) -> list[FilterExamples]:
 
 
 def _with_reasons(view: ImageView, positions: np.ndarray) -> list[tuple[bytes | None, str]]:
-    """The images at these positions, as far as there are so many, and why they were rejected."""
+    """Return the images at those positions that exist, with the reasons why they were rejected."""
     shown = view.take(positions[positions < len(view)])
     reasons = shown.index["reason"].to_pylist()
     return [(data, reasons[position]) for position, data in sorted(shown.images(), key=lambda found: found[0])]

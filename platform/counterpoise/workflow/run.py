@@ -1,4 +1,4 @@
-"""A suite on its way: audit, plan, synthesize, train, evaluate, each step computed when its result is first read."""
+"""Lazily evaluated runs: audit, plan, synthesize, train, evaluate; each step runs when its result is first read."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from counterpoise.workflow.run_log import RunLog
 from counterpoise.workflow.session import Session
 from counterpoise.workflow.suite import Suite
 
-# torch, diffusers and Ray take seconds to import. What needs them is imported where it is used, so that audit and plan
-# answer at once; tests/test_layers.py holds them to it.
+# torch, diffusers and Ray take seconds to import. Modules that need them are imported where they are used, so that
+# audit and plan start at once; tests/test_layers.py checks it.
 if TYPE_CHECKING:
     from counterpoise.workflow import outcomes
     from counterpoise.workflow.equal_compute import EqualComputeBaseline
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 class Run:
     """Lazily evaluated run of a suite. Use as a context manager; an MLflow run is open inside it.
 
-    Every step is a function from values to values that is called once. What has an address in the store is not
-    computed again. Reading a result logs nothing: :meth:`log` does, for what is there, and so does leaving the context.
+    Every step is a function from values to values that is called once. Artifacts that the store holds are not computed
+    again. Reading a result logs nothing: :meth:`log` logs the results computed so far, and so does leaving the context.
 
     Args:
         experiments: Methods × seeds, such as those of :func:`counterpoise.config.compose.load`.
@@ -61,12 +61,12 @@ class Run:
             self.session.__exit__(kind, error, trace)
 
     def log(self) -> None:
-        """Log the results that are there and were not logged yet."""
+        """Log the results that were computed since the last call."""
         self._log.update(self.session, vars(self))
 
     @property
     def run_ids(self) -> list[str | None]:
-        """The MLflow run of each outcome, which is logged now if it was not before."""
+        """The MLflow run of each result; results not logged before are logged now."""
         assert self.outcomes is not None
         self.log()
         return self._log.run_ids
@@ -79,7 +79,7 @@ class Run:
 
     @cached_property
     def audit(self) -> auditing.Audit:
-        """The counts of each cell, and what they may do to a classifier."""
+        """The counts of each cell, and how they may affect a classifier."""
         return auditing.audit(self.dataset.loaded.view, self.suite.shared.evaluation)
 
     @cached_property
@@ -89,7 +89,7 @@ class Run:
 
     @cached_property
     def requests(self) -> list[PlanRequest]:
-        """What each method's plans ask of its pool."""
+        """The requests of each method's plans to its pool."""
         return planning.plan_requests(self.suite, self.wanted)
 
     @cached_property
@@ -109,7 +109,7 @@ class Run:
 
     @cached_property
     def plan(self) -> dict[str, Any]:
-        """What is wanted, held and left to sample; see :func:`counterpoise.workflow.planning.forecast`."""
+        """Images wanted, held and left to sample; see :func:`counterpoise.workflow.planning.forecast`."""
         return planning.forecast(self.requests, self.pools, self.prompts)
 
     @cached_property
@@ -121,16 +121,16 @@ class Run:
 
     @property
     def synthesis(self) -> dict[str, Any]:
-        """The sampling of all pools in figures, as a JSON-able value."""
+        """The totals of sampling over all pools, as a JSON-able value."""
         return summary(self.synthesized.realized)
 
     def views(self, method: str) -> dict[str, ImageView]:
-        """Return what a method's stages train on: the real images, and those of its plans."""
+        """Return the images that a method's stages train on: the real ones, and those of its plans."""
         return {"real": self.dataset.train, **self.synthesized.views(method)}
 
     @cached_property
     def control(self) -> EqualComputeBaseline | None:
-        """Plain training for as many steps as the costliest method; None if it is not asked for or says nothing."""
+        """The equal-compute control; None if it is not requested or not needed."""
         from counterpoise.workflow import equal_compute
 
         if not self.with_control:
@@ -156,7 +156,7 @@ class Run:
 
     @cached_property
     def training(self) -> outcomes.TrainingSummary:
-        """All methods trained and measured."""
+        """The results of training and measuring all methods."""
         from counterpoise.workflow import outcomes
 
         with self.session.timed("train"):

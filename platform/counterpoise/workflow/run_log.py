@@ -17,7 +17,7 @@ from counterpoise.scoring.realism import METRICS
 from counterpoise.synthesis.selection.selected_images import summary
 from counterpoise.tracking.mlflow import TrackedRun
 
-if TYPE_CHECKING:  # what only runs that train need is imported where it is used: audit and plan answer at once
+if TYPE_CHECKING:  # imported where used, as it needs torch: audit and plan start at once
     from counterpoise.report.leaderboard import Leaderboard
     from counterpoise.workflow.outcomes import MethodResult, MethodRun
     from counterpoise.workflow.planning import Dataset
@@ -27,7 +27,7 @@ _EXAMPLES = 8  # images that a logged model's signature is taken from
 
 
 class RunLog:
-    """The results of a run that were logged.
+    """Log of a run's results, each logged once.
 
     Attributes:
         run_ids: The MLflow run of each outcome; empty before these are logged.
@@ -38,7 +38,7 @@ class RunLog:
         self._logged: set[str] = set()
 
     def update(self, session: Session, results: Mapping[str, Any]) -> None:
-        """Log the results that are there and were not logged before.
+        """Log the results that were not logged before.
 
         Args:
             session: The MLflow run to log to, and the seconds of each step.
@@ -48,7 +48,7 @@ class RunLog:
         steps: dict[str, Callable[[Any], None]] = {
             "suite": lambda suite: run.file("config.yaml", suite.to_yaml()),
             "entries": lambda suite: run.file("config.yaml", suite.to_yaml()),
-            "audit": lambda found: audit(run, found, results["dataset"]),
+            "audit": lambda counted: audit(run, counted, results["dataset"]),
             "plan": lambda planned: plan(run, planned),
             "synthesized": lambda made: synthesis(run, summary(made.realized), seconds.get("synthesize", 0.0)),
             "realism": lambda measured: realism(run, measured, seconds["realism"]),
@@ -64,25 +64,25 @@ class RunLog:
             self.run_ids = [outcome(session.tracked, *pair) for pair in zip(outcomes, tasks, strict=True)]
 
 
-def audit(parent: TrackedRun, found: Audit, dataset: Dataset) -> None:
-    """Counts per cell, their figure, and the splits as inputs."""
+def audit(parent: TrackedRun, counted: Audit, dataset: Dataset) -> None:
+    """Log the counts per cell, and the splits as inputs."""
     with parent.child("audit", {"step": "audit"}) as run:
-        numbers = {"imbalance_factor": found.imbalance_factor, "cramers_v": found.cramers_v}
-        run.metrics({**numbers, "quarantined": dataset.loaded.quarantined, "empty_cells": len(found.empty_cells)})
-        run.json("audit.json", found.to_json())
+        numbers = {"imbalance_factor": counted.imbalance_factor, "cramers_v": counted.cramers_v}
+        run.metrics({**numbers, "quarantined": dataset.loaded.quarantined, "empty_cells": len(counted.empty_cells)})
+        run.json("audit.json", counted.to_json())
         for split, view in dataset.splits.items():
             run.dataset(split, view, split)
 
 
 def plan(parent: TrackedRun, planned: Mapping[str, Any]) -> None:
-    """What is wanted, held and to be sampled."""
+    """Log the images wanted, held and left to sample."""
     with parent.child("plan", {"step": "plan"}) as run:
         run.metrics({"held": planned["held"], "to_sample": planned["to_sample"]})
         run.json("plan.json", planned)
 
 
 def synthesis(parent: TrackedRun, done: Mapping[str, Any], seconds: float) -> None:
-    """Images sampled, reused and refused, their rate, and where the time went."""
+    """Log the images sampled, reused and rejected, their rate, and the seconds of each step."""
     with parent.child("synthesize", {"step": "synthesize"}) as run:
         names = ("images", "shards", "sampled", "reused", "quarantined", "purity", "images_per_second")
         run.metrics({name: done[name] for name in names} | {"seconds": seconds})
@@ -92,7 +92,7 @@ def synthesis(parent: TrackedRun, done: Mapping[str, Any], seconds: float) -> No
 
 
 def realism(parent: TrackedRun, measured: Sequence[Mapping[str, Any]], seconds: float) -> None:
-    """Each method's measures in all (``usb/fid``) and per class (``usb/fid/circle``), and on whose features."""
+    """Log each method's measures overall (``usb/fid``) and per class (``usb/fid/circle``), with the extractor."""
     if not measured:
         return
     with parent.child("realism", {"step": "realism"}) as run:
@@ -108,7 +108,7 @@ def realism(parent: TrackedRun, measured: Sequence[Mapping[str, Any]], seconds: 
 
 
 def outcome(parent: TrackedRun, result: MethodResult, task: MethodRun) -> str | None:
-    """A fit: its config, inputs, epochs, metrics per cell and in all, and the model. Returns the MLflow run's id."""
+    """Log a fit: config, inputs, epochs, metrics overall and per cell, and the model. Return the MLflow run's id."""
     name, experiment = f"{result.method} seed {result.seed}", task.experiment
     tags = {"method": result.method, "seed": str(result.seed), "regime": result.regime}
     with parent.child(name, {"step": "fit", **tags, "config": config_digest(experiment)}) as run:
@@ -151,20 +151,20 @@ def _model(run: TrackedRun, result: MethodResult, task: MethodRun) -> None:
     run.model("model", module, np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)))
 
 
-def report(run: TrackedRun, page: str, results: list[dict[str, Any]], told: Report) -> None:
-    """The page, the rows, the figures, and each method's mean metrics, on the run of the whole job."""
+def report(run: TrackedRun, page: str, results: list[dict[str, Any]], content: Report) -> None:
+    """Log the page, the rows, the figures, and each method's mean metrics, in the parent run."""
     from counterpoise.report import figures
 
     run.file("report.html", page)
     run.json("results.json", results)
-    _means(run, told)
-    drawn = figures.all_figures(told) if run.id else {}
+    _means(run, content)
+    drawn = figures.all_figures(content) if run.id else {}
     for name, figure in drawn.items():
         run.figure(f"figures/{name}.png", figure)
 
 
 def leaderboard(run: TrackedRun, page: str, board: Leaderboard) -> None:
-    """The page, the table, its figures, and each method's mean metrics, on the run of the whole job."""
+    """Log the page, the table, its figures, and each method's mean metrics, in the parent run."""
     from counterpoise.report import figures
 
     run.file("leaderboard.html", page)
@@ -176,17 +176,17 @@ def leaderboard(run: TrackedRun, page: str, board: Leaderboard) -> None:
         run.figure("figures/cells.png", figures.cells(board))
 
 
-def _means(run: TrackedRun, told: Results) -> None:
-    for method, metrics in told.summary.items():
+def _means(run: TrackedRun, results: Results) -> None:
+    for method, metrics in results.summary.items():
         run.metrics({f"{method}/{name}": interval[0] for name, interval in metrics.items()})
 
 
 def to_text(value: object) -> str:
-    """A JSON file's text."""
+    """Return the text of a JSON file."""
     return json.dumps(value, indent=1, allow_nan=False) + "\n"
 
 
 def config_digest(experiment: Experiment) -> str:
-    """What a method is, whatever its seed, and wherever it runs and is tracked."""
+    """Return the digest of a method's config without its seed, its places and its runtime settings."""
     settings = without(experiment, "place", "runtime")
     return digest({key: value for key, value in settings.items() if key != "seed"})

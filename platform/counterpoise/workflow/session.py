@@ -1,4 +1,4 @@
-"""A command's surroundings: its store, its MLflow run, and the seconds of its steps."""
+"""Session of a command: its store, its MLflow run, and the seconds of its steps."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from counterpoise.synthesis.selection import filters
 from counterpoise.tracking.mlflow import TrackedRun, Tracker
 from counterpoise.workflow.suite import Suite
 
-UNTRACKED = ("audit", "plan")  # commands that compute nothing: they leave no MLflow run and load no MLflow
+UNTRACKED = ("audit", "plan")  # commands that compute nothing: they log no MLflow run and do not import MLflow
 
 
 class Session:
-    """The store, the MLflow run and the clock of one command. Use as a context manager; the run is open inside it.
+    """Store, MLflow run and timings of one command. Use as a context manager; the run is open inside it.
 
     Args:
         suite: The command's experiments.
@@ -28,12 +28,12 @@ class Session:
 
     Attributes:
         store: The store of the suite.
-        tracked: The MLflow run; there inside the context.
+        tracked: The MLflow run; exists inside the context.
         seconds: Wall-clock seconds of each step so far.
 
     Raises:
-        CounterpoiseError: The store, the tracking server, a model's path or a backbone's name is wrong. All of these
-            are looked at before any work begins; what only training needs, not for ``audit`` and ``plan``.
+        CounterpoiseError: The store, the tracking server, a model's path or a backbone's name is wrong. All are checked
+            before any work begins; ``audit`` and ``plan`` skip the checks that only training needs.
     """
 
     tracked: TrackedRun

@@ -54,7 +54,7 @@ class Suite:
 
     @property
     def baseline(self) -> str | None:
-        """The method to compare with: of those on real images alone the first, plain ones before others."""
+        """The method to compare with: the first on real images alone, plain training before others."""
         real = [experiment for experiment in self.methods.values() if not experiment.plans]
         return next((experiment.method for experiment in (*filter(is_plain, real), *real)), None)
 
@@ -63,7 +63,7 @@ class Suite:
         return Suite.of([*self.experiments, *experiments])
 
     def to_yaml(self) -> str:
-        """Return the effective configuration: what the methods share once, then each method's own part."""
+        """Return the effective configuration: the shared keys once, then each method's own."""
         trees = [experiment.model_dump(mode="json", exclude={"seed"}) for experiment in self.methods.values()]
         shared = {key: value for key, value in trees[0].items() if all(tree[key] == value for tree in trees)}
         methods = {
@@ -75,5 +75,5 @@ class Suite:
 
 
 def is_plain(experiment: Experiment) -> bool:
-    """Return whether this is ERM on the real images: all of them alike, the mean of their cross-entropies."""
+    """Return whether this is ERM: mean cross-entropy on all real images, uniformly sampled."""
     return not experiment.plans and all(stage.data == ["real"] and stage.plain for stage in experiment.stages)

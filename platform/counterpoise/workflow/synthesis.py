@@ -1,8 +1,8 @@
-"""Rounds of synthesis: the images of every plan; then, with feedback, classifiers trained on them, and images anew.
+"""Rounds of synthesis: sample the images of every plan; with feedback, train a classifier on them and sample again.
 
-What guides a round is the classifier that the round before it gave. So the pools of later rounds have addresses of
-their own, which follow from the images that were selected and from the stages that were trained on them. Methods for
-which all of this is equal share these pools as they share the first.
+Each later round is guided by the classifier of the round before it. Its pool therefore has its own address, which
+depends on the images that were selected and on the stages that were trained on them. Methods for which all of this is
+equal share these pools as they share the first.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Timed = Callable[[str], AbstractContextManager[None]]
 
 @dataclass(frozen=True)
 class Round:
-    """A pool, and what all methods that share it took from it."""
+    """A pool, and the images that the methods sharing it selected from it."""
 
     pool: Pool
     images: SelectedImages
@@ -108,18 +108,18 @@ def synthesize(
     pool_of: PoolOf,
     timed: Timed,
 ) -> Synthesized:
-    """Sample what all requests lack, round by round.
+    """Sample the missing images of all requests, round by round.
 
     Args:
         pools: Each method's first pool.
-        guides: What trains the classifiers of the first round, for methods with feedback.
-        requests: Those of all methods.
-        pool_of: The pool of an experiment that this classifier guides.
-        timed: What measures the steps ``teach`` and ``synthesize``.
+        guides: The training of the first round's classifier, by method with feedback.
+        requests: The requests of all methods.
+        pool_of: Returns the pool of an experiment guided by a classifier.
+        timed: Context manager that measures the steps ``teach`` and ``synthesize``.
 
     Raises:
-        ConfigError: Methods that share a pool want it sampled in different ways.
-        CounterpoiseError: What :func:`counterpoise.synthesis.selection.select.select_images` and training raise.
+        ConfigError: Methods that share a pool have different sampling settings.
+        CounterpoiseError: See :func:`counterpoise.synthesis.selection.select.select_images`; or training failed.
     """
     rounds: dict[str, list[Round]] = {method: [] for method in pools}
     while pools:
@@ -142,11 +142,11 @@ def synthesize(
 
 
 def verify(pools: Mapping[str, Pool], regenerate: int, seed: int) -> dict[str, Any]:
-    """Return what is wrong with the pools' shards, and whether images come out again.
+    """Check the pools' shards, and whether regenerated images are equal.
 
     Args:
         pools: By method.
-        regenerate: Images of each pool to sample anew and compare.
+        regenerate: Images of each pool to sample again and compare.
         seed: Chooses these images.
     """
     from counterpoise.synthesis.pool import verify as verifying
@@ -155,10 +155,10 @@ def verify(pools: Mapping[str, Pool], regenerate: int, seed: int) -> dict[str, A
 
 
 def sharing(pools: Mapping[str, Pool]) -> Iterator[tuple[Pool, list[str]]]:
-    """Return the distinct pools, each with the methods whose pool it is.
+    """Return the distinct pools, each with the methods that share it.
 
     Raises:
-        ConfigError: Methods that share a pool want it sampled in different ways.
+        ConfigError: Methods that share a pool have different sampling settings.
     """
     grouped: dict[str, list[str]] = {}
     for method, pool in pools.items():
@@ -173,10 +173,10 @@ def _check_runtime(one: Mapping[str, object], two: Mapping[str, object], first: 
     for key, value in one.items():
         if two[key] != value:
             raise ConfigError(
-                "these methods share a pool, and an image is sampled once",
+                "methods that share a pool must sample it with the same settings",
                 where=key,
                 found=f"{value} for {first}, {two[key]} for {other}",
-                remedy=f"write the same `{key}` for both",
+                remedy=f"set the same `{key}` for both",
             )
 
 
@@ -185,6 +185,6 @@ def _rounds(experiment: Experiment) -> int:
 
 
 def _next(guide: GuideTraining, views: Mapping[str, ImageView]) -> GuideTraining:
-    """Return what trains the guide classifier of the next round: all stages, on the images of this one."""
+    """Return the training of the next round's guide classifier: all stages, on the images of this one."""
     last = guide.experiment.stages[-1].name
     return GuideTraining(guide.experiment, {"real": guide.views["real"], **views}, guide.validation, last)
