@@ -73,7 +73,8 @@ def test_help_is_said_when_a_method_is_better_than_all_that_do_without():
 
 def test_a_gain_is_stated_against_the_best_rival_without_synthesis():
     levels = {"erm": 0.08, "asb": 0.752, "control": 0.548}
-    said = verdict(report(levels, ["asb"], control="control"))
+    control = {"method": "asb", "base": "erm", "epochs": 30, "images_shown": 36_000}
+    said = verdict(report(levels, ["asb"], control="control", control_of=control))
     low, high = stats.ttest_rel(seeds("asb", 0.752), seeds("control", 0.548)).confidence_interval(0.95)
     assert said.tone == "good"
     assert said.headline == (
@@ -81,6 +82,7 @@ def test_a_gain_is_stated_against_the_best_rival_without_synthesis():
         f"(+20.4 points [{100 * low:+.1f}, {100 * high:+.1f}])."
     )
     assert "8.0%" not in said.headline  # twice the training lifts erm as well
+    assert "The control of asb: erm for 30 epochs, as many steps." in said.lines
 
 
 def test_what_is_not_shown_is_called_neither_help_nor_equality():

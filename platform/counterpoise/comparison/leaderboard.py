@@ -22,7 +22,7 @@ from counterpoise.evaluation.scores import evaluate
 from counterpoise.report.leaderboard import Leaderboard
 from counterpoise.report.page import render_leaderboard
 from counterpoise.synthesis.pool.pool import sampler_seconds
-from counterpoise.workflow import equal_compute, reporting, run_log, suite
+from counterpoise.workflow import reporting, run_log, suite
 from counterpoise.workflow.outcomes import MethodResult
 from counterpoise.workflow.run import Run
 
@@ -124,13 +124,11 @@ def build_leaderboard(run: Run, by: str) -> Leaderboard:
         **reporting.common_fields(run),
         rows=sorted(rows, key=lambda row: order.index(row.method)),
         summary=summary,
-        control=equal_compute.NAME if equal_compute.NAME in run.entries.methods else None,
         by=by,
         of_images=len({row.seed for row in rows}) == 1,
         places=places,
         regimes={row.method: row.regime for row in rows},
         synthetic=[name for name in order if name in run.suite.planned],
-        control_of=_described(run.control),
         stages={"fitted": run.training.fitted, "found": run.training.found},
         results=[
             {**outcome.result_row(), **{name: row.metrics[name] for name in COSTS}, "config": digest, "run_id": run}
@@ -139,12 +137,6 @@ def build_leaderboard(run: Run, by: str) -> Leaderboard:
             )
         ],
     )
-
-
-def _described(added: equal_compute.EqualComputeBaseline | None) -> dict[str, Any] | None:
-    if added is None:
-        return None
-    return {"method": added.of, "base": added.base, "epochs": added.epochs, "images_shown": added.shown}
 
 
 def costs(run: Run, outcome: MethodResult, experiment: Experiment) -> dict[str, int | float | None]:

@@ -140,6 +140,8 @@ class Results:
         summary: Method -> metric -> (mean, low, high) over seeds.
         baseline: The method with real images only; None if it was not run.
         control: The method with real images only and as many steps as the costliest method.
+        control_of: Description of the equal-compute control: ``method`` (the costliest one, whose steps it takes),
+            ``base``, ``epochs`` and ``images_shown``. None without a control, or if it is a listed method.
         by: The judging metric.
         digests: Name -> address of the artifacts behind the results.
         versions: Library -> version.
@@ -158,6 +160,7 @@ class Results:
     summary: Mapping[str, Mapping[str, Estimate]]
     baseline: str | None = None
     control: str | None = None
+    control_of: Mapping[str, Any] | None = None
     by: str = JUDGES[0]
     digests: Mapping[str, str] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
@@ -174,6 +177,14 @@ class Results:
     def synthetic_methods(self) -> list[str]:
         """Methods that train on synthetic images."""
         raise NotImplementedError
+
+    @property
+    def control_in_words(self) -> str | None:
+        """The length of the control's training, and its reason; None where it is not known."""
+        if self.control_of is None:
+            return None
+        of, base, epochs = (self.control_of[key] for key in ("method", "base", "epochs"))
+        return f"control of {of}: {base} for {epochs} epochs, as many steps"
 
     @property
     def seeds(self) -> int:

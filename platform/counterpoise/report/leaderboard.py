@@ -25,8 +25,6 @@ class Leaderboard(Results):
         places: Method -> place by the mean of ``by``, from 1; None if it could not be measured.
         regimes: Method -> labels used to select its epochs; a key of :data:`REGIMES`.
         synthetic: The methods that train on synthetic images.
-        control_of: Description of the equal-compute control: ``method`` (the costliest one, whose steps it takes),
-            ``base``, ``epochs`` and ``images_shown``. None without a control, or if it is a listed method.
         stages: Numbers of stages ``fitted`` now, and ``found`` in the store.
         results: The flat row of every method and seed.
     """
@@ -34,7 +32,6 @@ class Leaderboard(Results):
     places: Mapping[str, int | None]
     regimes: Mapping[str, str]
     synthetic: list[str]
-    control_of: Mapping[str, Any] | None = None
     stages: Mapping[str, int] = field(default_factory=dict)
     results: list[dict[str, Any]] = field(default_factory=list)
 
@@ -55,10 +52,7 @@ class Leaderboard(Results):
             return "the reference: real images only"
         if method != self.control:
             return ""
-        if self.control_of is None:
-            return "the control"
-        of, base, epochs = (self.control_of[key] for key in ("method", "base", "epochs"))
-        return f"control of {of}: {base} for {epochs} epochs, as many steps"
+        return self.control_in_words or "the control"
 
     def to_json(self) -> dict[str, Any]:
         """Return the content of leaderboard.json."""

@@ -75,6 +75,8 @@ def _verdict(results: Results) -> Conclusion:
     said = _judged(results, measured, rival, to_base, to_rival)
     best = _named(results, measured, to_base, to_rival)
     lines = [] if rival == base else [_rival(results, rival, best, to_rival.get(best))]
+    if results.control_in_words:
+        lines.append(f"The {results.control_in_words}.")
     lines += [*_groups(to_base, base), *_groups(to_control, control), *_price(results, base, best), _how(results)]
     return Conclusion(said.tone, said.headline, lines)
 

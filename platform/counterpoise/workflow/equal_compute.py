@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from counterpoise.config import Experiment, Optimizer, Stage
 from counterpoise.storage.view import ImageView
@@ -35,10 +36,9 @@ class EqualComputeBaseline:
     base: str
     epochs: int
 
-    @property
-    def method(self) -> str:
-        """The control's name among the methods."""
-        return NAME
+    def describe(self) -> dict[str, Any]:
+        """Return what a report says of it: the costliest method, the base, its epochs, the images shown."""
+        return {"method": self.of, "base": self.base, "epochs": self.epochs, "images_shown": self.shown}
 
 
 def images_shown(experiment: Experiment, views: Mapping[str, ImageView]) -> int:

@@ -27,7 +27,7 @@ from counterpoise.report.content import (
 from counterpoise.report.verdict import verdict
 from counterpoise.storage.view import ImageView
 from counterpoise.synthesis.selection.verdicts import QUARANTINED
-from counterpoise.workflow import run_log
+from counterpoise.workflow import equal_compute, run_log
 from counterpoise.workflow.outcomes import MethodResult
 from counterpoise.workflow.run import Run
 
@@ -128,7 +128,6 @@ def build_report(run: Run) -> Report:
         audit=run.audit.to_json(),
         rows=[result_row(outcome) for outcome in run.outcomes],
         summary=means,
-        control=run.control.method if run.control else None,
         by=judge(set.intersection(*map(set, means.values()))),
         plans=_plans(run),
         prompts=_prompts(run),
@@ -153,6 +152,8 @@ def common_fields(run: Run) -> dict[str, Any]:
         "baseline": run.suite.baseline,
         "digests": {"dataset": run.dataset.loaded.view.digest} | pools,
         "versions": {"counterpoise": __version__, **{name: version(name) for name in _LIBRARIES}},
+        "control": equal_compute.NAME if equal_compute.NAME in run.entries.methods else None,
+        "control_of": run.control.describe() if run.control else None,
         "confidence": run.suite.shared.evaluation.confidence,
         **_tested_on(run.suite.shared.evaluation.test),
     }
