@@ -1,4 +1,4 @@
-"""What feedback guidance costs: ratios of runs that take turns in one process, each the median of its pairs.
+"""Cost of feedback guidance: ratios of runs that alternate in one process, each the median of its pairs.
 
 Against the same pipeline without guidance at the same batch; and against the paper's way as its authors coded it:
 one image at a time, the conditional noise prediction computed a second time under gradients, every weight asking for a
@@ -36,6 +36,7 @@ OVERHEAD, SPEEDUP = 1.35, 3.0  # guided ÷ unguided time; batched ÷ one by one 
 
 
 def arguments() -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     model = "package:counterpoise/testbed/models/shapes/diffusion"
     parser.add_argument("--model", default=model, help="a Stable Diffusion pipeline [%(default)s]")
@@ -67,7 +68,7 @@ def timed(runs: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[fl
 
 
 def ratio(some: list[float], others: list[float]) -> float:
-    """The median of what one run took ÷ what the other took in the same turn."""
+    """Return the median ratio of two runs' times, paired by turn."""
     return statistics.median(mine / yours for mine, yours in zip(some, others, strict=True))
 
 
@@ -118,6 +119,7 @@ def one_by_one(
 
 
 def main() -> None:
+    """Measure all batch sizes and print the tables."""
     options = arguments()
     torch.set_num_threads(1)
     sampling = {"num_inference_steps": options.steps, "guidance_scale": options.guidance_scale}
@@ -157,10 +159,12 @@ def main() -> None:
 
 
 def sample(model: TextToImage, batch: int, guide: Guide | None) -> None:
+    """Sample a batch, guided if a guide is given."""
     model.sample([PROMPT] * batch, "", list(range(batch)), guide=guide)
 
 
 def table(rows: list[dict[str, float]], paper: float) -> str:
+    """Return the results as a Markdown table."""
     lines = [
         "| batch | unguided images/s | guided images/s | guided ÷ unguided time | with a checkpointed decoder |",
         "|---|---|---|---|---|",

@@ -1,4 +1,4 @@
-"""What the pool costs over a bare loop, as ratios measured in one run on one machine.
+"""Overhead of the pool over a bare loop, as ratios measured in one run on one machine.
 
 The bare loop calls the same diffusers pipeline on the same batches, with a generator for each image, in one process,
 and throws the pixels away. The pool also encodes, scores and commits them, with one worker and with two. The bare
@@ -39,6 +39,7 @@ CEILING, SCALING = 0.90, 1.6  # one worker ÷ bare loop, two workers ÷ one work
 
 
 def arguments() -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     models = "package:counterpoise/testbed/models/shapes"
     parser.add_argument("--diffusion", default=f"{models}/diffusion", help="a pipeline [%(default)s]")
@@ -53,6 +54,7 @@ def arguments() -> argparse.Namespace:
 
 
 def make_pool(options: argparse.Namespace, store: str, workers: int) -> Pool:
+    """Return a pool of four cells in a store."""
     sections = {
         "name": "overhead",
         "method": "overhead",
@@ -72,6 +74,7 @@ def make_pool(options: argparse.Namespace, store: str, workers: int) -> Pool:
 
 
 def shards_of(options: argparse.Namespace) -> list[Shard]:
+    """Return the shards to sample, spread over the cells."""
     return [Shard(number % 2, number // 2 % 2, number // 4) for number in range(options.shards)]
 
 
@@ -101,7 +104,7 @@ def bare_loop(options: argparse.Namespace) -> float:
 
 
 def pool_run(options: argparse.Namespace, workers: int) -> dict[str, float]:
-    """The pool with so many workers: rates with and without start-up, and seconds by step."""
+    """Run the pool with a number of workers; return rates with and without start-up, and seconds by step."""
     with tempfile.TemporaryDirectory(prefix="overhead-") as folder:
         began = time.time()
         connect()
@@ -126,6 +129,7 @@ def bare_loops(count: int) -> float:
 
 
 def main() -> None:
+    """Run the bare loop and the pool in turn, and print the table."""
     options = arguments()
     if options.bare:
         print(bare_loop(options))
@@ -158,6 +162,7 @@ def main() -> None:
 
 
 def table(result: dict) -> str:
+    """Return the results as a Markdown table."""
     bare, one, two = result["bare"], result["one"], result["two"]
     rows = [
         "| run | images/s | images/s with start-up | start-up s | sample s | encode s | score s | commit s |",

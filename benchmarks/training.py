@@ -1,4 +1,4 @@
-"""What the training loop costs over a bare loop, as ratios measured in one process on one machine.
+"""Overhead of the training loop over a bare loop, as ratios measured in one process on one machine.
 
 The bare loop is the same model with the same optimizer on batches of the same size, from tensors that are in the
 device's memory already: no decoding, no augmentation, no validation, no checkpoints, nothing that remembers. It runs
@@ -43,6 +43,7 @@ OTHERS = (64, 12)
 
 
 def arguments() -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     backbones = ["small_cnn", "small_resnet", "resnet18"]
     parser.add_argument("--backbone", nargs="+", default=backbones, help="[%(default)s]")
@@ -80,6 +81,7 @@ def make_view(store: Store, key: str, n: int, size: int) -> ImageView:
 
 
 def make_experiment(options: argparse.Namespace, backbone: str, size: int, store: str) -> Experiment:
+    """Return an experiment that trains a backbone at an image size."""
     sections = {
         "name": "training",
         "method": "training",
@@ -134,6 +136,7 @@ class Bare:
         return time.perf_counter() - started
 
     def step(self, images: Tensor, labels: Tensor) -> None:
+        """Take one gradient step."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):  # as precision=auto
             loss = nn.functional.cross_entropy(self.call(images).float(), labels)
         self.optimizer.zero_grad()
@@ -151,6 +154,7 @@ class Pair:
 
     @property
     def ratio(self) -> np.ndarray:
+        """Time of the bare loop ÷ ours, for each epoch."""
         return np.divide(self.bare, self.ours)
 
     @property
@@ -181,7 +185,7 @@ def measure(options: argparse.Namespace, backbone: str, size: int, steps: int) -
 
 
 def steps_per_second(options: argparse.Namespace, backbone: str, channels_last: bool) -> float:
-    """Steps per second of the bare loop alone, in either memory format: the median of its epochs but the first."""
+    """Return the bare loop's steps per second in a memory format: the median over all epochs but the first."""
     size, steps = SIZES.get(backbone, OTHERS)
     size, steps = options.image_size or size, options.steps or steps
     with tempfile.TemporaryDirectory(prefix="training-") as folder:
@@ -196,7 +200,7 @@ def steps_per_second(options: argparse.Namespace, backbone: str, channels_last: 
 
 
 def compare(options: argparse.Namespace, backbone: str) -> dict:
-    """What a step of ours takes longer follows from epochs of two lengths: what ends an epoch is in both alike."""
+    """Compare with the bare loop. The overhead per step follows from epochs of two lengths, which end alike."""
     size, steps = SIZES.get(backbone, OTHERS)
     size, steps = options.image_size or size, options.steps or steps
     long, short = (measure(options, backbone, size, count) for count in (steps, max(steps // 4, 1)))
@@ -216,6 +220,7 @@ def compare(options: argparse.Namespace, backbone: str) -> dict:
 
 
 def table(rows: list[dict]) -> str:
+    """Return the results as a Markdown table."""
     columns = ("backbone", "px", "steps", "bare steps/s", "our steps/s", "ratio", "goal")
     columns += ("an epoch's end, s", "whole epochs [quartiles]")
     lines = [f"| {' | '.join(columns)} |", "|" + " --- |" * len(columns)]
@@ -231,6 +236,7 @@ def table(rows: list[dict]) -> str:
 
 
 def main() -> None:
+    """Measure all backbones and print the table."""
     options = arguments()
     if options.device == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # read when CUDA is first asked for

@@ -1,4 +1,4 @@
-"""Feedback guidance in two dimensions: minority modes gain mass under entropy guidance, without training anything anew.
+"""Feedback guidance in two dimensions: minority modes gain mass under entropy guidance, without retraining.
 
 Askari Hemmat et al. 2024, A.2. Two classes, each of a majority mode (90 % of its points) and a minority mode (10 %). A
 small diffusion model learns them; a linear classifier learns the majority modes, and its boundary runs through the
@@ -46,6 +46,7 @@ class Denoiser(nn.Module):
         self.register_buffer("waves", torch.linspace(0, 4, 8).exp())
 
     def forward(self, sample: Tensor, time: Tensor, labels: Tensor) -> tuple[Tensor]:
+        """Return the predicted noise, as a tuple like diffusers' models."""
         phase = (time.float() / 1000).view(-1, 1).expand(len(sample), 1) * self.waves
         one_hot = F.one_hot(labels, 2).float()
         inputs = torch.cat([sample.flatten(1), phase.sin(), phase.cos(), one_hot], 1)
@@ -53,6 +54,7 @@ class Denoiser(nn.Module):
 
 
 def train_denoiser(points: Tensor, labels: Tensor, scheduler: DDIMScheduler, steps: int, seed: int) -> Denoiser:
+    """Train the denoiser on labelled points."""
     torch.manual_seed(seed)
     model = Denoiser()
     optimizer = torch.optim.Adam(model.parameters(), 2e-3)
@@ -68,7 +70,7 @@ def train_denoiser(points: Tensor, labels: Tensor, scheduler: DDIMScheduler, ste
 
 
 def train_classifier(points: Tensor, labels: Tensor, minority: Tensor, seed: int) -> nn.Linear:
-    """Some epochs of a linear classifier: enough for the majority modes."""
+    """Train a linear classifier for some epochs, which are enough for the majority modes."""
     torch.manual_seed(seed)
     model = nn.Linear(2, 2)
     optimizer = torch.optim.SGD(model.parameters(), 0.5)
@@ -121,6 +123,7 @@ def run(steps: int = 4000, scale: float = 0.05, stop: float = 0.6, n: int = 2000
 
 
 def plot(found: dict, path: Path) -> None:
+    """Plot the real and the sampled points."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,4 +1,4 @@
-"""What ``ray job submit --working-dir . -- python jobs/run.py CONFIG [key.path=value …]`` runs: ``counterpoise run``.
+"""``counterpoise run`` for ``ray job submit --working-dir . -- python jobs/run.py CONFIG [key.path=value …]``.
 
 Inside a job Ray's address is in the environment, so that the job's cluster does the work.
 """

@@ -28,7 +28,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Setting:
-    """Where and how large to measure.
+    """Setting of a measurement: its folder and its sizes.
 
     Attributes:
         folder: For models and stores; temporary.

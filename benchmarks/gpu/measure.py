@@ -46,6 +46,7 @@ VERSIONS = ("torch", "torchvision", "diffusers", "transformers", "open_clip_torc
 
 
 def arguments() -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     names = [measurement.name for measurement in MEASUREMENTS]
     parser.add_argument("--minutes", type=float, default=8.0, help="time for everything, imports aside [%(default)s]")
@@ -59,6 +60,7 @@ def arguments() -> argparse.Namespace:
 
 
 def main() -> int:
+    """Run the measurements; return 1 if one failed."""
     options = arguments()
     torch._dynamo.config.disable = options.tiny
     result = run([measurement for measurement in MEASUREMENTS if measurement.name in options.only], options)
@@ -100,7 +102,7 @@ def own_cache(path: Path) -> Iterator[None]:
 
 
 def rows(measurement: Measurement, setting: Setting, box: Box) -> Iterator[dict[str, Any]]:
-    """The rows of a measurement. A case that fails, or has no time left, is a row that says so."""
+    """Yield the rows of a measurement; a case that fails, or has no time left, gives a row with the reason."""
     cases = measurement.cases(setting)
     while True:
         shared = {"measurement": measurement.name, "title": measurement.title}
@@ -128,12 +130,13 @@ def rows(measurement: Measurement, setting: Setting, box: Box) -> Iterator[dict[
 
 
 def failure(error: Exception) -> dict[str, str]:
+    """Print an exception's traceback and return the row that records it."""
     traceback.print_exception(error)
     return {"error": f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"}
 
 
 def circumstances(options: argparse.Namespace) -> dict[str, Any]:
-    """What the figures depend on."""
+    """Return the hardware, driver and library versions that the figures depend on."""
     return {
         "device": device_name(),
         "memory_gib": torch.cuda.get_device_properties(0).total_memory / 2**30 if torch.cuda.is_available() else None,
@@ -149,7 +152,7 @@ def circumstances(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _commit() -> str | None:
-    """The commit as git has it, or as pack.sh wrote it down where the files came without their history."""
+    """Return the commit from git, or from the file that pack.sh wrote if the files came without their history."""
     here = Path(__file__).parent
     written = here / "packed" / "commit.txt"
     found = _output("git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=40")

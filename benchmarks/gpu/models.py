@@ -61,7 +61,7 @@ _TINY_UNET: dict[str, Any] = {
 
 @contextmanager
 def folder() -> Iterator[Path]:
-    """A temporary folder, in memory where the machine has such a file system."""
+    """Make a temporary folder, in memory if the machine has such a file system."""
     memory = Path("/dev/shm")
     with tempfile.TemporaryDirectory(prefix="gpu-", dir=memory if memory.is_dir() else None) as path:
         yield Path(path)
@@ -175,4 +175,5 @@ def save_clip(architecture: str, path: Path, tiny: bool = False) -> str:
 
 @functools.cache
 def device_name() -> str:
+    """Return the name of the GPU, or the number of CPU threads."""
     return torch.cuda.get_device_name() if DEVICE == "cuda" else f"cpu, {torch.get_num_threads()} threads"

@@ -32,7 +32,7 @@ BATCHES = (1, 4, 16, 64)
 
 
 def make_work(setting: Setting, model: str, clip: str | None) -> SamplingSpec:
-    """What a sampling run hands to its actors, for a model of one cell. A useless image is not sampled again."""
+    """Return the actors' sampling spec for a dataset of one cell. Unusable images are not sampled again."""
     generator = Generator(model=model, num_inference_steps=3 if setting.tiny else 30)
     recipe = ShardSpec("benchmark", LabelSpace(("star",)), [[[PROMPT]]], [[PROMPT]], "", 1, max_attempts=1)
     scorer = None if clip is None else ScorerConfig(model=clip)
@@ -41,6 +41,7 @@ def make_work(setting: Setting, model: str, clip: str | None) -> SamplingSpec:
 
 
 def load_sampler(setting: Setting, name: str) -> SamplingActor:
+    """Load a sampling actor for a pipeline, in this process."""
     return _loaded(SamplingActor(make_work(setting, save_pipeline(name, setting.folder, tiny=setting.tiny), None)))
 
 
@@ -59,7 +60,7 @@ def set_batch(actor: SamplingActor | ScoringActor, size: int) -> None:
 
 
 def bare_sample(sampler: SamplingActor, size: int) -> None:
-    """The loop that the actor is measured against: the same pipeline, called as its documentation shows."""
+    """Run the reference loop: the same pipeline, called as its documentation shows."""
     settings = sampler.work.generator
     sampler.models.generator.pipeline(
         [PROMPT] * size,

@@ -14,7 +14,7 @@ PAIRS = 5  # at most, of each ratio
 
 
 class NoTime(Exception):
-    """What is left of the box is too short for this case."""
+    """Error: the time left is too short for this case."""
 
 
 @dataclass

@@ -146,7 +146,7 @@ def _write(out: Path, files: dict[str, bytes]) -> dict[str, str]:
         for file, data in files.items():
             (out / file).write_bytes(data)
     except OSError as error:
-        remedy = "name another folder"
+        remedy = "choose a writable folder"
         raise ConfigError("the tables cannot be written", where="--out", found=error, remedy=remedy) from error
     return {file: str(out / file) for file in files}
 

@@ -130,11 +130,11 @@ class TextToImage:
 
     def _encode(self, prompt: str, negative: str) -> dict[str, torch.Tensor] | None:
         if (prompt, negative) not in self._embeddings:
-            self._embeddings[prompt, negative] = self._encode_anew(prompt, negative)
+            self._embeddings[prompt, negative] = self._encode_uncached(prompt, negative)
         return self._embeddings[prompt, negative]
 
     @torch.no_grad()
-    def _encode_anew(self, prompt: str, negative: str) -> dict[str, torch.Tensor] | None:
+    def _encode_uncached(self, prompt: str, negative: str) -> dict[str, torch.Tensor] | None:
         names = embedding_names(self.pipeline)
         if names is None:
             return None

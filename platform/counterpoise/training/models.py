@@ -214,7 +214,7 @@ def _convolution(channels: int, out: int, stride: int = 1) -> list[nn.Module]:
 
 BUILT_IN: dict[str, Callable[[int], nn.Module]] = {"small_cnn": small_cnn, "small_resnet": small_resnet}
 
-# In training these two return auxiliary logits beside the logits; none of the papers uses them.
+# In training these two also return auxiliary logits; none of the papers uses them.
 _UNUSABLE = {"googlenet", "inception_v3"}
 
 

@@ -75,10 +75,10 @@ def compared_by(experiments: Sequence[Experiment]) -> Experiment:
     for other in others:
         if _compared_on(other) != _compared_on(first):
             raise ConfigError(
-                "methods are compared on the same features, and these have different scorers",
+                "methods must be compared on the same features, but these have different scorers",
                 where="scorer",
                 found=f"another for {other.method} than for {first.method}",
-                remedy="write one scorer for all, or set realism.extractor to inception, model or none",
+                remedy="use one scorer for all, or set realism.extractor to inception, model or none",
             )
     return first
 

@@ -114,7 +114,7 @@ def save(folder: Path, files: Mapping[str, str]) -> dict[str, str]:
         for name, text in files.items():
             (folder / name).write_text(text, encoding="utf-8")
     except OSError as error:
-        remedy = "name another folder"
+        remedy = "choose a writable folder"
         raise ConfigError("the report cannot be written", where="--out", found=error, remedy=remedy) from error
     return {name: str(folder / name) for name in files}
 

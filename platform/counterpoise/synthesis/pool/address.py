@@ -108,7 +108,7 @@ def pixel_identity(
 
 
 def provenance(devices: Devices) -> dict[str, str]:
-    """Return versions and devices, which may decide the last bit of a pixel; recorded beside the generation."""
+    """Return versions and devices, which may decide the last bit of a pixel; recorded with the generation."""
     return {
         **{name: version(name) for name in _LIBRARIES},
         "generator device": devices.generator,

@@ -114,11 +114,11 @@ def pool_sizes(
     Raises:
         ConfigError: The cluster is too small for the requested actors, which would wait for ever.
     """
-    scorers, beside = (0, sampling) if scoring is None else (scoring.workers or 1, scoring)
+    scorers, scorer = (0, sampling) if scoring is None else (scoring.workers or 1, scoring)
     room = {}
     for kind, each, other in (
-        ("CPU", sampling.num_cpus, beside.num_cpus),
-        ("GPU", sampling.num_gpus, beside.num_gpus),
+        ("CPU", sampling.num_cpus, scorer.num_cpus),
+        ("GPU", sampling.num_gpus, scorer.num_gpus),
     ):
         total = resources.get(kind, 0.0)
         available = total - scorers * other

@@ -214,17 +214,18 @@ def _differences(pool: Pool, selected: Sequence[tuple[Shard, list[int]]]) -> Ite
     total = sum(len(rows) for _, rows in selected)
     with Progress("sampling", total, "images") as progress, sampler_here(SamplingSpec.of(pool)) as sample:
         for shard, rows in selected:
-            anew = sample(shard)["image"]
+            images = sample(shard)["image"]
             positions: Int[np.ndarray, " n"] = np.array(rows, dtype=np.int64)
             pooled = dict(pool.view([shard], [positions]).images())
             for position, row in enumerate(rows):
-                yield None if anew[row].as_py() == pooled[position] else _distance(anew[row].as_py(), pooled[position])
+                image = images[row].as_py()
+                yield None if image == pooled[position] else _distance(image, pooled[position])
             progress.advance(len(rows))
 
 
-def _distance(anew: bytes | None, pooled: bytes) -> int:
+def _distance(image: bytes | None, pooled: bytes) -> int:
     """Return the largest difference of two images' pixels; 255 if one is missing or of another size."""
-    if anew is None:
+    if image is None:
         return 255
-    first, second = (decode_image(data).astype(np.int16) for data in (anew, pooled))
+    first, second = (decode_image(data).astype(np.int16) for data in (image, pooled))
     return int(np.abs(first - second).max()) if first.shape == second.shape else 255

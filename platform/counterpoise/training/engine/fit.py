@@ -30,7 +30,7 @@ from counterpoise.training.parameters.trainable import merged_state_dict, prepar
 
 @dataclass
 class _Progress:
-    """State of a fit between two epochs, beside its trainer's."""
+    """State of a fit between two epochs, in addition to its trainer's."""
 
     epoch: int = 0
     best_epoch: int = 0

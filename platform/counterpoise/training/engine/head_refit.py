@@ -1,4 +1,4 @@
-"""Deep feature reweighting as a stage: the last layer is fitted anew on features, without epochs."""
+"""Deep feature reweighting as a stage: the last layer is refitted on features, without epochs."""
 
 from __future__ import annotations
 
