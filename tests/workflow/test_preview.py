@@ -120,14 +120,14 @@ def test_a_sweep_changes_pixels_and_not_the_noise(make_job):
 @pytest.mark.parametrize(
     ("sweep", "hint"),
     [
-        ("generator.guidance_scale", "is no sweep"),
-        ("=1,2", "is no sweep"),
-        ("generator.guidance_scale=", "is no sweep"),
-        ("generator.guidance_scale=1,,2", "is no sweep"),
-        ("generator.guidance_scale=1,1", "is no sweep"),
+        ("generator.guidance_scale", "invalid --sweep value"),
+        ("=1,2", "invalid --sweep value"),
+        ("generator.guidance_scale=", "invalid --sweep value"),
+        ("generator.guidance_scale=1,,2", "invalid --sweep value"),
+        ("generator.guidance_scale=1,1", "invalid --sweep value"),
         ("generator.guidance_scale=1,1.0", "the same images"),
         ("training.backbone=small_cnn,resnet18", "the same images"),
-        ("data.group=shape,color", "not the generator's"),
+        ("data.group=shape,color", "cannot be swept"),
     ],
 )
 def test_sweeps_that_make_no_sense(make_job, tmp_path, sweep, hint):
