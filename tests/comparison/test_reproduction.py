@@ -104,7 +104,7 @@ def test_a_claim_about_nobody_and_a_wrong_section_are_told(tmp_path):
     file = tmp_path / "bad.yaml"
     body = "extends: experiments/demo\nname: bad\nreproduction: {title: t, paper: p, claims: [%s]}\n"
     file.write_text(body % "{better: nobody, than: erm, metric: accuracy}")
-    with pytest.raises(ConfigError, match=r"reproduction\.claims\.0[\s\S]*nobody[\s\S]*erm, usb, asb, ffr"):
+    with pytest.raises(ConfigError, match=r"reproduction\.claims\.0[\s\S]*nobody[\s\S]*erm, dfr, usb, asb, ffr"):
         reproduction.reproduce(str(file), [f"store={tmp_path / 'store'}"], tmp_path)
     file.write_text(body % "{bettter: erm, than: erm, metric: accuracy}")
     with pytest.raises(ConfigError, match=r"reproduction\.claims\.0"):

@@ -30,6 +30,7 @@ import numpy as np
 from pydantic import Field, ValidationError
 
 from counterpoise.config import Experiment, Section, compose, files
+from counterpoise.core.files import write_files
 from counterpoise.errors import ConfigError, did_you_mean, one_of
 from counterpoise.evaluation import catalogue
 from counterpoise.evaluation.compare import differences
@@ -101,12 +102,13 @@ def reproduce(name: str, overrides: Sequence[str], out: Path) -> dict[str, Any]:
     claims = [{**one.claim.model_dump(), **{key: vars(one)[key] for key in _JUDGED}} for one in judged]
     seconds = max(round(time.monotonic() - started, 1), _seconds_before(out / f"{name}.json", rows))
     result = {"name": name, "rows": rows, "counts": counts, "claims": claims, "seconds": seconds}
-    text = {
-        f"{name}.md": page(spec, name, rows, counts, judged, command, seconds).encode(),
-        f"{name}.json": (json.dumps(result, indent=1) + "\n").encode(),
+    written: dict[str, str | bytes] = {
+        f"{name}.md": page(spec, name, rows, counts, judged, command, seconds),
+        f"{name}.json": json.dumps(result, indent=1) + "\n",
     }
-    picture = {f"{name}.png": _picture(spec, rows)} if len(spec.settings) > 1 else {}
-    return result | {"files": _write(out, text | picture)}
+    if len(spec.settings) > 1:
+        written[f"{name}.png"] = _picture(spec, rows)
+    return result | {"files": write_files(out, written, what="the reproduction")}
 
 
 Counts = dict[str, dict[str, list[int]]]  # setting -> split -> the different numbers of images of its cells
@@ -135,17 +137,6 @@ def _seconds_before(file: Path, rows: list[dict[str, Any]]) -> float:
 
 def _result(row: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in row.items() if not key.startswith("images_")}  # who sampled first may differ
-
-
-def _write(out: Path, files: dict[str, bytes]) -> dict[str, str]:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        for file, data in files.items():
-            (out / file).write_bytes(data)
-    except OSError as error:
-        remedy = "name another folder"
-        raise ConfigError("the tables cannot be written", where="--out", found=error, remedy=remedy) from error
-    return {file: str(out / file) for file in files}
 
 
 def read(name: str, overrides: Sequence[str]) -> tuple[Reproduction, Callable[[Sequence[str]], list[Experiment]]]:

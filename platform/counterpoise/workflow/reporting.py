@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from counterpoise import __version__
-from counterpoise.errors import ConfigError
+from counterpoise.core.files import write_files
 from counterpoise.evaluation.catalogue import judge
 from counterpoise.evaluation.compare import Estimate, table
 from counterpoise.report.content import (
@@ -85,7 +85,8 @@ def write(run: Run, out: Path | None) -> dict[str, Any]:
     """
     report = build_report(run)
     page, rows = render(report), [outcome.result_row() for outcome in run.outcomes]
-    files = save(folder(run, out), {"report.html": page, "results.json": run_log.to_text(rows)})
+    texts = {"report.html": page, "results.json": run_log.to_text(rows)}
+    files = write_files(folder(run, out), texts, what="the report")
     run.log()
     run_log.report(run.session.tracked, page, rows, report)
     conclusion = verdict(report)
@@ -100,22 +101,6 @@ def write(run: Run, out: Path | None) -> dict[str, Any]:
 def folder(run: Run, out: Path | None) -> Path:
     """Where files go: ``out``, or ``reports/NAME``."""
     return out or Path("reports") / run.suite.shared.name
-
-
-def save(folder: Path, files: Mapping[str, str]) -> dict[str, str]:
-    """Writes texts into a folder, which is made if it is not there. Returns the path of each.
-
-    Raises:
-        ConfigError: It cannot be written.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, text in files.items():
-            (folder / name).write_text(text, encoding="utf-8")
-    except OSError as error:
-        remedy = "name another folder"
-        raise ConfigError("the report cannot be written", where="--out", found=error, remedy=remedy) from error
-    return {name: str(folder / name) for name in files}
 
 
 def build_report(run: Run) -> Report:
