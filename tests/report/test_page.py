@@ -13,6 +13,7 @@ from html.parser import HTMLParser
 import pytest
 from PIL import Image
 
+from counterpoise.evaluation.estimate import Estimate
 from counterpoise.report.content import CellPrompts, CellSamples, FilterExamples, PlanTable, PromptTable, gains
 from counterpoise.report.page import (
     depth,
@@ -111,7 +112,7 @@ def test_the_numbers_are_there(make_report):
     text = Page(render(report)).text
     for method in report.methods:
         for metric in ("worst_group_accuracy", "balanced_accuracy", "accuracy", "group_std"):
-            mean, low, high = report.interval(method, metric)
+            mean, low, high = report.estimate(method, metric).to_json()
             assert f"{percent(mean)} {percent(low)} – {percent(high)}" in text
     for row in report.rows:
         low, high = row.intervals["accuracy"]
@@ -185,15 +186,16 @@ def test_best_is_the_best_mean_in_its_direction(make_report):
     html = render(make_report(methods=("erm", "ffr")))
     best = re.findall(r'<td class="best">\s*([\d.]+)', html)
     report = make_report(methods=("erm", "ffr"))
-    assert percent(report.interval("ffr", "group_std")[0]) in best  # less is better
-    assert percent(report.interval("ffr", "worst_group_accuracy")[0]) in best
-    assert percent(report.interval("erm", "group_std")[0]) not in best
+    assert percent(report.estimate("ffr", "group_std").mean) in best  # less is better
+    assert percent(report.estimate("ffr", "worst_group_accuracy").mean) in best
+    assert percent(report.estimate("erm", "group_std").mean) not in best
 
 
 def test_an_unknown_metric_is_shown_under_its_name_and_not_judged(make_report):
     report = make_report(methods=("erm", "ffr"))
     summary = {
-        method: {**metrics, "calibration_error": (0.123, 0.1, 0.14)} for method, metrics in report.summary.items()
+        method: {**metrics, "calibration_error": Estimate(0.123, 0.1, 0.14, 3)}
+        for method, metrics in report.summary.items()
     }
     html = render(make_report(methods=("erm", "ffr"), summary=summary))
     assert "calibration error" in html
@@ -272,7 +274,7 @@ def test_filters():
 def test_the_axis_holds_every_dot(make_report):
     report = make_report()
     scale = dot_scale(report, "worst_group_accuracy")
-    bounds = [value for method in report.methods for value in report.interval(method, "worst_group_accuracy")]
+    bounds = [v for method in report.methods for v in report.estimate(method, "worst_group_accuracy").bounds]
     assert scale.low <= min(bounds)
     assert max(bounds) <= scale.high
     assert scale.ticks[0] == pytest.approx(scale.low)
@@ -351,7 +353,7 @@ def test_the_leaderboard_has_ranks_intervals_costs_and_differences(make_board):
     text = Page(render_leaderboard(board)).text
     for method in board.methods:
         for metric in ("worst_group_accuracy", "accuracy", "group_std", "few"):
-            mean, low, high = board.interval(method, metric)
+            mean, low, high = board.estimate(method, metric).to_json()
             assert f"{percent(mean)} {percent(low)} – {percent(high)}" in text
     assert " 1,440 2 min" in text  # the same with every seed
     assert "2 min 06 s 2 min 04 s – 2 min 08 s" in text  # 125, 126, 127: 126 ± 2.5
@@ -384,7 +386,7 @@ def test_the_heat_map_has_the_gains_over_the_reference(make_board):
 
 def test_one_seed_shows_the_intervals_of_the_test_images(make_board):
     board = make_board(seeds=1)
-    mean, low, high = board.interval("ffr", "accuracy")
+    mean, low, high = board.estimate("ffr", "accuracy").to_json()
     assert (low, high) == pytest.approx(board.rows[0].intervals["accuracy"]) or low < mean < high
     text = Page(render_leaderboard(board)).text
     assert "resampled test images" in text

@@ -34,7 +34,8 @@ from counterpoise.core.files import write_files
 from counterpoise.errors import ConfigError, did_you_mean, one_of
 from counterpoise.evaluation import catalogue
 from counterpoise.evaluation.compare import differences
-from counterpoise.evaluation.scores import Summary, summarize
+from counterpoise.evaluation.estimate import Estimate
+from counterpoise.evaluation.scores import summarize
 from counterpoise.workflow.planning import Dataset
 from counterpoise.workflow.run import Run
 
@@ -240,7 +241,7 @@ def page(
     return "\n\n".join(part.strip() for part in parts if part.strip()) + "\n"
 
 
-def _summaries(spec: Reproduction, rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, dict[str, Summary]]]:
+def _summaries(spec: Reproduction, rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, dict[str, Estimate]]]:
     """Setting → method → metric."""
     return {
         setting: summarize([row for row in rows if row["setting"] == setting], spec.metrics)
@@ -262,11 +263,11 @@ def _tables(spec: Reproduction, rows: Sequence[dict[str, Any]]) -> list[str]:
     methods = list(dict.fromkeys(row["method"] for row in rows))
 
     def cell(setting: str, method: str, metric: str) -> str:
-        summary = found[setting].get(method, {}).get(metric)
-        if summary is None:
+        estimate = found[setting].get(method, {}).get(metric)
+        if estimate is None:
             return ""
-        reach = "" if summary.interval is None else f" ± {50 * (summary.interval[1] - summary.interval[0]):.1f}"
-        return f"{100 * summary.mean:.1f}{reach}"
+        reach = "" if estimate.half_width is None else f" ± {100 * estimate.half_width:.1f}"
+        return f"{100 * estimate.mean:.1f}{reach}"
 
     if len(spec.settings) == 1:
         (only,) = spec.settings

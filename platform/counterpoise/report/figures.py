@@ -14,7 +14,6 @@ from matplotlib.patches import Rectangle
 from PIL import Image, ImageOps
 
 from counterpoise.evaluation.catalogue import OVERALL, PRIMARY, WORST_GROUP, metric
-from counterpoise.evaluation.compare import Estimate
 from counterpoise.report import content
 from counterpoise.report.content import CellSamples, Grid, Rates, Report, Results
 
@@ -62,17 +61,17 @@ def intervals(report: Results) -> Figure | None:
     figure = Figure(figsize=(7, len(shown) * (0.8 + 0.32 * len(report.methods))), layout="constrained")
     for axis, name in zip(figure.subplots(len(shown), squeeze=False).flat, shown, strict=True):
         for height, method in enumerate(report.methods):
-            interval, color = report.interval(method, name), _color(report, method)
-            if interval is None:
+            estimate, color = report.estimate(method, name), _color(report, method)
+            if estimate is None:
                 continue
-            middle, low, high = _in_percent(interval)
-            if low is not None and high is not None:
-                axis.plot([low, high], [height, height], color=color, lw=2, solid_capstyle="round")
+            percent = estimate.scaled(100)
+            if percent.bounds:
+                axis.plot(percent.bounds, [height, height], color=color, lw=2, solid_capstyle="round")
                 if method == report.baseline:
-                    axis.axvspan(low, high, color=_BASELINE, alpha=0.14, lw=0)
+                    axis.axvspan(*percent.bounds, color=_BASELINE, alpha=0.14, lw=0)
             seeds = [100 * value for value in report.values(method, name)]
             axis.plot(seeds, [height + 0.28] * len(seeds), "o", ms=3, mfc="none", mec=color)
-            axis.plot([middle], [height], "o", ms=7, color=color, mec="white")
+            axis.plot([percent.mean], [height], "o", ms=7, color=color, mec="white")
         axis.set_yticks(range(len(report.methods)), report.methods)
         axis.set_ylim(len(report.methods) - 0.4, -0.6)
         title = metric(name, bool(report.groups)).title
@@ -102,21 +101,21 @@ def tradeoff(report: Results) -> Figure | None:
     Returns None if no method has both.
     """
     both = (OVERALL.name, WORST_GROUP.name)
-    if not any(all(report.interval(method, name) for name in both) for method in report.methods):
+    if not any(all(report.estimate(method, name) for name in both) for method in report.methods):
         return None
     figure = Figure(figsize=(7.5, 4.6), layout="constrained")
     axis = figure.subplots()
     for method in report.methods:
-        across, up = (report.interval(method, name) for name in both)
+        across, up = (report.estimate(method, name) for name in both)
         if across is None or up is None:
             continue
-        color, (x, left, right), (y, low, high) = _color(report, method), _in_percent(across), _in_percent(up)
-        if left is not None and right is not None:
-            axis.plot([left, right], [y, y], color=color, lw=1.2, alpha=0.6)
-        if low is not None and high is not None:
-            axis.plot([x, x], [low, high], color=color, lw=1.2, alpha=0.6)
+        color, x, y = _color(report, method), across.scaled(100), up.scaled(100)
+        if x.bounds:
+            axis.plot(x.bounds, [y.mean, y.mean], color=color, lw=1.2, alpha=0.6)
+        if y.bounds:
+            axis.plot([x.mean, x.mean], y.bounds, color=color, lw=1.2, alpha=0.6)
         marker = "s" if method in report.synthetic_methods else "o"
-        axis.plot([x], [y], marker, ms=8, color=color, mec="white", label=_short(method, 24))
+        axis.plot([x.mean], [y.mean], marker, ms=8, color=color, mec="white", label=_short(method, 24))
     names = [metric(name, bool(report.groups)).title for name in both]
     axis.set_xlabel(f"{names[0]} accuracy, %", color=_SOFT)
     axis.set_ylabel(f"{names[1]} accuracy, %", color=_SOFT)
@@ -251,11 +250,6 @@ def plain(axis: Axes) -> None:
     axis.tick_params(length=0, labelcolor=_SOFT)
     for spine in axis.spines.values():
         spine.set_visible(False)
-
-
-def _in_percent(interval: Estimate) -> Estimate:
-    mean, low, high = interval
-    return 100 * mean, None if low is None else 100 * low, None if high is None else 100 * high
 
 
 def _percent(rates: Rates) -> Rates:

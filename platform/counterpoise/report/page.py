@@ -113,8 +113,9 @@ def _scales(results: Results) -> list[Scale]:
 
 def dot_scale(report: Results, metric: str) -> Scale | None:
     """Return an axis that fits all methods' intervals and seeds; None if no method has this metric."""
-    shown = [v for m in report.methods for v in report.interval(m, metric) or () if v is not None]
-    shown += [v for m in report.methods if report.interval(m, metric) for v in report.values(m, metric)]
+    found = {m: estimate for m in report.methods if (estimate := report.estimate(m, metric))}
+    shown = [value for estimate in found.values() for value in (estimate.mean, *(estimate.bounds or ()))]
+    shown += [value for method in found for value in report.values(method, metric)]
     if not shown:
         return None
     least, most = max(min(shown), 0.0), min(max(shown), 1.0)
@@ -204,7 +205,7 @@ def _metric_columns(report: Results) -> list[tuple[str, str | None]]:
     """Return the metrics that some method has, in reading order, each with the method of the best mean."""
     columns = []
     for name in report.defined:
-        means = {m: interval[0] for m in report.methods if (interval := report.interval(m, name))}
+        means = {m: found.mean for m in report.methods if (found := report.estimate(m, name))}
         better = catalogue.metric(name).higher_is_better
         pick = max if better else min
         best = pick(means, key=means.__getitem__) if better is not None and len(means) > 1 else None

@@ -203,8 +203,8 @@ def _best(results: Results, methods: Sequence[str]) -> str:
 
 
 def _value(results: Results, method: str, metric: str | None = None) -> float | None:
-    interval = results.interval(method, metric or results.by)
-    return None if interval is None else interval[0]
+    estimate = results.estimate(method, metric or results.by)
+    return None if estimate is None else estimate.mean
 
 
 def _mean(results: Results, method: str, metric: str | None = None) -> float:

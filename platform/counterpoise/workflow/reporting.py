@@ -14,7 +14,8 @@ import numpy as np
 from counterpoise import __version__
 from counterpoise.core.files import write_files
 from counterpoise.evaluation.catalogue import judge
-from counterpoise.evaluation.compare import Estimate, table
+from counterpoise.evaluation.compare import table
+from counterpoise.evaluation.estimate import Estimate, table_to_json
 from counterpoise.report.content import (
     CellPrompts,
     CellSamples,
@@ -70,7 +71,7 @@ def results(run: Run, split: str) -> dict[str, Any]:
     rows = [outcome.table_row(split) for outcome in run.outcomes]
     return {
         "run_id": run.session.tracked.id,
-        "summary": {method: dict(metrics) for method, metrics in summary(run, split).items()},
+        "summary": table_to_json(summary(run, split)),
         "confidence": run.suite.shared.evaluation.confidence,
         "rows": [{**row, "run_id": run_id} for row, run_id in zip(rows, run.run_ids, strict=True)],
         "stages": {"fitted": run.training.fitted, "found": run.training.found},
@@ -92,7 +93,7 @@ def write(run: Run, out: Path | None) -> dict[str, Any]:
     conclusion = verdict(report)
     return {
         "files": files,
-        "summary": {method: dict(metrics) for method, metrics in report.summary.items()},
+        "summary": table_to_json(report.summary),
         "confidence": report.confidence,
         "verdict": [conclusion.headline, *conclusion.lines],
     }
@@ -163,7 +164,7 @@ def result_row(outcome: MethodResult) -> ResultRow:
 
 
 def summary(run: Run, split: str = "test") -> dict[str, dict[str, Estimate]]:
-    """Return method → metric → (mean, low, high) over seeds on a split; no bounds for one seed."""
+    """Return method → metric → mean and interval over seeds on a split; no interval for one seed."""
     rows = [{"method": outcome.method, **outcome.table_row(split)["metrics"]} for outcome in run.outcomes]
     metrics = list(dict.fromkeys(name for row in rows for name in row if name != "method"))
     return table(rows, metrics, run.suite.shared.evaluation.confidence)
