@@ -15,17 +15,8 @@ from PIL import Image
 
 from counterpoise.evaluation.estimate import Estimate
 from counterpoise.report.content import CellPrompts, CellSamples, FilterExamples, PlanTable, PromptTable, gains
-from counterpoise.report.page import (
-    depth,
-    dot_scale,
-    duration,
-    p_value,
-    percent,
-    points,
-    render,
-    render_leaderboard,
-    three_figures,
-)
+from counterpoise.report.format import p_value, percent, points
+from counterpoise.report.page import depth, dot_scale, render, render_leaderboard
 
 _VOID = {"meta", "img", "br", "hr", "link", "input"}
 _EMPTY_SVG = {"line", "rect", "circle"}
@@ -130,14 +121,6 @@ def test_realism_stands_beside_extractor_resizer_and_counts(make_report):
     assert "hexagon 500 1 – 0.874" in text
     assert 'title="needs 2 real and 2 synthetic images"' in html
     assert "How real" not in Page(render(make_report(methods=("erm",)))).text
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [(None, "–"), (0, "0"), (0.00234567, "0.00235"), (0.9, "0.900"), (12.345, "12.3"), (1234.5, "1,234")],
-)
-def test_three_figures(value, text):
-    assert three_figures(value) == text
 
 
 def test_empty_short_unmeasured_and_worst_cells_are_marked(make_report):
@@ -260,13 +243,7 @@ def test_of_many_cells_the_rarest_are_shown(make_report):
     assert html.count('<article class="cell">') == 64
 
 
-def test_filters():
-    assert [percent(value) for value in (0.1234, None, float("nan"), 1.0)] == ["12.3", "–", "–", "100.0"]
-    assert [points(value) for value in (0.1, -0.104, 0.0001, -0.0001, None)] == ["+10.0", "−10.4", "±0.0", "±0.0", ""]
-    assert [duration(value) for value in (0.04, 59.96, 61, 3599.8, 7260)] == [
-        "0.0 s", "60.0 s", "1 min 01 s", "1 h 00 min", "2 h 01 min"
-    ]  # fmt: skip
-    assert [p_value(value) for value in (0.0004, 0.04567, 1.0, None)] == ["< 0.001", "0.046", "1.000", "–"]
+def test_depth():
     assert depth(0, 0) == "0"
     assert float(depth(0, 100)) == 0 < float(depth(1, 100)) < float(depth(100, 100)) == 1
 

@@ -36,6 +36,8 @@ from counterpoise.evaluation import catalogue
 from counterpoise.evaluation.compare import differences
 from counterpoise.evaluation.estimate import Estimate
 from counterpoise.evaluation.scores import summarize
+from counterpoise.report.format import MISSING, bounds, count, duration, percent, points
+from counterpoise.report.markdown import table
 from counterpoise.workflow.planning import Dataset
 from counterpoise.workflow.run import Run
 
@@ -224,7 +226,7 @@ def page(
     seeds = len({row["seed"] for row in rows})
     parts = [
         f"# {spec.title}",
-        f"{spec.paper}. Ours: `{command}`, {seeds} seeds, {seconds / 60:.0f} min (less what was in the store), "
+        f"{spec.paper}. Ours: `{command}`, {seeds} seeds, {duration(seconds)} (less what was in the store), "
         "means and 95 % Student t-intervals.",
         spec.setup,
         _counts(counts),
@@ -266,17 +268,17 @@ def _tables(spec: Reproduction, rows: Sequence[dict[str, Any]]) -> list[str]:
         estimate = found[setting].get(method, {}).get(metric)
         if estimate is None:
             return ""
-        reach = "" if estimate.half_width is None else f" ± {100 * estimate.half_width:.1f}"
-        return f"{100 * estimate.mean:.1f}{reach}"
+        reach = "" if estimate.half_width is None else f" ± {percent(estimate.half_width)}"
+        return percent(estimate.mean) + reach
 
     if len(spec.settings) == 1:
         (only,) = spec.settings
         body = [[method, *(cell(only, method, metric) for metric in spec.metrics)] for method in methods]
-        return [_table(["method", *map(_title, spec.metrics)], body)]
+        return [table(["method", *map(_title, spec.metrics)], body)]
     tables = []
     for metric in spec.metrics:
         body = [[method, *(cell(setting, method, metric) for setting in spec.settings)] for method in methods]
-        tables += [f"**{_title(metric)}**, %", _table(["method", *spec.settings], body)]
+        tables += [f"**{_title(metric)}**, %", table(["method", *spec.settings], body)]
     return tables
 
 
@@ -289,27 +291,22 @@ def _counts(counts: Counts) -> str:
     body = [
         [setting or "all methods", *(_sizes(sizes[split]) for split in splits)] for setting, sizes in counts.items()
     ]
-    return _table(head, body)
+    return table(head, body)
 
 
 def _sizes(sizes: Sequence[int]) -> str:
-    return f"{sizes[0]:,} … {sizes[-1]:,}" if len(sizes) > 4 else ", ".join(f"{size:,}" for size in sizes)
+    return f"{count(sizes[0])} … {count(sizes[-1])}" if len(sizes) > 4 else ", ".join(map(count, sizes))
 
 
 def _claims(judged: Sequence[ClaimResult]) -> str:
     body = []
     for one in judged:
-        ends = "" if one.interval is None else f" [{100 * one.interval[0]:.1f}, {100 * one.interval[1]:.1f}]"
-        difference = "–" if one.difference is None else f"{100 * one.difference:+.1f}"
+        difference = points(one.difference) or MISSING
+        ends = bounds(one.interval, points)
         claim = f"{one.claim.better} is ahead of {one.claim.than} in {_title(one.claim.metric)}"
         body.append([claim, difference + ends, f"**{one.verdict}**"])
-    return _table(["the paper says", "our difference over seeds, points", ""], body)
+    return table(["the paper says", "our difference over seeds, points", ""], body)
 
 
 def _title(metric: str) -> str:
     return catalogue.metric(metric).title
-
-
-def _table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
-    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
-    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in body)])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from jaxtyping import UInt8
@@ -16,6 +16,7 @@ from PIL import Image, ImageOps
 from counterpoise.evaluation.catalogue import OVERALL, PRIMARY, WORST_GROUP, metric
 from counterpoise.report import content
 from counterpoise.report.content import CellSamples, Grid, Rates, Report, Results
+from counterpoise.report.format import MISSING, count, whole_points
 
 _SHADES = LinearSegmentedColormap.from_list("counts", ["#f4f4f0", "#27648c"])
 _GAINS = LinearSegmentedColormap.from_list("gains", ["#a8410c", "#f4f4f0", "#16705f"])
@@ -44,7 +45,7 @@ def counts(report: Report) -> Figure:
     most = max(max(map(max, grid)) for grid in grids.values())
     figure, axes = _panels(report, list(grids))
     for axis, grid in zip(axes, grids.values(), strict=True):
-        _heat(axis, report, grid, LogNorm(1, max(most, 2)), _SHADES, "{:,.0f}")
+        _heat(axis, report, grid, LogNorm(1, max(most, 2)), _SHADES, count)
         for row, column in np.argwhere(np.asarray(grid) == 0):
             axis.add_patch(_frame(int(column), int(row)))
     return figure
@@ -88,10 +89,10 @@ def cells(report: Results) -> Figure:
     for axis, method in zip(axes, report.methods, strict=True):
         rates = report.cell_accuracies(method)
         if before is None or method == report.baseline:
-            _heat(axis, report, _percent(rates), Normalize(0, 100), _SHADES, "{:.0f}")
+            _heat(axis, report, _percent(rates), Normalize(0, 100), _SHADES, count)
         else:
             change = _percent(content.gains(rates, before))
-            _heat(axis, report, change, Normalize(-50, 50), _GAINS, "{:+.0f}")
+            _heat(axis, report, change, Normalize(-50, 50), _GAINS, whole_points)
     return figure
 
 
@@ -226,7 +227,12 @@ def _panels(report: Results, titles: Sequence[str]) -> tuple[Figure, list[Axes]]
 
 
 def _heat(
-    axis: Axes, report: Results, grid: Grid | Rates, norm: Normalize, shades: LinearSegmentedColormap, text: str
+    axis: Axes,
+    report: Results,
+    grid: Grid | Rates,
+    norm: Normalize,
+    shades: LinearSegmentedColormap,
+    written: Callable[[float], str],
 ) -> None:
     values = np.array([[np.nan if value is None else value for value in row] for row in grid], float)
     drawn = np.ma.masked_invalid(np.maximum(values, 1) if isinstance(norm, LogNorm) else values)
@@ -236,8 +242,8 @@ def _heat(
     for (row, column), value in np.ndenumerate(values) if values.size <= _WRITTEN else ():
         red, green, blue, _ = shades(norm(drawn[row, column])) if not np.isnan(value) else (1, 1, 1, 1)
         ink = "white" if 0.2126 * red + 0.7152 * green + 0.0722 * blue < 0.45 else "black"
-        written = "–" if np.isnan(value) else text.format(round(value) + 0.0).replace("-", "−")
-        axis.text(column, row, written, ha="center", va="center", fontsize=7, color=ink)
+        text = MISSING if np.isnan(value) else written(float(value))
+        axis.text(column, row, text, ha="center", va="center", fontsize=7, color=ink)
     plain(axis)
 
 
