@@ -5,17 +5,20 @@ Epoch.MIX)``. The same seed and address give the same numbers on every machine, 
 work can be split, repeated and resumed. Artifacts in the stores of users rest on these numbers: an address never
 changes, and a new stream takes a free one.
 
-| drawn                                         | address                        |
-| --------------------------------------------- | ------------------------------ |
-| splits, tints, rows that an imbalance keeps   | (:class:`Data`)                |
-| an epoch's order, augmentation and mixing     | (epoch, :class:`Epoch`)        |
-| torch's global generators in an epoch         | (epoch, rank), :func:`torch_seed` |
-| DFR's repetitions                             | (:class:`Dfr`)                 |
-| bootstrap test sets                           | (:data:`BOOTSTRAP`)            |
-| images of a class that realism compares       | (class)                        |
-| factors of a cell of the procedural world     | (cell)                         |
-| an image of the procedural world              | (rendering, number)            |
-| the random tensors, the domain probe, verify  | ()                             |
+| drawn                                                  | address                           |
+| ------------------------------------------------------ | --------------------------------- |
+| splits, tints, rows that an imbalance keeps            | (:class:`Data`)                   |
+| an epoch's order, augmentation and mixing              | (epoch, :class:`Epoch`)           |
+| torch's global generators in an epoch                  | (epoch, rank), :func:`torch_seed` |
+| DFR's search for its strength, and its refits          | (:class:`Dfr`)                    |
+| bootstrap test sets                                    | (:data:`BOOTSTRAP`)               |
+| images of a class that realism compares                | (class)                           |
+| factors of a cell of the procedural world              | (cell)                            |
+| an image of the procedural world                       | (rendering, number)               |
+| tensors drawn at random, domain probe, order of verify | ()                                |
+
+Streams of equal seed and address are equal: those of the bootstrap and of DFR's search, for one. They are drawn from
+for different ends, and to part them would change results that are in stores.
 
 Seeds of synthetic images are no streams: an image's 63-bit seed is cut into slices of bits, by :func:`condition_bits`
 and :func:`dropout_bits`, and the lower 32 bits seed the noise.
