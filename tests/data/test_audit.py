@@ -9,7 +9,7 @@ import pytest
 from scipy.stats import chi2_contingency
 
 from counterpoise.config import Evaluation
-from counterpoise.data.audit import audit, cramers_v, imbalance_factor, render, shots
+from counterpoise.data.audit import audit, cramers_v, imbalance_factor, render
 from counterpoise.storage.schema import LabelSpace
 from counterpoise.storage.view import ImageView
 
@@ -85,7 +85,7 @@ def test_imbalance_factor_leaves_empty_classes_out():
 
 
 def test_shots_are_synaugs():
-    assert shots(np.array([101, 100, 20, 19, 0]), Evaluation()) == ["many", "medium", "medium", "few", "few"]
+    assert [Evaluation().shot(images) for images in (101, 100, 20, 19, 0)] == ["many", "medium", "medium", "few", "few"]
 
 
 def test_suggestions_name_cells_and_plans(result):

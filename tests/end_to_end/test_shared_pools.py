@@ -36,7 +36,7 @@ def run(tmp_path, monkeypatch):
         file = Path(tmp_path, "tiny.yaml")
         file.write_text(FILE.format(methods="\n".join(f"  - {method}" for method in methods), store=tmp_path / "store"))
         with Run(compose.load(str(file), only_method=only)) as job:
-            return job, reporting.run(job, tmp_path / "report")
+            return job, reporting.run_all(job, tmp_path / "report")
 
     return run
 

@@ -7,6 +7,7 @@ from scipy import stats
 from counterpoise.config import Evaluation
 from counterpoise.evaluation.catalogue import COSTS, metric
 from counterpoise.evaluation.compare import differences, holm, ranks, table
+from counterpoise.evaluation.estimate import Estimate
 from counterpoise.evaluation.scores import evaluate
 from counterpoise.storage.schema import LabelSpace
 
@@ -117,29 +118,32 @@ def test_means_and_intervals():
     rows = rows_of(erm=[0.0, 0.1], ffr=[0.7, 0.74, 0.81]) + rows_of("accelerator_seconds", slow=[10.0, 14.0, 12.0])
     found = table(rows, [WORST, "accelerator_seconds"], 0.95)
     reach = stats.t.ppf(0.975, 2) * np.std([0.7, 0.74, 0.81], ddof=1) / np.sqrt(3)
-    assert found["ffr"][WORST] == pytest.approx((0.75, 0.75 - reach, 0.75 + reach))
-    assert found["erm"][WORST] == pytest.approx((0.05, 0.0, 0.05 + 12.7062 * 0.05), abs=1e-4)  # cut at 0
+    assert found["ffr"][WORST].to_json() == pytest.approx([0.75, 0.75 - reach, 0.75 + reach])
+    assert found["erm"][WORST].to_json() == pytest.approx([0.05, 0.0, 0.05 + 12.7062 * 0.05], abs=1e-4)  # cut at 0
     wide = table(rows_of(erm=[0.4, 0.9]), [WORST], 0.95)["erm"][WORST]
-    assert wide[1:] == (0.0, 1.0)
-    mean, low, high = found["slow"]["accelerator_seconds"]
-    assert (mean, low, high) == pytest.approx((12, 12 - 4.302653 * 2 / 3**0.5, 12 + 4.302653 * 2 / 3**0.5), abs=1e-4)
+    assert wide.bounds == (0.0, 1.0)
+    slow = found["slow"]["accelerator_seconds"]
+    reach = 4.302653 * 2 / 3**0.5
+    assert slow.to_json() == pytest.approx([12, 12 - reach, 12 + reach], abs=1e-4)
+    assert slow.half_width == pytest.approx(reach, abs=1e-4)
+    assert (slow.seeds, found["erm"][WORST].seeds) == (3, 2)
     assert WORST not in found["slow"]
 
 
 def test_one_seed_has_the_interval_of_its_test_images():
     rows = [{"method": "erm", "seed": 3, "accuracy": 0.8, "few": 0.5, "intervals": {"accuracy": [0.75, 0.85]}}]
     found = table(rows, ["accuracy", "few"], 0.95)["erm"]
-    assert found == {"accuracy": (0.8, 0.75, 0.85), "few": (0.5, None, None)}
+    assert found == {"accuracy": Estimate(0.8, 0.75, 0.85, 1), "few": Estimate(0.5, None, None, 1)}
     twice = [*rows, {**rows[0], "seed": 4, "accuracy": 0.82}]
-    assert table(twice, ["accuracy"], 0.95)["erm"]["accuracy"] != (0.81, 0.75, 0.85)
+    assert table(twice, ["accuracy"], 0.95)["erm"]["accuracy"].bounds != (0.75, 0.85)
 
 
 def test_ranks_share_places_and_know_the_direction():
     values = {"a": 0.5, "b": 0.7, "c": 0.1 + 0.2, "d": 0.3, "e": 0.7}
-    means = {name: {WORST: (value, None, None)} for name, value in values.items()}
+    means = {name: {WORST: Estimate(value, None, None, 1)} for name, value in values.items()}
     means["none"] = {}
     assert list(ranks(means, WORST).items()) == [("b", 1), ("e", 1), ("a", 3), ("c", 4), ("d", 4), ("none", None)]
-    gaps = {name: {"group_std": (value, None, None)} for name, value in values.items() if name in "ab"}
+    gaps = {name: {"group_std": Estimate(value, None, None, 1)} for name, value in values.items() if name in "ab"}
     assert ranks(gaps, "group_std") == {"a": 1, "b": 2}
 
 

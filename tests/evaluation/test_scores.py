@@ -98,7 +98,7 @@ def test_the_table_over_seeds():
     erm = table["erm"]["worst_group_accuracy"]
     assert erm.mean == pytest.approx(0.3)
     assert erm.seeds == 2
-    assert erm.interval == pytest.approx((0.3 - 12.7062 * 0.1, 0.3 + 12.7062 * 0.1), abs=1e-4)
+    assert erm.bounds == pytest.approx((0.3 - 12.7062 * 0.1, 0.3 + 12.7062 * 0.1), abs=1e-4)
     assert table["erm"]["few"].mean == 0.5
-    assert table["ffr"]["worst_group_accuracy"].interval is None
+    assert table["ffr"]["worst_group_accuracy"].bounds is None
     assert "few" not in table["ffr"]

@@ -17,9 +17,10 @@ from PIL import Image
 from pydantic import TypeAdapter
 
 from counterpoise import config as configuration
+from counterpoise.core.files import new_folder
 from counterpoise.data.dataset import load as load_dataset
 from counterpoise.errors import ConfigError, CounterpoiseError, PlanError
-from counterpoise.export import formats, write
+from counterpoise.export import formats
 from counterpoise.export.content import Content, content, files_needed, together
 from counterpoise.export.write import export
 from counterpoise.storage.codec import decode_image
@@ -288,7 +289,7 @@ def test_what_fails_in_the_middle_leaves_nothing(job, tmp_path, form, monkeypatc
 
 def test_a_folder_that_came_to_be_in_the_meantime_is_left_alone(tmp_path):
     def race():
-        with write.whole(tmp_path / "out") as folder:
+        with new_folder(tmp_path / "out", what="the export") as folder:
             (folder / "ours").write_text("")
             (tmp_path / "out").mkdir()
             (tmp_path / "out" / "theirs").write_text("")

@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw
 from scipy import stats
 
 from counterpoise.evaluation.compare import ranks, table
+from counterpoise.evaluation.estimate import Estimate
 from counterpoise.report.content import (
     CellPrompts,
     CellSamples,
@@ -95,7 +96,7 @@ def summary_of(rows: list[ResultRow]) -> dict:
                 if len(values) > 1:
                     half = stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5
                 bounds = (None, None) if half is None else (float(mean - half), float(mean + half))
-                summary.setdefault(method, {})[name] = (mean, *bounds)
+                summary.setdefault(method, {})[name] = Estimate(mean, *bounds, len(values))
     return summary
 
 

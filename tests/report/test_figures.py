@@ -55,7 +55,7 @@ def test_the_dots_are_where_the_means_are(make_report):
     report = make_report(methods=("erm", "ffr"))
     axis = intervals(report).axes[0]
     drawn = [line.get_xdata() for line in axis.lines if line.get_markersize() == 7 and line.get_marker() == "o"]
-    means = [100 * report.interval(method, "worst_group_accuracy")[0] for method in ("erm", "ffr")]
+    means = [100 * report.estimate(method, "worst_group_accuracy").mean for method in ("erm", "ffr")]
     assert [float(x[0]) for x in drawn] == pytest.approx(means)
 
 
@@ -70,10 +70,10 @@ def test_the_tradeoff_has_a_cross_of_intervals_at_every_mean(make_board):
     marks = {line.get_label(): line for line in axis.lines if line.get_markersize() == 8}
     assert list(marks) == board.methods
     for method, line in marks.items():
-        accuracy, worst = board.interval(method, "accuracy"), board.interval(method, "worst_group_accuracy")
-        assert [*line.get_xdata(), *line.get_ydata()] == pytest.approx([100 * accuracy[0], 100 * worst[0]])
+        accuracy, worst = board.estimate(method, "accuracy"), board.estimate(method, "worst_group_accuracy")
+        assert [*line.get_xdata(), *line.get_ydata()] == pytest.approx([100 * accuracy.mean, 100 * worst.mean])
         across, up = [other for other in axis.lines if other.get_color() == line.get_color() and other is not line]
-        assert list(across.get_xdata()) == pytest.approx([100 * accuracy[1], 100 * accuracy[2]])
-        assert list(up.get_ydata()) == pytest.approx([100 * worst[1], 100 * worst[2]])
+        assert list(across.get_xdata()) == pytest.approx([100 * accuracy.low, 100 * accuracy.high])
+        assert list(up.get_ydata()) == pytest.approx([100 * worst.low, 100 * worst.high])
         assert (line.get_marker() == "s") == (method in board.synthetic)
     tradeoff(make_board(seeds=1)).savefig(io.BytesIO(), format="png", dpi=30)

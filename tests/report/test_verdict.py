@@ -94,7 +94,7 @@ def test_what_is_not_shown_is_called_neither_help_nor_equality():
 
 def test_pairing_shows_what_overlapping_intervals_hide():
     told = report({"erm": 0.4, "usb": 0.42}, ["usb"])
-    (_, _, high), (_, low, _) = told.interval("erm", WORST), told.interval("usb", WORST)
+    high, low = told.estimate("erm", WORST).high, told.estimate("usb", WORST).low
     assert low < high
     assert verdict(told).tone == "good"
 

@@ -45,6 +45,13 @@ def view(store):
     return ImageView.open(store, ["a.parquet", "b.parquet"])
 
 
+def test_distinct_images_are_in_the_order_of_their_places(view):
+    shuffled = view.take(np.array([6, 1, 0, 1, 6, 4]))
+    assert shuffled.distinct().places == [("a.parquet", 0), ("a.parquet", 1), ("a.parquet", 4), ("b.parquet", 1)]
+    assert shuffled.distinct().labels.tolist() == [0, 0, 0, 1]
+    assert ImageView.empty(view.store, NAMES).distinct().places == []
+
+
 def test_counts_and_names(view):
     assert view.names == NAMES
     assert view.counts.tolist() == [[2, 1, 0], [2, 0, 1]]  # the row of unknown group is in no cell

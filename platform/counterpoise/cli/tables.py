@@ -12,6 +12,7 @@ from rich.text import Text
 
 from counterpoise.data.audit import Audit, render
 from counterpoise.evaluation.catalogue import IN_SHORT, metric
+from counterpoise.report.format import MISSING, bounds, count, duration, number, percent, points
 from counterpoise.storage.schema import LabelSpace
 
 _STATES = {"ok": "green", "warn": "yellow", "fail": "bold red"}
@@ -19,8 +20,8 @@ _STATES = {"ok": "green", "warn": "yellow", "fail": "bold red"}
 
 def _table(title: str, *columns: str) -> Table:
     table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for number, column in enumerate(columns):
-        table.add_column(column, justify="left" if number == 0 else "right")
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="left" if index == 0 else "right")
     return table
 
 
@@ -28,7 +29,7 @@ def counts(title: str, grid: Sequence[Sequence[int]], names: LabelSpace) -> Tabl
     """Return a class × group table of counts; empty cells are highlighted."""
     table = _table(title, "class", *(names.groups or ("images",)), *(("all",) if names.groups else ()))
     for name, row in zip(names.classes, grid, strict=True):
-        cells = [Text(f"{count:,}", style="bold red" if count == 0 else "") for count in row]
+        cells = [Text(count(images), style="bold red" if images == 0 else "") for images in row]
         table.add_row(name, *cells, *((f"{sum(row):,}",) if names.groups else ()))
     return table
 
@@ -36,7 +37,7 @@ def counts(title: str, grid: Sequence[Sequence[int]], names: LabelSpace) -> Tabl
 def audit(found: Audit) -> Iterator[RenderableType]:
     """Yield the counts of each cell, their imbalance measures, and suggestions."""
     yield render(found)
-    factor, v = _number(found.imbalance_factor), _number(found.cramers_v)
+    factor, v = number(found.imbalance_factor), number(found.cramers_v)
     yield f"imbalance factor {factor}" + (
         f" · Cramér's V {v} (1: the group determines the class)" if found.groups else ""
     )
@@ -57,7 +58,7 @@ def plan(planned: Mapping[str, Any], names: LabelSpace) -> Iterator[RenderableTy
     time = (
         "time unknown before the first shard"
         if seconds is None
-        else f"about {_duration(seconds)} at the last measured rate"
+        else f"about {duration(seconds)} at the last measured rate"
     )
     yield f"{planned['held']:,} held in the pool, {planned['to_sample']:,} to sample: {time}"
     for method, keys in planned.get("explain", {}).items():
@@ -83,12 +84,12 @@ def synthesis(done: Mapping[str, Any]) -> Iterator[RenderableType]:
     """Yield the images sampled, reused and rejected, their purity, and cells that are short."""
     yield (
         f"{done['images']:,} images selected: {done['sampled']:,} sampled now, {done['reused']:,} reused, "
-        f"{done['quarantined']:,} quarantined; {done['shards']:,} shards, {_number(done['images_per_second'])} images/s"
+        f"{done['quarantined']:,} quarantined; {done['shards']:,} shards, {number(done['images_per_second'])} images/s"
     )
     if done["rejected"]:
-        yield "rejected: " + ", ".join(f"{count:,} by {name}" for name, count in done["rejected"].items())
+        yield "rejected: " + ", ".join(f"{images:,} by {name}" for name, images in done["rejected"].items())
     if done["purity"] is not None:
-        yield f"purity: CLIP assigns {_percent(done['purity'])} % of the images to the cell they were sampled for"
+        yield f"purity: CLIP assigns {percent(done['purity'])} % of the images to the cell they were sampled for"
     for short in done["short_cells"]:
         yield Text(f"short: {short['cell']} has {short['got']:,} of {short['wanted']:,}", style="yellow")
 
@@ -97,7 +98,7 @@ def rows(scored: Mapping[str, Any]) -> Iterator[RenderableType]:
     """Yield the metrics of every method and seed, and the stages that were trained."""
     table = _table("", "method", "seed", *(name.replace("_", " ") for name in IN_SHORT))
     for row in scored["rows"]:
-        table.add_row(row["method"], str(row["seed"]), *(_percent(row["metrics"].get(name)) for name in IN_SHORT))
+        table.add_row(row["method"], str(row["seed"]), *(percent(row["metrics"].get(name)) for name in IN_SHORT))
     yield table
     yield stages(scored["stages"])
 
@@ -137,7 +138,7 @@ def leaderboard(board: Mapping[str, Any]) -> Iterator[RenderableType]:
         table = _table(title, "", "method", "selected by", *map(_head, names))
         for row in board["methods"]:
             values = (_measured(name, row["metrics"].get(name)) for name in names)
-            table.add_row(str(row["place"] or "–"), row["method"], row["regime"], *values)
+            table.add_row(str(row["place"] or MISSING), row["method"], row["regime"], *values)
         yield table
         yield ""
     yield from (f"{row['method']}: {row['about']}" for row in board["methods"] if row["about"])
@@ -156,18 +157,18 @@ def _head(name: str) -> str:
 
 def _measured(name: str, value: Mapping[str, float | None] | None) -> str:
     if value is None or value["mean"] is None:
-        return "–"
+        return MISSING
     if metric(name).is_cost:
-        return f"{value['mean']:,.0f}"
-    ends = "" if value["low"] is None else f"\n{_percent(value['low'])}–{_percent(value['high'])}"
-    return _percent(value["mean"]) + ends
+        return count(value["mean"])
+    ends = "" if value["low"] is None else f"\n{percent(value['low'])}–{percent(value['high'])}"
+    return percent(value["mean"]) + ends
 
 
 def realism(measured: Sequence[Mapping[str, Any]]) -> Iterator[RenderableType]:
     """Yield the realism of each set of synthetic images, over all classes."""
     for found in measured:
         all_classes, extractor = found["rows"][0], found["extractor"]
-        values = " · ".join(f"{name} {_number(all_classes[name])}" for name in ("fid", "density", "coverage", "probe"))
+        values = " · ".join(f"{name} {number(all_classes[name])}" for name in ("fid", "density", "coverage", "probe"))
         yield (
             f"realism of {', '.join(found['methods'])}: {values} ({all_classes['n_synthetic']:,} images against "
             f"{all_classes['n_real']:,} real ones; {extractor['name']}, {extractor['resizer']})"
@@ -184,8 +185,8 @@ def preview(drawn: Mapping[str, Any]) -> Iterator[RenderableType]:
     """Yield the number of images sampled, their rate, and the file."""
     left = f" ({len(drawn['left_out']):,} cells left out: raise --cells)" if drawn["left_out"] else ""
     yield (
-        f"{drawn['images']:,} images of {drawn['cells']:,} cells{left} in {_duration(drawn['seconds'])}, "
-        f"{_number(drawn['images_per_second'])} images/s"
+        f"{drawn['images']:,} images of {drawn['cells']:,} cells{left} in {duration(drawn['seconds'])}, "
+        f"{number(drawn['images_per_second'])} images/s"
     )
     if drawn["defects"]:
         yield Text(f"{drawn['defects']:,} of them are unusable, shown as grey squares", style="yellow")
@@ -218,10 +219,11 @@ def reproduction(done: Mapping[str, Any]) -> Iterator[RenderableType]:
     """Yield the verdict on each claim, and the files."""
     table = _table("Claims", "the paper says", "ours, points", "")
     for claim in done["claims"]:
-        ends = [claim["difference"], *(claim["interval"] or (None, None))]
+        difference = points(claim["difference"]) or MISSING
+        ends = bounds(claim["interval"], points)
         state = {"holds": "ok", "reversed": "fail"}.get(claim["verdict"], "warn")
         statement = f"{claim['better']} is ahead of {claim['than']} in {claim['metric']}"
-        table.add_row(statement, _interval(ends), Text(claim["verdict"], style=_STATES[state]))
+        table.add_row(statement, difference + ends, Text(claim["verdict"], style=_STATES[state]))
     if done["claims"]:
         yield table
     yield from files(done["files"])
@@ -236,19 +238,5 @@ def checks(found: Sequence[Any]) -> Iterator[RenderableType]:
 
 
 def _interval(value: Sequence[float | None]) -> str:
-    mean, low, high = value
-    return f"{_percent(mean)} [{_percent(low)}, {_percent(high)}]" if low is not None else _percent(mean)
-
-
-def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.1f}"
-
-
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3g}"
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
+    mean, *ends = value
+    return percent(mean) + bounds(ends)

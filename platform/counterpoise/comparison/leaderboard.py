@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from counterpoise.config import ActorResources, Experiment, compose
+from counterpoise.core.files import make_folder, write_files
 from counterpoise.errors import ConfigError, did_you_mean, one_of
 from counterpoise.evaluation import catalogue
 from counterpoise.evaluation.catalogue import COSTS, DEVICE_TIME, IMAGES_DRAWN
@@ -64,10 +65,11 @@ def compare(run: Run, by: str | None, out: Path | None) -> dict[str, Any]:
     """
     by = _judge(run, by)
     folder = reporting.folder(run, out)
-    reporting.save(folder, {})
+    make_folder(folder, what="the leaderboard")
     board = build_leaderboard(run, by)
     page, content = render_leaderboard(board), board.to_json()
-    files = reporting.save(folder, {"leaderboard.html": page, "leaderboard.json": run_log.to_text(content)})
+    texts = {"leaderboard.html": page, "leaderboard.json": run_log.to_text(content)}
+    files = write_files(folder, texts, what="the leaderboard")
     run.log()
     run_log.leaderboard(run.session.tracked, page, board)
     return {"run_id": run.session.tracked.id, **content, "files": files}

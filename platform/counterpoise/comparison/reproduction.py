@@ -30,10 +30,14 @@ import numpy as np
 from pydantic import Field, ValidationError
 
 from counterpoise.config import Experiment, Section, compose, files
+from counterpoise.core.files import write_files
 from counterpoise.errors import ConfigError, did_you_mean, one_of
 from counterpoise.evaluation import catalogue
 from counterpoise.evaluation.compare import differences
-from counterpoise.evaluation.scores import Summary, summarize
+from counterpoise.evaluation.estimate import Estimate
+from counterpoise.evaluation.scores import summarize
+from counterpoise.report.format import MISSING, bounds, count, duration, percent, points
+from counterpoise.report.markdown import table
 from counterpoise.workflow.planning import Dataset
 from counterpoise.workflow.run import Run
 
@@ -102,12 +106,13 @@ def reproduce(name: str, overrides: Sequence[str], out: Path) -> dict[str, Any]:
     claims = [{**one.claim.model_dump(), **{key: vars(one)[key] for key in _JUDGED}} for one in judged]
     seconds = max(round(time.monotonic() - started, 1), _seconds_before(out / f"{name}.json", rows))
     result = {"name": name, "rows": rows, "counts": counts, "claims": claims, "seconds": seconds}
-    text = {
-        f"{name}.md": page(spec, name, rows, counts, judged, command, seconds).encode(),
-        f"{name}.json": (json.dumps(result, indent=1) + "\n").encode(),
+    written: dict[str, str | bytes] = {
+        f"{name}.md": page(spec, name, rows, counts, judged, command, seconds),
+        f"{name}.json": json.dumps(result, indent=1) + "\n",
     }
-    picture = {f"{name}.png": _picture(spec, rows)} if len(spec.settings) > 1 else {}
-    return result | {"files": _write(out, text | picture)}
+    if len(spec.settings) > 1:
+        written[f"{name}.png"] = _picture(spec, rows)
+    return result | {"files": write_files(out, written, what="the reproduction")}
 
 
 Counts = dict[str, dict[str, list[int]]]  # setting -> split -> the different numbers of images of its cells
@@ -138,17 +143,6 @@ def _result(row: dict[str, Any]) -> dict[str, Any]:
     return {
         key: value for key, value in row.items() if not key.startswith("images_")
     }  # these depend on the order of runs
-
-
-def _write(out: Path, files: dict[str, bytes]) -> dict[str, str]:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        for file, data in files.items():
-            (out / file).write_bytes(data)
-    except OSError as error:
-        remedy = "choose a writable folder"
-        raise ConfigError("the tables cannot be written", where="--out", found=error, remedy=remedy) from error
-    return {file: str(out / file) for file in files}
 
 
 def read(name: str, overrides: Sequence[str]) -> tuple[Reproduction, Callable[[Sequence[str]], list[Experiment]]]:
@@ -237,7 +231,7 @@ def page(
     seeds = len({row["seed"] for row in rows})
     parts = [
         f"# {spec.title}",
-        f"{spec.paper}. Ours: `{command}`, {seeds} seeds, {seconds / 60:.0f} min (less what was in the store), "
+        f"{spec.paper}. Ours: `{command}`, {seeds} seeds, {duration(seconds)} (less what was in the store), "
         "means and 95 % Student t-intervals.",
         spec.setup,
         _counts(counts),
@@ -254,7 +248,7 @@ def page(
     return "\n\n".join(part.strip() for part in parts if part.strip()) + "\n"
 
 
-def _summaries(spec: Reproduction, rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, dict[str, Summary]]]:
+def _summaries(spec: Reproduction, rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, dict[str, Estimate]]]:
     """Return setting → method → metric → mean and interval over seeds."""
     return {
         setting: summarize([row for row in rows if row["setting"] == setting], spec.metrics)
@@ -276,20 +270,20 @@ def _tables(spec: Reproduction, rows: Sequence[dict[str, Any]]) -> list[str]:
     methods = list(dict.fromkeys(row["method"] for row in rows))
 
     def cell(setting: str, method: str, metric: str) -> str:
-        summary = summaries[setting].get(method, {}).get(metric)
-        if summary is None:
+        estimate = summaries[setting].get(method, {}).get(metric)
+        if estimate is None:
             return ""
-        half_width = "" if summary.interval is None else f" ± {50 * (summary.interval[1] - summary.interval[0]):.1f}"
-        return f"{100 * summary.mean:.1f}{half_width}"
+        half_width = "" if estimate.half_width is None else f" ± {percent(estimate.half_width)}"
+        return percent(estimate.mean) + half_width
 
     if len(spec.settings) == 1:
         (only,) = spec.settings
         body = [[method, *(cell(only, method, metric) for metric in spec.metrics)] for method in methods]
-        return [_table(["method", *map(_title, spec.metrics)], body)]
+        return [table(["method", *map(_title, spec.metrics)], body)]
     tables = []
     for metric in spec.metrics:
         body = [[method, *(cell(setting, method, metric) for setting in spec.settings)] for method in methods]
-        tables += [f"**{_title(metric)}**, %", _table(["method", *spec.settings], body)]
+        tables += [f"**{_title(metric)}**, %", table(["method", *spec.settings], body)]
     return tables
 
 
@@ -302,27 +296,22 @@ def _counts(counts: Counts) -> str:
     body = [
         [setting or "all methods", *(_sizes(sizes[split]) for split in splits)] for setting, sizes in counts.items()
     ]
-    return _table(head, body)
+    return table(head, body)
 
 
 def _sizes(sizes: Sequence[int]) -> str:
-    return f"{sizes[0]:,} … {sizes[-1]:,}" if len(sizes) > 4 else ", ".join(f"{size:,}" for size in sizes)
+    return f"{count(sizes[0])} … {count(sizes[-1])}" if len(sizes) > 4 else ", ".join(map(count, sizes))
 
 
 def _claims(judged: Sequence[ClaimResult]) -> str:
     body = []
     for one in judged:
-        ends = "" if one.interval is None else f" [{100 * one.interval[0]:.1f}, {100 * one.interval[1]:.1f}]"
-        difference = "–" if one.difference is None else f"{100 * one.difference:+.1f}"
+        difference = points(one.difference) or MISSING
+        ends = bounds(one.interval, points)
         claim = f"{one.claim.better} is ahead of {one.claim.than} in {_title(one.claim.metric)}"
         body.append([claim, difference + ends, f"**{one.verdict}**"])
-    return _table(["the paper says", "our difference over seeds, points", ""], body)
+    return table(["the paper says", "our difference over seeds, points", ""], body)
 
 
 def _title(metric: str) -> str:
     return catalogue.metric(metric).title
-
-
-def _table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
-    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
-    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in body)])

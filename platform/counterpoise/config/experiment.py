@@ -22,6 +22,10 @@ class Evaluation(Section, decides="metrics"):
     many: PositiveInt = 100  # a class with more training images than this is many-shot
     few: PositiveInt = 20  # a class with fewer training images than this is few-shot
 
+    def shot(self, images: int) -> Literal["many", "medium", "few"]:
+        """Return the kind of a class by its number of training images (Liu et al. 2019; SYNAuG, section 4)."""
+        return "many" if images > self.many else "few" if images < self.few else "medium"
+
 
 class Realism(Section, decides="metrics"):
     """Realism of the synthetic images against the real training images: FID, density, coverage, domain probe."""

@@ -79,7 +79,7 @@ def audit(view: ImageView, evaluation: config.Evaluation) -> Audit:
         "cramers_v": cramers_v(counts["train"]),
         "majority_group": groups,
         "majority_rate": rates,
-        "shots": dict(zip(names.classes, shots(of_class, evaluation), strict=True)),
+        "shots": {name: evaluation.shot(images) for name, images in zip(names.classes, of_class.tolist(), strict=True)},
         "unknown_group": int(np.sum(train.groups < 0)) if names.groups else 0,
         "empty_cells": [
             [names.classes[label], *names.groups[group : group + 1]]
@@ -106,11 +106,6 @@ def cramers_v(counts: Int[np.ndarray, "classes groups"]) -> float | None:
     expected = np.outer(observed.sum(1), observed.sum(0)) / observed.sum()
     chi2 = ((observed - expected) ** 2 / expected).sum()
     return float(np.sqrt(chi2 / observed.sum() / (min(observed.shape) - 1)))
-
-
-def shots(counts: Int[np.ndarray, " classes"], evaluation: config.Evaluation) -> list[str]:
-    """Label classes many above ``evaluation.many`` images, few below ``.few``, else medium (SYNAuG, section 4)."""
-    return ["many" if n > evaluation.many else "few" if n < evaluation.few else "medium" for n in counts]
 
 
 def _majorities(

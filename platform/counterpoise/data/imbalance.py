@@ -15,12 +15,12 @@ import numpy as np
 from jaxtyping import Int, Shaped
 
 from counterpoise import config
+from counterpoise.core.rng import Data, stream
 from counterpoise.errors import DataError, did_you_mean, one_of
 from counterpoise.storage.schema import LabelSpace, cell_counts
 
 LEAST = 10
 _KEY = "data.imbalance"
-_STREAM = 3  # distinct from the streams of splits (1) and tints (2)
 
 
 def keep(
@@ -46,7 +46,7 @@ def keep(
     Raises:
         DataError: The rule names unknown classes or groups, or needs more training rows than there are.
     """
-    order = np.argsort(np.random.default_rng((seed, _STREAM)).random(len(labels)), kind="stable")
+    order = np.argsort(stream(seed, Data.IMBALANCE).random(len(labels)), kind="stable")
     kept = [np.flatnonzero(splits == "test")]
     available = {
         part: cell_counts(labels[splits == part], groups[splits == part], names) for part in ("train", "validation")

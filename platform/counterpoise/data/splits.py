@@ -6,10 +6,10 @@ import numpy as np
 from jaxtyping import Int, Shaped
 
 from counterpoise import config
+from counterpoise.core.rng import Data, stream
 from counterpoise.errors import DataError, one_of
 from counterpoise.storage.schema import SPLITS
 
-_SPLIT_STREAM, _TINT_STREAM = 1, 2
 _VALIDATION = 0.1  # share of the training rows, if the dataset has no validation split and `data.splits` is not set
 
 
@@ -44,7 +44,7 @@ def draw_splits(
     elif shares is None and "test" not in given_splits:
         remedy = "set data.splits, for example {train: 0.8, validation: 0.1, test: 0.1}, to draw one"
         raise DataError("there is no test split", where="data", found=one_of(sorted(given_splits)), remedy=remedy)
-    rng = np.random.default_rng((seed, _SPLIT_STREAM))
+    rng = stream(seed, Data.SPLITS)
     remaining = 1.0
     for part, share in (
         ("test", shares.test if shares else 0),
@@ -78,7 +78,7 @@ def draw_tints(
     labels: Int[np.ndarray, " n"], splits: Shaped[np.ndarray, " n"], colors: int, seed: int
 ) -> Int[np.ndarray, " n"]:
     """Draw a colour for each row, each colour equally often in each class of each split (up to one)."""
-    rng = np.random.default_rng((seed, _TINT_STREAM))
+    rng = stream(seed, Data.TINTS)
     order = np.lexsort((rng.random(len(labels)), labels, splits.astype(str)))
     cells = np.stack([labels[order], np.unique(splits.astype(str), return_inverse=True)[1][order]])
     starts = np.flatnonzero(np.any(np.diff(cells, prepend=-1) != 0, axis=0))

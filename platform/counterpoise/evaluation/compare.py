@@ -11,17 +11,17 @@ Rows are mappings with ``method``, ``seed``, metrics by name, and for one seed `
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 
 from counterpoise.evaluation.catalogue import metric as entry_of
+from counterpoise.evaluation.estimate import Estimate
 from counterpoise.evaluation.intervals import t_interval
-from counterpoise.evaluation.scores import Summary, summarize
+from counterpoise.evaluation.scores import summarize
 
 Row = Mapping[str, Any]
-Estimate = tuple[float, float | None, float | None]  # mean, low, high; no bounds if the noise is unknown
 Outcome = Literal["better", "worse", "not shown"]
 
 _EQUAL = 1e-12  # differences up to here are rounding
@@ -36,17 +36,17 @@ def table(rows: Iterable[Row], metrics: Iterable[str], confidence: float) -> dic
     rows = list(rows)
     intervals = {row["method"]: row.get("intervals", {}) for row in rows}
     return {
-        method: {name: _bounded(name, summary, intervals[method].get(name)) for name, summary in summaries.items()}
-        for method, summaries in summarize(rows, metrics, confidence).items()
+        method: {name: _bounded(name, estimate, intervals[method].get(name)) for name, estimate in estimates.items()}
+        for method, estimates in summarize(rows, metrics, confidence).items()
     }
 
 
-def _bounded(metric: str, summary: Summary, of_images: Sequence[float] | None) -> Estimate:
-    bounds = summary.interval or (of_images if summary.seeds == 1 else None)
+def _bounded(metric: str, estimate: Estimate, of_images: Sequence[float] | None) -> Estimate:
+    bounds = estimate.bounds or (of_images if estimate.seeds == 1 else None)
     if bounds is None:
-        return summary.mean, None, None
+        return estimate
     low, high = bounds
-    return summary.mean, max(low, 0.0), high if entry_of(metric).is_cost else min(high, 1.0)
+    return replace(estimate, low=max(low, 0.0), high=high if entry_of(metric).is_cost else min(high, 1.0))
 
 
 def ranks(means: Mapping[str, Mapping[str, Estimate]], metric: str) -> dict[str, int | None]:
@@ -56,7 +56,7 @@ def ranks(means: Mapping[str, Mapping[str, Estimate]], metric: str) -> dict[str,
     Methods without the metric come last and have no rank.
     """
     sign = -1 if entry_of(metric).higher_is_better else 1
-    values = {method: sign * row[metric][0] for method, row in means.items() if metric in row}
+    values = {method: sign * row[metric].mean for method, row in means.items() if metric in row}
     placed: dict[str, int | None] = {
         method: 1 + sum(other < value - _EQUAL for other in values.values())
         for method, value in sorted(values.items(), key=lambda item: item[1])

@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from jaxtyping import Float, Int
 
+from counterpoise.core.rng import BOOTSTRAP, stream
+
 _CHUNK = 2_000_000  # counts in memory at once
 
 
@@ -18,7 +20,7 @@ def resampled_confusions(
     Drawing n of a cell's n images with replacement and counting their predictions is one multinomial draw of n with
     the cell's proportions, so nothing is drawn per image.
     """
-    random = np.random.default_rng([seed, 0])
+    random = stream(seed, BOOTSTRAP)
     images = confusion.sum(-1)
     uniform = np.full(confusion.shape, 1 / confusion.shape[-1])  # any value serves for cells without images
     share = np.divide(confusion, images[..., None], out=uniform, where=images[..., None] > 0)

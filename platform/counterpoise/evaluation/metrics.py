@@ -153,9 +153,9 @@ def shots(
     settings: config.Evaluation,
 ) -> Values:
     """Compute mean accuracy over classes with many, medium and few training images (Liu et al. 2019; SYNAuG §4.1)."""
-    many, few = train_counts > settings.many, train_counts < settings.few
-    kinds = {MANY.name: many, MEDIUM.name: ~many & ~few, FEW.name: few}
-    return {name: _mean_over(accuracies[..., kind]) for name, kind in kinds.items() if kind.any()}
+    kinds = np.array([settings.shot(images) for images in train_counts.tolist()])
+    members = {kind.name: kinds == kind.name for kind in (MANY, MEDIUM, FEW)}
+    return {name: _mean_over(accuracies[..., classes]) for name, classes in members.items() if classes.any()}
 
 
 def _overall(confusion: Int[np.ndarray, "*resamples groups classes classes"]) -> Float[np.ndarray, "*resamples"]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from counterpoise import config
+from counterpoise.evaluation.estimate import Estimate
 from counterpoise.evaluation.intervals import percentile_interval, resampled_confusions, t_interval
 from counterpoise.evaluation.metrics import all_metrics, cell_accuracies, confusion_counts
 from counterpoise.storage.schema import LabelSpace
@@ -106,19 +107,10 @@ def _number(value: Any) -> float | None:
     return None if np.isnan(value) else float(value)
 
 
-@dataclass(frozen=True)
-class Summary:
-    """Mean of a metric over a method's seeds, with Student's t interval (None for one seed)."""
-
-    mean: float
-    interval: Interval | None
-    seeds: int
-
-
 def summarize(
     rows: Iterable[Mapping[str, Any]], metrics: Iterable[str], confidence: float = 0.95
-) -> dict[str, dict[str, Summary]]:
-    """Return the table method → metric → mean and interval over seeds.
+) -> dict[str, dict[str, Estimate]]:
+    """Return the table method → metric → mean over seeds, with Student's t interval from two seeds on.
 
     Args:
         rows: Results, each with ``method`` and metrics; a metric that a row lacks, or that is None, is skipped.
@@ -126,13 +118,14 @@ def summarize(
         confidence: Confidence of the intervals.
     """
     rows, metrics = list(rows), list(metrics)
-    table: dict[str, dict[str, Summary]] = {}
+    table: dict[str, dict[str, Estimate]] = {}
     for method in dict.fromkeys(row["method"] for row in rows):
         of_method = [row for row in rows if row["method"] == method]
         columns = {metric: [row[metric] for row in of_method if row.get(metric) is not None] for metric in metrics}
-        table[method] = {
-            metric: Summary(float(np.mean(values)), t_interval(values, confidence), len(values))
-            for metric, values in columns.items()
-            if values
-        }
+        table[method] = {metric: _estimate(values, confidence) for metric, values in columns.items() if values}
     return table
+
+
+def _estimate(values: Sequence[int | float], confidence: float) -> Estimate:
+    low, high = t_interval(values, confidence) or (None, None)
+    return Estimate(float(np.mean(values)), low, high, len(values))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ import yaml
 from counterpoise import __version__
 from counterpoise.config.identity import without
 from counterpoise.export.content import Content
+from counterpoise.report.markdown import table
 from counterpoise.storage.schema import LabelSpace
 
 _PROMPTS = 60  # listed at most; all are in the rows
@@ -79,14 +79,14 @@ def _images(content: Content) -> str:
     overlap = "\n\nAn image in several plans is exported once; the column `plans` names them." if shared else ""
     if not names.groups:
         rows = [[name, *(f"{grid[code, 0]:,}" for grid in grids.values())] for code, name in enumerate(names.classes)]
-        return f"{summary}.\n\n{_table(['class', *grids], rows)}{overlap}"
+        return f"{summary}.\n\n{table(['class', *grids], rows)}{overlap}"
     parts = [f"{name}:\n\n{_cells(grid, names)}" for name, grid in grids.items()]
     return "\n\n".join([f"{summary}.", *parts]) + overlap
 
 
 def _cells(grid: np.ndarray, names: LabelSpace) -> str:
     rows = [[name, *(f"{count:,}" for count in grid[code])] for code, name in enumerate(names.classes)]
-    return _table(["class", *names.groups], rows)
+    return table(["class", *names.groups], rows)
 
 
 def _generator(content: Content, dataset_digest: str) -> str:
@@ -100,7 +100,7 @@ def _generator(content: Content, dataset_digest: str) -> str:
         "wrote this card: read the model's card before redistributing these images"
         + (", and the real dataset's licence" if "real" in content.view.index["source"].to_pylist() else "")
     )
-    return f"Sampled by Counterpoise {__version__}.\n\n{_table(['', ''], rows)}\n\n{licence}."
+    return f"Sampled by Counterpoise {__version__}.\n\n{table(['', ''], rows)}\n\n{licence}."
 
 
 def _prompts(content: Content) -> str:
@@ -154,8 +154,3 @@ def _config(content: Content) -> str:
     tree = without(content.experiment, "runtime")
     shown = {key: value for key, value in tree.items() if key not in ("store", "seed")}
     return yaml.safe_dump(shown, sort_keys=False, allow_unicode=True)
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
+from operator import add
 from typing import Any
 
 import pyarrow as pa
@@ -101,21 +103,16 @@ def _the_method(run: Run) -> Experiment:
 
 def together(views: Mapping[str, ImageView]) -> ImageView:
     """Merge views: every image once, by cell and index, with the names of its views in the column ``plans``."""
-    takers: dict[tuple[str, int], list[str]] = {}
-    firsts = []
-    for name, view in views.items():
-        places = list(zip(view.index["key"].to_pylist(), view.index["row"].to_pylist(), strict=True))
-        new = [position for position, place in enumerate(places) if place not in takers]
-        firsts.append(view.index.take(pa.array(new, pa.int64())))
-        for place in places:
-            takers.setdefault(place, []).append(name)
-    index = pa.concat_tables(firsts, promote_options="default")
+    view = reduce(add, views.values()).distinct()
+    takers: dict[tuple[str, int], list[str]] = {place: [] for place in view.places}
+    for name, taken in views.items():
+        for place in taken.places:
+            takers[place].append(name)
     column = pa.array([",".join(names) for names in takers.values()], pa.string())
-    index = index.append_column("plans", column)
+    index = view.index.append_column("plans", column)
     if "index" in index.column_names:  # an empty view has no columns but those of real images
         index = index.sort_by([(name, "ascending") for name in ("label", "group", "index")])
-    some = next(iter(views.values()))
-    return ImageView(some.store, some.names, index)
+    return ImageView(view.store, view.names, index)
 
 
 def files_needed(count: int, per_file: int) -> int:

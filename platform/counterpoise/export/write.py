@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from counterpoise.core.files import new_folder, write_files
 from counterpoise.core.progress import Progress
 from counterpoise.errors import ConfigError
 from counterpoise.export.card import card
@@ -38,9 +35,10 @@ def export(
     check_free(out)
     check(form)
     exported = content(run, plans, with_real)
-    with whole(out) as folder:
+    with new_folder(out, what="the export", where=f"--out {out}") as folder:
         FORMATS[form](folder, exported, _counted(exported), per_file)
-        (folder / "README.md").write_text(card(exported, form, run.dataset.loaded.view.digest), encoding="utf-8")
+        text = card(exported, form, run.dataset.loaded.view.digest)
+        write_files(folder, {"README.md": text}, what="the export", where=f"--out {out}")
     sizes = [path.stat().st_size for path in out.rglob("*") if path.is_file()]
     return {"format": form, "out": str(out), "images": len(exported), "bytes": sum(sizes), "files": len(sizes)}
 
@@ -59,29 +57,3 @@ def check_free(out: Path) -> None:
     if out.exists() or out.is_symlink():
         remedy = "choose a folder that does not exist, or empty this one"
         raise ConfigError("an export needs an empty folder", where=f"--out {out}", remedy=remedy)
-
-
-@contextlib.contextmanager
-def whole(out: Path) -> Iterator[Path]:
-    """Yield a temporary folder that is renamed to ``out`` at the end. After an error nothing of it remains.
-
-    It is a hidden folder in the nearest existing parent of ``out``, on the same disk.
-
-    Raises:
-        ConfigError: The folder cannot be written, or ``out`` was created in the meantime.
-    """
-    above = next(folder for folder in out.absolute().parents if folder.is_dir())
-    temporary = None
-    try:
-        temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=above))
-        inner = temporary / out.name
-        inner.mkdir()  # with the default permissions; mkdtemp's are for the owner alone
-        yield inner
-        out.parent.mkdir(parents=True, exist_ok=True)
-        os.rename(inner, out)
-    except OSError as error:
-        remedy = "choose a writable folder with free space"
-        raise ConfigError("the export cannot be written", where=f"--out {out}", found=error, remedy=remedy) from error
-    finally:
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)

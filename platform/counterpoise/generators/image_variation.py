@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from counterpoise import config
+from counterpoise.core.rng import dropout_bits
 from counterpoise.generators.text_to_image import TextToImage
 
 
@@ -53,6 +54,6 @@ def drop_out(embeds: Float[Tensor, "n d"], condition: config.Condition, seeds: S
     if not condition.dropout:
         return embeds
     parts = embeds.shape[1] if condition.dropout_of == "element" else 1
-    draws = [torch.rand(parts, generator=torch.Generator().manual_seed(seed >> 31)) for seed in seeds]
+    draws = [torch.rand(parts, generator=torch.Generator().manual_seed(dropout_bits(seed))) for seed in seeds]
     kept = (torch.stack(draws) >= condition.dropout).to(embeds)
     return embeds * kept / (1 - condition.dropout if condition.rescale else 1)

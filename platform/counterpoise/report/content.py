@@ -8,14 +8,12 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from counterpoise.evaluation.catalogue import JUDGES, METRICS
-
-if TYPE_CHECKING:  # scipy.stats, which audit and plan do without
-    from counterpoise.evaluation.compare import Estimate
+from counterpoise.evaluation.estimate import Estimate
 
 Grid = list[list[int]]
 Rates = list[list[float | None]]
@@ -137,7 +135,7 @@ class Results:
         config_yaml: The effective configuration.
         classes, groups: Names, in the order of the grids.
         rows: The results; methods are shown in the order of their first row.
-        summary: Method -> metric -> (mean, low, high) over seeds.
+        summary: Method -> metric -> mean and interval over seeds.
         baseline: The method with real images only; None if it was not run.
         control: The method with real images only and as many steps as the costliest method.
         control_of: Description of the equal-compute control: ``method`` (the costliest one, whose steps it takes),
@@ -194,7 +192,7 @@ class Results:
     @property
     def defined(self) -> list[str]:
         """The metrics that some method has, in reading order; metrics outside the catalogue come last."""
-        names = dict.fromkeys(n for m in self.methods for n in self.summary.get(m, ()) if self.interval(m, n))
+        names = dict.fromkeys(n for m in self.methods for n in self.summary.get(m, ()) if self.estimate(m, n))
         return [*(name for name in METRICS if name in names), *(name for name in names if name not in METRICS)]
 
     @property
@@ -202,15 +200,15 @@ class Results:
         """Group names, or one empty name."""
         return self.groups or [""]
 
-    def interval(self, method: str, metric: str) -> Estimate | None:
+    def estimate(self, method: str, metric: str) -> Estimate | None:
         """Return mean and interval; None if the metric was not measured. One seed has no interval of seeds."""
-        mean, low, high = self.summary.get(method, {}).get(metric, (None, None, None))
-        if mean is None or math.isnan(mean):
+        estimate = self.summary.get(method, {}).get(metric)
+        if estimate is None or math.isnan(estimate.mean):
             return None
         repeated = sum(row.method == method for row in self.rows) > 1
-        if not (repeated or self.of_images) or low is None or high is None or math.isnan(low) or math.isnan(high):
-            return mean, None, None
-        return mean, low, high
+        if not (repeated or self.of_images) or any(map(math.isnan, estimate.bounds or ())):
+            return replace(estimate, low=None, high=None)
+        return estimate
 
     def values(self, method: str, metric: str) -> list[float]:
         """Return the metric's value of each seed."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from jaxtyping import UInt8
@@ -14,9 +14,9 @@ from matplotlib.patches import Rectangle
 from PIL import Image, ImageOps
 
 from counterpoise.evaluation.catalogue import OVERALL, PRIMARY, WORST_GROUP, metric
-from counterpoise.evaluation.compare import Estimate
 from counterpoise.report import content
 from counterpoise.report.content import CellSamples, Grid, Rates, Report, Results
+from counterpoise.report.format import MISSING, count, whole_points
 
 _SHADES = LinearSegmentedColormap.from_list("counts", ["#f4f4f0", "#27648c"])
 _GAINS = LinearSegmentedColormap.from_list("gains", ["#a8410c", "#f4f4f0", "#16705f"])
@@ -45,7 +45,7 @@ def counts(report: Report) -> Figure:
     most = max(max(map(max, grid)) for grid in grids.values())
     figure, axes = _panels(report, list(grids))
     for axis, grid in zip(axes, grids.values(), strict=True):
-        _heat(axis, report, grid, LogNorm(1, max(most, 2)), _SHADES, "{:,.0f}")
+        _heat(axis, report, grid, LogNorm(1, max(most, 2)), _SHADES, count)
         for row, column in np.argwhere(np.asarray(grid) == 0):
             axis.add_patch(_frame(int(column), int(row)))
     return figure
@@ -62,17 +62,17 @@ def intervals(report: Results) -> Figure | None:
     figure = Figure(figsize=(7, len(shown) * (0.8 + 0.32 * len(report.methods))), layout="constrained")
     for axis, name in zip(figure.subplots(len(shown), squeeze=False).flat, shown, strict=True):
         for height, method in enumerate(report.methods):
-            interval, color = report.interval(method, name), _color(report, method)
-            if interval is None:
+            estimate, color = report.estimate(method, name), _color(report, method)
+            if estimate is None:
                 continue
-            middle, low, high = _in_percent(interval)
-            if low is not None and high is not None:
-                axis.plot([low, high], [height, height], color=color, lw=2, solid_capstyle="round")
+            percent = estimate.scaled(100)
+            if percent.bounds:
+                axis.plot(percent.bounds, [height, height], color=color, lw=2, solid_capstyle="round")
                 if method == report.baseline:
-                    axis.axvspan(low, high, color=_BASELINE, alpha=0.14, lw=0)
+                    axis.axvspan(*percent.bounds, color=_BASELINE, alpha=0.14, lw=0)
             seeds = [100 * value for value in report.values(method, name)]
             axis.plot(seeds, [height + 0.28] * len(seeds), "o", ms=3, mfc="none", mec=color)
-            axis.plot([middle], [height], "o", ms=7, color=color, mec="white")
+            axis.plot([percent.mean], [height], "o", ms=7, color=color, mec="white")
         axis.set_yticks(range(len(report.methods)), report.methods)
         axis.set_ylim(len(report.methods) - 0.4, -0.6)
         title = metric(name, bool(report.groups)).title
@@ -89,10 +89,10 @@ def cells(report: Results) -> Figure:
     for axis, method in zip(axes, report.methods, strict=True):
         rates = report.cell_accuracies(method)
         if before is None or method == report.baseline:
-            _heat(axis, report, _percent(rates), Normalize(0, 100), _SHADES, "{:.0f}")
+            _heat(axis, report, _percent(rates), Normalize(0, 100), _SHADES, count)
         else:
             change = _percent(content.gains(rates, before))
-            _heat(axis, report, change, Normalize(-50, 50), _GAINS, "{:+.0f}")
+            _heat(axis, report, change, Normalize(-50, 50), _GAINS, whole_points)
     return figure
 
 
@@ -102,21 +102,21 @@ def tradeoff(report: Results) -> Figure | None:
     Returns None if no method has both.
     """
     both = (OVERALL.name, WORST_GROUP.name)
-    if not any(all(report.interval(method, name) for name in both) for method in report.methods):
+    if not any(all(report.estimate(method, name) for name in both) for method in report.methods):
         return None
     figure = Figure(figsize=(7.5, 4.6), layout="constrained")
     axis = figure.subplots()
     for method in report.methods:
-        across, up = (report.interval(method, name) for name in both)
+        across, up = (report.estimate(method, name) for name in both)
         if across is None or up is None:
             continue
-        color, (x, left, right), (y, low, high) = _color(report, method), _in_percent(across), _in_percent(up)
-        if left is not None and right is not None:
-            axis.plot([left, right], [y, y], color=color, lw=1.2, alpha=0.6)
-        if low is not None and high is not None:
-            axis.plot([x, x], [low, high], color=color, lw=1.2, alpha=0.6)
+        color, x, y = _color(report, method), across.scaled(100), up.scaled(100)
+        if x.bounds:
+            axis.plot(x.bounds, [y.mean, y.mean], color=color, lw=1.2, alpha=0.6)
+        if y.bounds:
+            axis.plot([x.mean, x.mean], y.bounds, color=color, lw=1.2, alpha=0.6)
         marker = "s" if method in report.synthetic_methods else "o"
-        axis.plot([x], [y], marker, ms=8, color=color, mec="white", label=_short(method, 24))
+        axis.plot([x.mean], [y.mean], marker, ms=8, color=color, mec="white", label=_short(method, 24))
     names = [metric(name, bool(report.groups)).title for name in both]
     axis.set_xlabel(f"{names[0]} accuracy, %", color=_SOFT)
     axis.set_ylabel(f"{names[1]} accuracy, %", color=_SOFT)
@@ -227,7 +227,12 @@ def _panels(report: Results, titles: Sequence[str]) -> tuple[Figure, list[Axes]]
 
 
 def _heat(
-    axis: Axes, report: Results, grid: Grid | Rates, norm: Normalize, shades: LinearSegmentedColormap, text: str
+    axis: Axes,
+    report: Results,
+    grid: Grid | Rates,
+    norm: Normalize,
+    shades: LinearSegmentedColormap,
+    written: Callable[[float], str],
 ) -> None:
     values = np.array([[np.nan if value is None else value for value in row] for row in grid], float)
     drawn = np.ma.masked_invalid(np.maximum(values, 1) if isinstance(norm, LogNorm) else values)
@@ -237,8 +242,8 @@ def _heat(
     for (row, column), value in np.ndenumerate(values) if values.size <= _WRITTEN else ():
         red, green, blue, _ = shades(norm(drawn[row, column])) if not np.isnan(value) else (1, 1, 1, 1)
         ink = "white" if 0.2126 * red + 0.7152 * green + 0.0722 * blue < 0.45 else "black"
-        written = "–" if np.isnan(value) else text.format(round(value) + 0.0).replace("-", "−")
-        axis.text(column, row, written, ha="center", va="center", fontsize=7, color=ink)
+        text = MISSING if np.isnan(value) else written(float(value))
+        axis.text(column, row, text, ha="center", va="center", fontsize=7, color=ink)
     plain(axis)
 
 
@@ -251,11 +256,6 @@ def plain(axis: Axes) -> None:
     axis.tick_params(length=0, labelcolor=_SOFT)
     for spine in axis.spines.values():
         spine.set_visible(False)
-
-
-def _in_percent(interval: Estimate) -> Estimate:
-    mean, low, high = interval
-    return 100 * mean, None if low is None else 100 * low, None if high is None else 100 * high
 
 
 def _percent(rates: Rates) -> Rates:

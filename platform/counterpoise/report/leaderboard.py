@@ -76,9 +76,9 @@ class Leaderboard(Results):
                     "synthetic": method in self.synthetic,
                     "about": self.about(method),
                     "metrics": {
-                        name: dict(zip(("mean", "low", "high"), interval, strict=True))
+                        name: {"mean": found.mean, "low": found.low, "high": found.high}
                         for name in self.columns_shown
-                        if (interval := self.interval(method, name))
+                        if (found := self.estimate(method, name))
                     },
                 }
                 for method in self.methods

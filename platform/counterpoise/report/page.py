@@ -17,7 +17,7 @@ from PIL import Image
 
 from counterpoise.evaluation import catalogue
 from counterpoise.evaluation.catalogue import COSTS, PRIMARY
-from counterpoise.report import content, figures
+from counterpoise.report import content, figures, format
 from counterpoise.report.content import Grid, PlanTable, Report, Results
 from counterpoise.report.leaderboard import REGIMES, Leaderboard
 from counterpoise.report.verdict import standings, verdict
@@ -64,12 +64,12 @@ def _environment(results: Results) -> Environment:
         lstrip_blocks=True,
     )
     environment.filters |= {
-        "percent": percent,
-        "figures": three_figures,
-        "p_value": p_value,
-        "points": points,
-        "count": count,
-        "duration": duration,
+        "percent": format.percent,
+        "points": format.points,
+        "number": format.number,
+        "count": format.count,
+        "p_value": format.p_value,
+        "duration": format.duration,
         "picture": picture,
         "depth": depth,
     }
@@ -113,8 +113,9 @@ def _scales(results: Results) -> list[Scale]:
 
 def dot_scale(report: Results, metric: str) -> Scale | None:
     """Return an axis that fits all methods' intervals and seeds; None if no method has this metric."""
-    shown = [v for m in report.methods for v in report.interval(m, metric) or () if v is not None]
-    shown += [v for m in report.methods if report.interval(m, metric) for v in report.values(m, metric)]
+    found = {m: estimate for m in report.methods if (estimate := report.estimate(m, metric))}
+    shown = [value for estimate in found.values() for value in (estimate.mean, *(estimate.bounds or ()))]
+    shown += [value for method in found for value in report.values(method, metric)]
     if not shown:
         return None
     least, most = max(min(shown), 0.0), min(max(shown), 1.0)
@@ -122,48 +123,6 @@ def dot_scale(report: Results, metric: str) -> Scale | None:
     low, high = math.floor(least / step + 1e-9), math.ceil(most / step - 1e-9)
     high = max(high, low + 1)
     return Scale(metric, low * step, high * step, [tick * step for tick in range(low, high + 1)])
-
-
-def percent(value: int | float | None) -> str:
-    """Return a share in percent with one decimal; – without a value."""
-    return "–" if value is None or math.isnan(value) else f"{100 * value:.1f}"
-
-
-def three_figures(value: int | float | None) -> str:
-    """Return three significant digits, or more before the point, without an exponent."""
-    if value is None:
-        return "–"
-    if value == 0 or abs(value) < 5e-7:
-        return "0"
-    places = max(2 - math.floor(math.log10(abs(value))), 0)
-    return f"{value:,.{places}f}"
-
-
-def p_value(value: int | float | None) -> str:
-    """Return a p value with three decimals."""
-    return "–" if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}"
-
-
-def points(change: int | float | None) -> str:
-    """Return a difference with its sign, in percentage points."""
-    if change is None:
-        return ""
-    text = f"{100 * change:+.1f}"
-    return "±0.0" if text in ("+0.0", "-0.0") else text.replace("-", "−")
-
-
-def count(number: int | float) -> str:
-    """Return a number with thousands separators."""
-    return f"{number:,.0f}"
-
-
-def duration(seconds: int | float) -> str:
-    """Return a duration in seconds, minutes or hours."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
 
 
 def depth(number: int, most: int) -> str:
@@ -204,7 +163,7 @@ def _metric_columns(report: Results) -> list[tuple[str, str | None]]:
     """Return the metrics that some method has, in reading order, each with the method of the best mean."""
     columns = []
     for name in report.defined:
-        means = {m: interval[0] for m in report.methods if (interval := report.interval(m, name))}
+        means = {m: found.mean for m in report.methods if (found := report.estimate(m, name))}
         better = catalogue.metric(name).higher_is_better
         pick = max if better else min
         best = pick(means, key=means.__getitem__) if better is not None and len(means) > 1 else None

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from matplotlib.figure import Figure
 
 from counterpoise.evaluation import catalogue
-from counterpoise.evaluation.scores import Summary
+from counterpoise.evaluation.estimate import Estimate
 from counterpoise.report.figures import COLORS, plain
 
-Table = Mapping[str, Mapping[str, Summary]]  # method -> metric -> mean and interval
+Table = Mapping[str, Mapping[str, Estimate]]  # method -> metric -> mean and interval
 
 _KINDS = (("o", "-"), ("s", "--"), ("^", ":"))  # marker and line
 
@@ -19,7 +19,7 @@ def trend(tables: Mapping[str, Table], metrics: Sequence[str]) -> Figure:
     """Draw a panel for each metric, in %: settings along the axis in their order, a line for each method.
 
     Args:
-        tables: Summaries by setting.
+        tables: Estimates by setting.
         metrics: The metrics to draw.
     """
     settings = list(tables)
@@ -28,19 +28,16 @@ def trend(tables: Mapping[str, Table], metrics: Sequence[str]) -> Figure:
     figure = Figure(figsize=(5 * len(metrics), 3.6), layout="constrained")
     for axis, metric in zip(figure.subplots(1, len(metrics), squeeze=False).flat, metrics, strict=True):
         for index, method in enumerate(methods):
-            summaries = [(x, tables[setting].get(method, {}).get(metric)) for x, setting in enumerate(settings)]
-            points = [(x, summary) for x, summary in summaries if summary is not None]
+            estimates = [(x, tables[setting].get(method, {}).get(metric)) for x, setting in enumerate(settings)]
+            points = [(x, estimate.scaled(100)) for x, estimate in estimates if estimate is not None]
             if not points:
                 continue
             offset = step * (index - (len(methods) - 1) / 2)  # so that intervals do not overlap
             marker, dashes = _KINDS[index // len(COLORS) % len(_KINDS)]  # distinguishes repeated colours
-            half = [
-                50 * (summary.interval[1] - summary.interval[0]) if summary.interval else 0.0 for _, summary in points
-            ]
             axis.errorbar(
                 [x + offset for x, _ in points],
-                [100 * summary.mean for _, summary in points],
-                yerr=half,
+                [estimate.mean for _, estimate in points],
+                yerr=[estimate.half_width or 0.0 for _, estimate in points],
                 color=COLORS[index % len(COLORS)],
                 marker=marker,
                 ls=dashes,

@@ -14,6 +14,7 @@ from typing import Literal
 from counterpoise.evaluation import catalogue
 from counterpoise.evaluation.compare import Difference, differences
 from counterpoise.report.content import Results
+from counterpoise.report.format import bounds, percent, points
 
 Against = Mapping[str, Difference]
 
@@ -191,8 +192,7 @@ def _how(results: Results) -> str:
 
 
 def _change(found: Difference) -> str:
-    ends = "" if found.low is None or found.high is None else f" [{_signed(found.low)}, {_signed(found.high)}]"
-    return f"{_points(found.mean)}{ends}"
+    return f"{_points(found.mean)}{bounds((found.low, found.high), points)}"
 
 
 def _metric(results: Results, metric: str | None = None) -> str:
@@ -205,8 +205,8 @@ def _best(results: Results, methods: Sequence[str]) -> str:
 
 
 def _value(results: Results, method: str, metric: str | None = None) -> float | None:
-    interval = results.interval(method, metric or results.by)
-    return None if interval is None else interval[0]
+    estimate = results.estimate(method, metric or results.by)
+    return None if estimate is None else estimate.mean
 
 
 def _mean(results: Results, method: str, metric: str | None = None) -> float:
@@ -216,13 +216,8 @@ def _mean(results: Results, method: str, metric: str | None = None) -> float:
 
 
 def _shown(results: Results, method: str, metric: str | None = None) -> str:
-    return f"{_mean(results, method, metric):.1%}"
-
-
-def _signed(change: float) -> str:
-    text = f"{100 * change:+.1f}".replace("-", "−")
-    return "±0.0" if text in ("+0.0", "−0.0") else text
+    return f"{percent(_mean(results, method, metric))}%"
 
 
 def _points(change: float) -> str:
-    return f"{_signed(change)} points"
+    return f"{points(change)} points"

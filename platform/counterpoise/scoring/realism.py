@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
+from counterpoise.core.rng import stream
+
 METRICS = ("fid", "density", "coverage", "probe")
 PROBE_LEAST = 10  # images of each kind; with fewer, the probe's held-out half is too small
 _ROWS = 4096  # features factored at a time
@@ -95,7 +97,7 @@ def domain_probe(real: Float[np.ndarray, "n d"], synthetic: Float[np.ndarray, "m
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    rng, count = np.random.default_rng(seed), min(len(real), len(synthetic))
+    rng, count = stream(seed), min(len(real), len(synthetic))
     halves = [np.array_split(rng.permutation(len(side))[:count], 2) for side in (real, synthetic)]
     fitted, held_out = (
         (

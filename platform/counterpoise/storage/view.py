@@ -121,6 +121,16 @@ class ImageView:
             sha.update("\n".join(map(str, self.index[name].to_pylist())).encode() + b"\0")
         return sha.hexdigest()[:16]
 
+    @property
+    def places(self) -> list[tuple[str, int]]:
+        """Key and row of each image, which identify it within the store."""
+        return list(zip(self.index["key"].to_pylist(), self.index["row"].to_pylist(), strict=True))
+
+    def distinct(self) -> ImageView:
+        """Select each image once, in the order of the places, which depends on nothing but the set of images."""
+        first = {place: position for position, place in reversed(list(enumerate(self.places)))}
+        return self.take(np.array([first[place] for place in sorted(first)], np.int64))
+
     def where(self, **equal: Any) -> ImageView:
         """Select the rows whose columns equal the given values: ``view.where(split="train", label=3)``."""
         mask = np.ones(len(self), dtype=bool)

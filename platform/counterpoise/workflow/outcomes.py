@@ -176,16 +176,11 @@ def attribute_samples(
     seen: set[tuple[str, int]] = set()
     charged = []
     for outcome, task in zip(outcomes, tasks, strict=True):
-        used = {image for view in task.views.values() for image in _synthetic(view)}
+        used = {image for view in task.views.values() for image in view.where(source="synthetic").places}
         new = {image for image in used - seen if image[0] in fresh}
         seen |= used
         charged.append(replace(outcome, images_sampled=len(new), images_reused=len(used) - len(new)))
     return charged
-
-
-def _synthetic(view: ImageView) -> list[tuple[str, int]]:
-    chosen = view.index.filter(view.synthetic)
-    return list(zip(chosen["key"].to_pylist(), chosen["row"].to_pylist(), strict=True))
 
 
 # -- the graph ---------------------------------------------------------------------------------------------------------

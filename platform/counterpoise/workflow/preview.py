@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from counterpoise.config import Experiment
+from counterpoise.core.files import make_folder, write_files
 from counterpoise.core.progress import Progress
 from counterpoise.errors import ConfigError
 from counterpoise.report import figures
@@ -69,7 +70,7 @@ def preview(run: Run, load: Load, out: Path, per_cell: int, cells: int, sweep: s
     run.session.tracked.figure("preview.png", figure)
     data = io.BytesIO()
     figure.savefig(data, format="png", dpi=100)
-    _write(out, data.getvalue())
+    write_files(out.parent, {out.name: data.getvalue()}, what="the preview", where=f"--out {out}")
     left_out = [names.cell(*cell) for cell in np.ndindex(names.shape) if cell not in chosen]
     count = len(columns) * len(chosen) * per_cell
     return {
@@ -218,19 +219,4 @@ def _title(experiment: Experiment, base: Pool, sweep: str | None, chosen: Sequen
 def _check_file(out: Path) -> None:
     if out.suffix.lower() != ".png":
         raise ConfigError("the preview must be a PNG file", where="--out", found=out, remedy=f"--out {out.stem}.png")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise _unwritable(out, error) from error
-
-
-def _write(out: Path, data: bytes) -> None:
-    try:
-        out.write_bytes(data)
-    except OSError as error:
-        raise _unwritable(out, error) from error
-
-
-def _unwritable(out: Path, error: OSError) -> ConfigError:
-    remedy = "choose a file in a writable folder"
-    return ConfigError("the preview cannot be written", where=f"--out {out}", found=error, remedy=remedy)
+    make_folder(out.parent, what="the preview", where=f"--out {out}")

@@ -22,6 +22,7 @@ from counterpoise.config import ActorResources, Experiment, Realism
 from counterpoise.config.identity import identity, without
 from counterpoise.core.digest import digest
 from counterpoise.core.progress import Progress
+from counterpoise.core.rng import stream
 from counterpoise.errors import ConfigError
 from counterpoise.execution import graph
 from counterpoise.scoring import features
@@ -157,7 +158,7 @@ def measure(
     views: dict[str, ImageView] = {}
     scored, clip = set[str](), extractor.get("clip")  # a pool holds features of its scorer
     for method, plans in made.items():
-        view = subsample_per_class(union(plans), settings.max_images, settings.seed)
+        view = subsample_per_class(reduce(add, plans).distinct(), settings.max_images, settings.seed)
         if len(view):
             address = {"format": _FORMAT, "real": real.digest, "synthetic": view.digest, "extractor": extractor}
             key = digest(address | identity(settings, "metrics"))
@@ -212,20 +213,12 @@ class _Scoring:
         _measure(open_extractor(), self.experiment.realism, self.real, self.missing, self.scored, self.store)
 
 
-def union(views: Sequence[ImageView]) -> ImageView:
-    """Return the distinct images of the views, in an order that does not depend on theirs."""
-    together = reduce(add, views)
-    places = zip(together.index["key"].to_pylist(), together.index["row"].to_pylist(), strict=True)
-    first = {place: position for position, place in reversed(list(enumerate(places)))}
-    return together.take(np.array([first[place] for place in sorted(first)], np.int64))
-
-
 def subsample_per_class(view: ImageView, most: int, seed: int) -> ImageView:
     """Return at most ``most`` images of each class, drawn by seed, in the view's order."""
     chosen = []
     for label in range(len(view.names.classes)):
         positions = np.flatnonzero(view.labels == label)
-        chosen.append(np.random.default_rng([seed, label]).permutation(positions)[:most])
+        chosen.append(stream(seed, label).permutation(positions)[:most])
     return view.take(np.sort(np.concatenate(chosen)))
 
 

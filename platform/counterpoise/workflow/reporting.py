@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 
 from counterpoise import __version__
-from counterpoise.errors import ConfigError
+from counterpoise.core.files import write_files
 from counterpoise.evaluation.catalogue import judge
-from counterpoise.evaluation.compare import Estimate, table
+from counterpoise.evaluation.compare import table
+from counterpoise.evaluation.estimate import Estimate, table_to_json
 from counterpoise.report.content import (
     CellPrompts,
     CellSamples,
@@ -69,7 +70,7 @@ def results(run: Run, split: str) -> dict[str, Any]:
     rows = [outcome.table_row(split) for outcome in run.outcomes]
     return {
         "run_id": run.session.tracked.id,
-        "summary": {method: dict(metrics) for method, metrics in summary(run, split).items()},
+        "summary": table_to_json(summary(run, split)),
         "confidence": run.suite.shared.evaluation.confidence,
         "rows": [{**row, "run_id": run_id} for row, run_id in zip(rows, run.run_ids, strict=True)],
         "stages": {"fitted": run.training.fitted, "found": run.training.found},
@@ -86,13 +87,14 @@ def write(run: Run, out: Path | None) -> dict[str, Any]:
 
     report = build_report(run)
     page, rows = render(report), [outcome.result_row() for outcome in run.outcomes]
-    files = save(folder(run, out), {"report.html": page, "results.json": run_log.to_text(rows)})
+    texts = {"report.html": page, "results.json": run_log.to_text(rows)}
+    files = write_files(folder(run, out), texts, what="the report")
     run.log()
     run_log.report(run.session.tracked, page, rows, report)
     conclusion = verdict(report)
     return {
         "files": files,
-        "summary": {method: dict(metrics) for method, metrics in report.summary.items()},
+        "summary": table_to_json(report.summary),
         "confidence": report.confidence,
         "verdict": [conclusion.headline, *conclusion.lines],
     }
@@ -101,22 +103,6 @@ def write(run: Run, out: Path | None) -> dict[str, Any]:
 def folder(run: Run, out: Path | None) -> Path:
     """Return the output folder: ``out``, or ``reports/NAME``."""
     return out or Path("reports") / run.suite.shared.name
-
-
-def save(folder: Path, files: Mapping[str, str]) -> dict[str, str]:
-    """Write texts into a folder, which is created if necessary, and return the path of each.
-
-    Raises:
-        ConfigError: It cannot be written.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, text in files.items():
-            (folder / name).write_text(text, encoding="utf-8")
-    except OSError as error:
-        remedy = "choose a writable folder"
-        raise ConfigError("the report cannot be written", where="--out", found=error, remedy=remedy) from error
-    return {name: str(folder / name) for name in files}
 
 
 def build_report(run: Run) -> Report:
@@ -180,7 +166,7 @@ def result_row(outcome: MethodResult) -> ResultRow:
 
 
 def summary(run: Run, split: str = "test") -> dict[str, dict[str, Estimate]]:
-    """Return method → metric → (mean, low, high) over seeds on a split; no bounds for one seed."""
+    """Return method → metric → mean and interval over seeds on a split; no interval for one seed."""
     rows = [{"method": outcome.method, **outcome.table_row(split)["metrics"]} for outcome in run.outcomes]
     metrics = list(dict.fromkeys(name for row in rows for name in row if name != "method"))
     return table(rows, metrics, run.suite.shared.evaluation.confidence)

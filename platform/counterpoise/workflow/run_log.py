@@ -178,7 +178,7 @@ def leaderboard(run: TrackedRun, page: str, board: Leaderboard) -> None:
 
 def _means(run: TrackedRun, results: Results) -> None:
     for method, metrics in results.summary.items():
-        run.metrics({f"{method}/{name}": interval[0] for name, interval in metrics.items()})
+        run.metrics({f"{method}/{name}": estimate.mean for name, estimate in metrics.items()})
 
 
 def to_text(value: object) -> str:

@@ -10,6 +10,7 @@ from jaxtyping import Bool, Int
 from PIL import Image
 
 from counterpoise import config
+from counterpoise.core.rng import stream
 from counterpoise.data.adapters.source import Picture, Rows, Source
 from counterpoise.data.procedural import world
 from counterpoise.errors import DataError
@@ -73,7 +74,7 @@ def _factors(
     data: config.Testbed, split_index: int, split: str, label: int, group: int, groups: int
 ) -> Int[np.ndarray, "3 _"]:
     """Draw shape, colour and background of the images of a cell."""
-    rng = np.random.default_rng((_seed(data, split_index), label * groups + group))
+    rng = stream(_seed(data, split_index), label * groups + group)
     given = {data.label: label, data.group: group}
     size = data.per_cell[split]  # type: ignore[index]
     return np.stack(

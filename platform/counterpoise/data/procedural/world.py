@@ -14,6 +14,7 @@ from typing import Literal
 
 import numpy as np
 
+from counterpoise.core.rng import stream
 from counterpoise.data.procedural.shapes import SDF
 
 SIZE = 32
@@ -128,7 +129,7 @@ class _Random:
 def _draw(n: int, seed: int, rendering: str, start: int) -> _Random:
     r = _Random(n)
     for i in range(n):
-        rng = np.random.default_rng((seed, CODE[rendering], start + i))
+        rng = stream(seed, CODE[rendering], start + i)
         r.u[i] = rng.random(24, dtype=np.float32)
         r.low[i] = rng.standard_normal((6, 6), dtype=np.float32)
         r.blade[i] = rng.standard_normal((5, 16), dtype=np.float32)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Int
 
+from counterpoise.core.rng import condition_bits
 from counterpoise.errors import DataError
 from counterpoise.storage.codec import decode_image
 from counterpoise.storage.view import ImageView
@@ -37,7 +38,7 @@ class Conditions:
         of_class = self.view.labels == label
         of_cell = of_class & (self.view.groups == group) if self.view.names.groups else of_class
         candidates = np.flatnonzero(of_cell if of_cell.any() else of_class)
-        return candidates[[(seed >> 32) % len(candidates) for seed in seeds]]
+        return candidates[[condition_bits(seed) % len(candidates) for seed in seeds]]
 
     def images(self, positions: Int[np.ndarray, " n"]) -> list[np.ndarray]:
         """Return the images at these positions as uint8 (height, width, 3) arrays."""

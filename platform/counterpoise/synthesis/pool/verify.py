@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from jaxtyping import Int
 
 from counterpoise.core.progress import Progress
+from counterpoise.core.rng import stream
 from counterpoise.errors import CounterpoiseError, one_of
 from counterpoise.storage.codec import decode_image
 from counterpoise.storage.schema import SYNTHETIC
@@ -199,7 +200,7 @@ def _wrong_images(table: pa.Table) -> Iterator[str]:
 def _shards_to_sample(sound: Sequence[tuple[Shard, list[int]]], count: int, seed: int) -> list[tuple[Shard, list[int]]]:
     """Return shards in an order drawn by the seed, each with its rows to compare, ``count`` rows in all."""
     selected: list[tuple[Shard, list[int]]] = []
-    for index in np.random.default_rng(seed).permutation(len(sound)):
+    for index in stream(seed).permutation(len(sound)):
         shard, usable = sound[index]
         if count > 0 and usable:
             selected.append((shard, usable[:count]))

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from counterpoise.core.files import write_files
 from counterpoise.errors import ConfigError, did_you_mean, one_of
 from counterpoise.storage.schema import LabelSpace
 
@@ -51,13 +52,16 @@ def write_prompts(path: str, prompts: Sequence[Sequence[Sequence[str]]], names: 
         ConfigError: The file cannot be written, or its name does not end in .yaml or .jsonl.
     """
     text = dumps(prompts, names, _suffix(path, where))
+    file = Path(path).expanduser()
     try:
-        if Path(path).exists():
-            return Path(path).read_text(encoding="utf-8") == text
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        Path(path).write_text(text, encoding="utf-8")
+        if file.exists():
+            return file.read_text(encoding="utf-8") == text
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError("the prompts cannot be written to this file", where=where, found=error) from error
+        remedy = "name another file"
+        raise ConfigError(
+            "the prompts cannot be compared with this file", where=where, found=error, remedy=remedy
+        ) from error
+    write_files(file.parent, {file.name: text}, what="the prompt file", where=where)
     return True
 
 

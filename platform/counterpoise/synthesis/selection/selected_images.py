@@ -94,7 +94,7 @@ class SelectedImages:
     @cached_property
     def images(self) -> int:
         """Distinct images in the views."""
-        return len({image for view in self.views.values() for image in view.column("id")})
+        return len({image for view in self.views.values() for image in view.places})
 
     @cached_property
     def rejects(self) -> ImageView:

@@ -15,10 +15,9 @@ from jaxtyping import Float, Int
 from torch import nn
 
 from counterpoise import config
+from counterpoise.core.rng import Dfr, stream
 from counterpoise.errors import DataError
 from counterpoise.evaluation.catalogue import BALANCED, WORST_GROUP, selection_score
-
-_TUNING, _REFITS = 0, 1  # streams of random numbers
 
 
 @dataclass(frozen=True)
@@ -77,7 +76,7 @@ def fit_dfr(
     tuning = _tune(features, labels, cells, settings, seed)
     best = max(tuning, key=lambda row: selection_score(row, WORST_GROUP.name))  # the first of equals
 
-    random = np.random.default_rng([seed, _REFITS])
+    random = stream(seed, Dfr.REFITS)
     mean, deviation = _moments(scaler_features)
     fits = []
     for _ in range(settings.refits):
@@ -132,7 +131,7 @@ def _tune(
 
     Each cell is halved on its own. The authors halve the whole, which can leave a small cell out of one half.
     """
-    random = np.random.default_rng([seed, _TUNING])
+    random = stream(seed, Dfr.TUNING)
     shuffled = [random.permutation(np.flatnonzero(cells == cell)) for cell in np.unique(cells)]
     fitted = np.concatenate([positions[len(positions) // 2 :] for positions in shuffled])
     held_out = [positions[: len(positions) // 2] for positions in shuffled]

@@ -18,6 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from counterpoise import config
+from counterpoise.core.rng import torch_seed
 from counterpoise.evaluation.catalogue import selection_score
 from counterpoise.evaluation.metrics import confusion_counts, selection_metrics
 from counterpoise.storage.view import ImageView
@@ -210,7 +211,7 @@ def score(row: Row, select_by: config.SelectBy) -> tuple[float, ...]:
 def _seeded(worker: Worker, seed: int, epoch: int) -> Iterator[None]:
     """Seed torch's global generators, which dropout uses, and restore their state afterwards."""
     with torch.random.fork_rng([worker.device] if worker.device.type == "cuda" else []):
-        torch.manual_seed(int(np.random.SeedSequence([seed, epoch, worker.rank]).generate_state(1)[0]))
+        torch.manual_seed(torch_seed(seed, epoch, worker.rank))
         yield
 
 

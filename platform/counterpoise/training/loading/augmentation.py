@@ -18,8 +18,8 @@ from jaxtyping import Bool, Int, UInt8
 from torch import Tensor
 
 from counterpoise.config.training import Transform
+from counterpoise.core.rng import Epoch, stream
 from counterpoise.errors import ConfigError, did_you_mean, one_of
-from counterpoise.training.loading.batches import AUGMENTATION, TRANSFORMS, generator
 
 if TYPE_CHECKING:  # takes more than a second; flip and crop do without
     from torchvision.transforms import v2
@@ -65,11 +65,11 @@ class Augmenter:
 
     def draw(self, n: int, seed: int, epoch: int) -> Drawn:
         """Draw the random choices for the n images that an epoch shows."""
-        random = generator(seed, epoch, AUGMENTATION)
+        random = stream(seed, epoch, Epoch.AUGMENTATION)
         flip = random.random(n) < (0.5 if "flip" in self._moves else 0)
         reach = self._size // 8 if "crop" in self._moves else 0
         shift = random.integers(-reach, reach + 1, (n, 2))
-        seeds = generator(seed, epoch, TRANSFORMS).integers(0, 2**63, n)
+        seeds = stream(seed, epoch, Epoch.TRANSFORMS).integers(0, 2**63, n)
         return Drawn(torch.from_numpy(flip), torch.from_numpy(shift), seeds)
 
     def apply(

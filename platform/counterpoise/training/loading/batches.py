@@ -12,16 +12,9 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from counterpoise.config.training import Mixture
+from counterpoise.core.rng import Epoch, stream
 
 Sampling = Literal["uniform", "class_balanced", "square_root", "group_balanced", "errors"]
-
-# Streams of random numbers; each is a function of (seed, epoch).
-ORDER, AUGMENTATION, SUBSAMPLE, REAL, SYNTHETIC, TRANSFORMS, MIX = range(7)
-
-
-def generator(seed: int, epoch: int, stream: int) -> np.random.Generator:
-    """Return the random generator of a stream in an epoch."""
-    return np.random.default_rng([seed, epoch, stream])
 
 
 def stage_groups(
@@ -104,7 +97,7 @@ def subsample(cells: Int[np.ndarray, " n"], seed: int) -> Int[np.ndarray, " m"]:
         cells: Class, or number of the cell, of each image.
         seed: The fit's seed.
     """
-    random, least = generator(seed, 0, SUBSAMPLE), int(np.unique(cells, return_counts=True)[1].min())
+    random, least = stream(seed, 0, Epoch.SUBSAMPLE), int(np.unique(cells, return_counts=True)[1].min())
     positions = [random.choice(np.flatnonzero(cells == cell), least, replace=False) for cell in np.unique(cells)]
     return np.sort(np.concatenate(positions))
 
@@ -147,11 +140,11 @@ def epoch_batches(
     sizes = np.array([max(len(batch), 2) for batch in _cut(np.arange(len(weights)), batch_size)])
     real = np.clip(np.round(mixture.real_share * sizes).astype(int), 1, sizes - 1)
     parts = []
-    for stream, members, counts in ((REAL, ~synthetic, real), (SYNTHETIC, synthetic, sizes - real)):
+    for source, members, counts in ((Epoch.REAL, ~synthetic, real), (Epoch.SYNTHETIC, synthetic, sizes - real)):
         positions = np.flatnonzero(members)
-        order = _source_order(weights[positions], int(counts.sum()), seed, epoch, stream)
+        order = _source_order(weights[positions], int(counts.sum()), seed, epoch, source)
         parts.append(np.split(positions[order], np.cumsum(counts)[:-1]))
-    random = generator(seed, epoch, ORDER)  # within a batch, so that each worker's slice holds both sources
+    random = stream(seed, epoch, Epoch.ORDER)  # within a batch, so that each worker's slice holds both sources
     return [random.permutation(np.concatenate(pair)) for pair in zip(*parts, strict=True)]
 
 
@@ -185,14 +178,14 @@ def _check_sources(synthetic: Bool[np.ndarray, " n"]) -> None:
 
 
 def _epoch_order(weights: Float[np.ndarray, " n"], seed: int, epoch: int) -> Int[np.ndarray, " n"]:
-    random = generator(seed, epoch, ORDER)
+    random = stream(seed, epoch, Epoch.ORDER)
     if _equal(weights):
         return random.permutation(len(weights))
     return random.choice(len(weights), size=len(weights), p=weights)
 
 
 def _source_order(
-    weights: Float[np.ndarray, " n"], count: int, seed: int, epoch: int, stream: int
+    weights: Float[np.ndarray, " n"], count: int, seed: int, epoch: int, source: Epoch
 ) -> Int[np.ndarray, " count"]:
     """Return positions of the ``count`` images, of a source's n, that an epoch shows.
 
@@ -201,10 +194,10 @@ def _source_order(
     """
     n = len(weights)
     if not _equal(weights):
-        return generator(seed, epoch, stream).choice(n, size=count, p=weights / weights.sum())
+        return stream(seed, epoch, source).choice(n, size=count, p=weights / weights.sum())
     first, start = divmod(epoch * count, n)
     needed = range(first, first + -(-(start + count) // n))
-    row = np.concatenate([generator(seed, number, stream).permutation(n) for number in needed])
+    row = np.concatenate([stream(seed, number, source).permutation(n) for number in needed])
     return row[start : start + count]
 
 

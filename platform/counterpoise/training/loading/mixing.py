@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from counterpoise.config.training import Mix
-from counterpoise.training.loading.batches import MIX, generator
+from counterpoise.core.rng import Epoch, stream
 
 Box = tuple[int, int, int, int]  # top, bottom, left, right: rows top … bottom - 1, columns left … right - 1
 
@@ -56,7 +56,7 @@ def epoch_mixing(
         seed: The fit's seed.
         epoch: From 0.
     """
-    random, mixings = generator(seed, epoch, MIX), []
+    random, mixings = stream(seed, epoch, Epoch.MIX), []
     for batch in batches:
         lam, box = float(random.beta(mix.alpha, mix.alpha)), None
         if mix.name == "cutmix":

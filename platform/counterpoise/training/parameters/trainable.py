@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from counterpoise import config
+from counterpoise.core.rng import stream
 from counterpoise.errors import ConfigError, did_you_mean, one_of
 from counterpoise.training.models import Classifier, last_linear
 
@@ -115,7 +115,7 @@ def _selected(model: Classifier, stage: config.Stage, seed: int, mask: Sequence[
 def _draw(names: list[str], share: float, seed: int) -> list[str]:
     """Draw the nearest whole number of tensors, at least one; as in AIM-Fair the head is not exempt."""
     count = max(1, round(share * len(names)))
-    drawn = np.random.default_rng(seed).choice(len(names), count, replace=False)
+    drawn = stream(seed).choice(len(names), count, replace=False)
     return [names[position] for position in sorted(drawn)]
 
 
