@@ -108,6 +108,28 @@ def test_what_every_method_has_is_overridden_in_every_method(write, override, fo
     assert [experiment.method for experiment in experiments if found(experiment)] == ["erm", "plain", "guided"]
 
 
+VARIANTS = """
+name: trial
+data: {adapter: testbed}
+methods:
+  - {method: plain, stages: [{name: only, data: [real]}]}
+  - {method: word, stages: [{name: only, data: [real], objective: {loss: focal}}]}
+  - {method: full, stages: [{name: only, data: [real], objective: {loss: {name: focal, gamma: 1}, risk: mean}}]}
+"""
+
+
+def test_an_override_counts_for_the_methods_whose_variant_takes_it(write):
+    def losses(*overrides):
+        return [e.stages[0].objective.loss.model_dump() for e in load(write(VARIANTS), overrides)]
+
+    plain, word, full = losses()
+    assert (plain, word["gamma"], full["gamma"]) == ({"name": "cross_entropy"}, 2, 1)
+    assert losses("stages.0.objective.loss.gamma=3") == [plain, word | {"gamma": 3}, word | {"gamma": 3}]
+    assert losses("stages.0.objective.loss=focal") == [word, word, word]
+    assert losses("stages.0.objective.loss={name: focal, gamma: 1}") == [full, full, full]
+    assert losses("stages.0.objective.loss.name=focal") == [word, word, full]
+
+
 @pytest.mark.parametrize("only_method", [None, "erm"])
 def test_a_section_that_nobody_has_is_made_of_the_override(write, only_method):
     body = UNLIKE if only_method else UNLIKE.replace("feedback: {stage: taught}", "training: {epochs: 2}")
@@ -204,6 +226,35 @@ WRONG = {
     "epochs and steps": (["training.epochs=3", "training.steps=9"], "training", "`epochs: null`"),
     "epochs and steps of a stage": (["stages.0.epochs=3", "stages.0.steps=9"], "stages.0", "not both"),
     "zero epochs": (["training.epochs=0"], "training.epochs", "greater than 0"),
+    "misspelt loss": (["stages.0.objective.loss=focall"], "stages.0.objective.loss\n", "did you mean 'focal'?"),
+    "misspelt loss in full": (
+        ["stages.0.objective.loss={name: focall}"],
+        "stages.0.objective.loss.name",
+        "did you mean 'focal'?",
+    ),
+    "loss without a name": (["stages.0.objective.loss={gamma: 1}"], "stages.0.objective.loss.name", "arcface"),
+    "loss that is no name": (["stages.0.objective.loss=3"], "stages.0.objective.loss", "whose `name` is"),
+    "setting of a loss beside it": (
+        ["stages.0.objective={loss: focal, gamma: 3}"],
+        "stages.0.objective.gamma",
+        "write loss: {name: focal, gamma: 3}",
+    ),
+    "setting of another loss": (
+        ["stages.0.objective.loss={name: ldam, gamma: 3}"],
+        "stages.0.objective.loss.gamma",
+        "'ldam' does not take `gamma`",
+    ),
+    "misspelt setting of a loss": (
+        ["stages.0.objective.loss={name: focal, gama: 3}"],
+        "stages.0.objective.loss.gama",
+        "did you mean 'gamma'?",
+    ),
+    "setting of a risk out of range": (
+        ["stages.0.objective.risk={name: cvar_dro, worst_share: 3}"],
+        "stages.0.objective.risk.worst_share",
+        "less than or equal to 1",
+    ),
+    "setting of no loss": (["stages.0.objective.loss.gamma=3"], "stages.0.objective.loss.name", "`name` is required"),
     "misspelt choice": (["training.optimizer.name=addam"], "training.optimizer.name", "did you mean 'adam'?"),
     "negative count": (
         ["data.imbalance={kind: counts, counts: {a: -1}}"],

@@ -25,6 +25,7 @@ from counterpoise.config.data import (
     Torchvision,
 )
 from counterpoise.config.experiment import Evaluation, Experiment, Realism, Tracking
+from counterpoise.config.objectives import Loss, Objective, Risk
 from counterpoise.config.prompts import Contextual, Llm, Prompts
 from counterpoise.config.synthesis import (
     ActorResources,
@@ -42,7 +43,6 @@ from counterpoise.config.training import (
     Dfr,
     Mix,
     Mixture,
-    Objective,
     Optimizer,
     SelectBy,
     Stage,
@@ -73,6 +73,7 @@ __all__ = [
     "Imbalance",
     "Llm",
     "LongTailed",
+    "Loss",
     "Mix",
     "Mixture",
     "NonNegativeInt",
@@ -83,6 +84,7 @@ __all__ = [
     "Pool",
     "Prompts",
     "Realism",
+    "Risk",
     "Scorer",
     "Section",
     "SelectBy",

@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from counterpoise.config.diagnostics import is_always_there
+from counterpoise.config.schema import default_at, variants_at
 from counterpoise.config.trees import KeyPath, Sources, Tree, dotted
 from counterpoise.errors import ConfigError
 
@@ -34,13 +34,22 @@ def apply_override(trees: list[tuple[Tree, Sources]], keys: KeyPath, value: Any,
 
 
 def _leads_in(tree: Tree, keys: KeyPath) -> bool:
-    """Return True if the section, plan or stage that a key path leads into is in the tree or exists by default."""
+    """Return True if the section, plan or stage that a key path leads into is in the tree or exists by default.
+
+    Of variants, if it is one that takes the key: ``stages.0.trainable.top_k`` leads into selective stages alone.
+    """
     node: Any = tree
     for depth, key in enumerate(keys[:-1], start=1):
         if isinstance(node, list):
             node = node[key] if isinstance(key, int) and key < len(node) else None
         elif isinstance(node, dict):
-            node = node[key] if key in node else {} if is_always_there(keys[:depth]) else None
+            node = node[key] if key in node else default_at(keys[:depth])
+        variants = variants_at(keys[:depth])
+        if variants is not None:
+            node = variants.spelled_out(node)
+            variant = variants.kinds.get(str(node.get(variants.key))) if isinstance(node, dict) else None
+            if variant is not None and keys[depth] not in variant.model_fields:
+                return False
     return keys[-1] in range(len(node)) if isinstance(node, list) else isinstance(node, dict)
 
 
@@ -59,8 +68,11 @@ def set_value(tree: Tree, keys: KeyPath, value: Any, sources: Sources) -> None:
 
 def _child(node: Any, key: str | int, path: KeyPath) -> Any:
     if isinstance(node, dict):
+        variants = variants_at(path)
         if node.get(key) is None:
             node[key] = {}
+        elif variants is not None:
+            node[key] = variants.spelled_out(node[key])
         return node[key]
     if isinstance(node, list) and isinstance(key, int) and key < len(node):
         return node[key]

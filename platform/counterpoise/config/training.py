@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from counterpoise.config.base import RESOLVED, Decides, NonNegativeInt, Section, Share
+from counterpoise.config.objectives import Objective
 from counterpoise.config.synthesis import ActorResources
 
 # A test keeps these two equal to the selectable metrics of counterpoise.evaluation.catalogue.
@@ -35,46 +36,6 @@ def _only(section: Section, variant: object, takes: dict[str, tuple[str, ...]], 
 def _one_length(section: Stage | Training) -> None:
     if section.epochs is not None and section.steps is not None:
         raise ValueError("give `epochs` or `steps`, not both (`epochs: null` unsets the value of an extended file)")
-
-
-class Objective(Section, decides="weights"):
-    """Training objective: a per-image loss, reduced over the batch by a risk."""
-
-    loss: Literal[
-        "cross_entropy",
-        "balanced_softmax",
-        "logit_adjustment",
-        "focal",
-        "ldam",
-        "generalized_cross_entropy",
-        "arcface",
-        "adaface",
-    ] = "cross_entropy"
-    risk: Literal["mean", "group_dro", "cvar_dro", "relative_difficulty"] = "mean"
-    tau: PositiveFloat = 1.0  # logit_adjustment: strength
-    gamma: PositiveFloat = 2.0  # focal: exponent of the down-weighting of easy images
-    q: Share = 0.7  # generalized_cross_entropy: q; 0 is cross-entropy, 1 mean absolute error
-    max_margin: PositiveFloat = 0.5  # ldam: the rarest class's margin
-    margin: PositiveFloat | None = None  # arcface (radians, 0.5 by default), adaface (0.4 by default)
-    concentration: PositiveFloat = 0.333  # adaface: h
-    scale: PositiveFloat | None = None  # ldam: factor of the logits after the margin, 30 by default
-    step_size: PositiveFloat = 0.01  # group_dro: η_q
-    adjustment: Annotated[float, Field(ge=0)] = 0.0  # group_dro: C of the generalisation adjustment C / √n_g
-    worst_share: Annotated[float, Field(gt=0, le=1)] = 0.2  # cvar_dro: α, the share of the largest losses that counts
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Objective:
-        losses = {
-            "logit_adjustment": ("tau",),
-            "focal": ("gamma",),
-            "generalized_cross_entropy": ("q",),
-            "ldam": ("max_margin", "scale"),
-            "arcface": ("margin",),
-            "adaface": ("margin", "concentration"),
-        }
-        _only(self, self.loss, losses)
-        _only(self, self.risk, {"group_dro": ("step_size", "adjustment"), "cvar_dro": ("worst_share",)})
-        return self
 
 
 class Optimizer(Section, decides="weights"):
@@ -185,10 +146,11 @@ class Stage(Section, decides="weights"):
 
     @model_validator(mode="after")
     def _consistent(self) -> Stage:
-        needs_reference = self.sampling == "errors" or self.objective.risk == "relative_difficulty"
+        risk = self.objective.risk
+        needs_reference = self.sampling == "errors" or risk.needs_reference
         if needs_reference != (self.reference is not None):
             verb = "need" if needs_reference else "do not take"
-            raise ValueError(f"sampling {self.sampling!r} with risk {self.objective.risk!r} {verb} a `reference` stage")
+            raise ValueError(f"sampling {self.sampling!r} with risk {risk.name!r} {verb} a `reference` stage")
         _one_length(self)
         if self.sampling != "errors" and self.upweight != 20.0:
             raise ValueError(f"sampling {self.sampling!r} does not take `upweight`")
@@ -227,7 +189,7 @@ class Stage(Section, decides="weights"):
     @property
     def group_aware(self) -> bool:
         """True if training (not selection) uses the groups of its images."""
-        by_group = self.sampling == "group_balanced" or self.objective.risk == "group_dro"
+        by_group = self.sampling == "group_balanced" or self.objective.risk.group_aware
         return by_group or self.mixture.subsample == "cell" or self.dfr is not None
 
 

@@ -68,8 +68,8 @@ class Trainer:
     def __init__(self, recipe: StageRecipe, model: Classifier, images: StageImages, worker: Worker) -> None:
         self.recipe, self.model, self.images, self.worker = recipe, model, images, worker
         self.call = torch.compile(model) if recipe.training.compile else model
-        self.loss = make_loss(recipe.stage.objective, images.prior, recipe.training.head).to(worker.device)
-        self.risk = make_risk(recipe.stage.objective, images.group_sizes).to(worker.device)
+        self.loss = make_loss(recipe.stage.objective.loss, images.prior, recipe.training.head).to(worker.device)
+        self.risk = make_risk(recipe.stage.objective.risk, images.group_sizes).to(worker.device)
         self.optimizer = _make_optimizer(recipe.optimizer, model)
         self.augmenter = Augmenter(recipe.transforms, recipe.training.image_size)
         self.labels = torch.from_numpy(images.labels).to(worker.device)
