@@ -98,7 +98,7 @@ def trainable(name, **keys):
 
 MIRRORED = {"strategy": "biased", "rate": 0.75}
 BIASED = {"plans": {"even": {"strategy": "usb"}, "biased": MIRRORED, "balanced": {"strategy": "asb"}}}
-STEPWISE = {"schedule": "step", "milestones": [1]}
+STEPWISE = {"schedule": {"name": "step", "milestones": [1]}}
 ON_CPU = {"generator.dtype": "float32"}
 SELECTIVE = BIASED | trainable("selective", top_k=3)
 DFR = {"stages": [REAL, MIXED, {"name": "last", "data": ["validation"], "dfr": {}}]}
@@ -214,15 +214,15 @@ CASES = [
     Case("training.optimizer.lr", 1e-3, 1e-4, "weights"),
     Case("training.optimizer.weight_decay", 0.0, 0.1, "weights"),
     Case("training.optimizer.momentum", 0.9, 0.5, "weights", {"training.optimizer.name": "sgd"}),
-    Case("training.optimizer.schedule", "constant", "cosine", "weights"),
+    Case("training.optimizer.schedule.name", "constant", "cosine", "weights"),
     Case(
-        "training.optimizer.milestones",
+        "training.optimizer.schedule.milestones",
         [1],
         [2],
         "weights",
         {"training.optimizer": STEPWISE},
     ),
-    Case("training.optimizer.decay", 0.1, 0.2, "weights", {"training.optimizer": STEPWISE}),
+    Case("training.optimizer.schedule.decay", 0.1, 0.2, "weights", {"training.optimizer": STEPWISE}),
     Case("training.augmentation", [], ["flip"], "weights"),
     Case("training.select_by", "accuracy", "last", "weights"),
     Case("training.precision", "float32", "bfloat16", "weights"),
@@ -280,9 +280,9 @@ CASES = [
     Case("stages.1.optimizer.lr", 1e-3, 1e-4, "weights", stage(optimizer={})),
     Case("stages.1.optimizer.weight_decay", 0.0, 0.1, "weights", stage(optimizer={})),
     Case("stages.1.optimizer.momentum", 0.9, 0.5, "weights", stage(optimizer={"name": "sgd"})),
-    Case("stages.1.optimizer.schedule", "constant", "cosine", "weights", stage(optimizer={})),
-    Case("stages.1.optimizer.milestones", [1], [2], "weights", stage(optimizer=STEPWISE)),
-    Case("stages.1.optimizer.decay", 0.1, 0.2, "weights", stage(optimizer=STEPWISE)),
+    Case("stages.1.optimizer.schedule.name", "constant", "cosine", "weights", stage(optimizer={})),
+    Case("stages.1.optimizer.schedule.milestones", [1], [2], "weights", stage(optimizer=STEPWISE)),
+    Case("stages.1.optimizer.schedule.decay", 0.1, 0.2, "weights", stage(optimizer=STEPWISE)),
     Case("stages.1.batch_norm", "train", "frozen", "weights"),
     Case("stages.1.select_by", None, "last", "weights"),
     Case("stages.2.dfr.strengths", [1.0], [0.1], "weights", DFR),

@@ -255,6 +255,27 @@ WRONG = {
         "less than or equal to 1",
     ),
     "setting of no loss": (["stages.0.objective.loss.gamma=3"], "stages.0.objective.loss.name", "`name` is required"),
+    "stage without its blocks": (["stages.0.trainable=blocks"], "stages.0.trainable.blocks", "`blocks` is required"),
+    "stage with a setting of another": (
+        ["stages.0.trainable={name: blocks, blocks: [layer4], rank: 2}"],
+        "stages.0.trainable.rank",
+        "that is for lora",
+    ),
+    "one view where two are compared": (
+        ["stages.0.trainable={name: selective, top_k: 3, similar: [real]}"],
+        "stages.0.trainable.similar",
+        "at least 2 items",
+    ),
+    "schedule without milestones": (
+        ["training.optimizer.schedule=step"],
+        "training.optimizer.schedule.milestones",
+        "`milestones` is required",
+    ),
+    "milestones beside the schedule": (
+        ["training.optimizer.milestones=[3]"],
+        "training.optimizer.milestones",
+        "write schedule: {name: step, milestones: [3]}",
+    ),
     "misspelt choice": (["training.optimizer.name=addam"], "training.optimizer.name", "did you mean 'adam'?"),
     "negative count": (
         ["data.imbalance={kind: counts, counts: {a: -1}}"],

@@ -5,7 +5,17 @@ from typing import Annotated
 import pytest
 from pydantic import Field
 
-from counterpoise.config import ActorResources, Dataset, Experiment, Generator, Objective, Section, Stage, Training
+from counterpoise.config import (
+    ActorResources,
+    Dataset,
+    Experiment,
+    Generator,
+    Objective,
+    Optimizer,
+    Section,
+    Stage,
+    Training,
+)
 from counterpoise.config.base import RESOLVED, Decides
 from counterpoise.config.identity import Leaf, decisions, identity, leaves, present_leaves, without
 
@@ -177,3 +187,19 @@ def test_addresses_have_the_keys_of_all_variants_side_by_side():
     ):
         assert identity(Objective(**objective), "weights") == plain | changed
         assert without(Objective(**objective)) == Objective(**objective).model_dump(mode="json")
+    stage = Stage(name="s", data=["real"], trainable={"name": "lora", "rank": 2})
+    assert identity(stage, "weights")["trainable"] == {
+        "name": "lora",
+        "blocks": [],
+        "share": None,
+        "rank": 2,
+        "alpha": 8.0,
+        "top_k": None,
+        "similar": ["real", "biased"],
+        "different": ["biased", "balanced"],
+        "distance": "absolute",
+    }
+    common = {"name": "adam", "lr": 0.001, "weight_decay": 1e-5, "momentum": 0.9}
+    assert identity(Optimizer(), "weights") == common | {"schedule": "constant", "milestones": [], "decay": 0.1}
+    stepwise = Optimizer(schedule={"name": "step", "milestones": [4]})
+    assert identity(stepwise, "weights") == common | {"schedule": "step", "milestones": [4], "decay": 0.1}

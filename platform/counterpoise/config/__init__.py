@@ -38,15 +38,16 @@ from counterpoise.config.synthesis import (
     Scorer,
     Selection,
 )
+from counterpoise.config.trainable import Trainable
 from counterpoise.config.training import (
     GROUP_METRICS,
     Dfr,
     Mix,
     Mixture,
     Optimizer,
+    Schedule,
     SelectBy,
     Stage,
-    Trainable,
     Training,
     Transform,
 )
@@ -85,6 +86,7 @@ __all__ = [
     "Prompts",
     "Realism",
     "Risk",
+    "Schedule",
     "Scorer",
     "Section",
     "SelectBy",

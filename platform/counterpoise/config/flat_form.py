@@ -1,8 +1,8 @@
 """Flat form of sections with variants in addresses.
 
 Addresses of today's storage format were made when such a section held the keys of all variants side by side. They keep
-this form, so that what stores hold is found; :data:`_FLAT` is the list of these keys, which is complete. A variant
-with other keys enters addresses as it is. The whole file goes when the storage format changes.
+this form, so that what stores hold is found. The lists of these keys are complete: a variant with other keys enters
+addresses as it is. The whole file goes when the storage format changes.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from typing import Any
 
 from counterpoise.config.base import Section
 from counterpoise.config.objectives import Objective
+from counterpoise.config.trainable import TrainableSettings
+from counterpoise.config.training import Optimizer
 
 # section -> its key -> the keys of all its variants, each with the default that it had
 _FLAT: dict[type[Section], dict[str, dict[str, Any]]] = {
@@ -26,12 +28,25 @@ _FLAT: dict[type[Section], dict[str, dict[str, Any]]] = {
         },
         "risk": {"step_size": 0.01, "adjustment": 0.0, "worst_share": 0.2},
     },
+    Optimizer: {"schedule": {"milestones": [], "decay": 0.1}},
 }
 _WAS_NULL = {("ldam", "scale"): 30.0, ("arcface", "margin"): 0.5, ("adaface", "margin"): 0.4}  # null stood for these
+_TRAINABLE: dict[str, Any] = {
+    "blocks": [],
+    "share": None,
+    "rank": 4,
+    "alpha": 8.0,
+    "top_k": None,
+    "similar": ["real", "biased"],
+    "different": ["biased", "balanced"],
+    "distance": "absolute",
+}
 
 
 def flattened(section: Section, tree: dict[str, Any]) -> dict[str, Any]:
     """Return the dumped tree of a section with its variants in flat form."""
+    if isinstance(section, TrainableSettings):
+        return _TRAINABLE | tree
     flat = dict(tree)
     for key, defaults in _FLAT.get(type(section), {}).items():
         if key not in tree:

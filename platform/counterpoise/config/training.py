@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Discriminator, Field, PositiveFloat, PositiveInt, model_validator
 
-from counterpoise.config.base import RESOLVED, Decides, NonNegativeInt, Section, Share
+from counterpoise.config.base import OR_WORD, RESOLVED, Decides, NonNegativeInt, Section, Share
 from counterpoise.config.objectives import Objective
 from counterpoise.config.synthesis import ActorResources
+from counterpoise.config.trainable import All, Selective, Trainable
 
 # A test keeps these two equal to the selectable metrics of counterpoise.evaluation.catalogue.
 SelectBy = Literal["worst_group_accuracy", "balanced_accuracy", "class_balanced_accuracy", "accuracy", "last"]
@@ -18,24 +19,32 @@ GROUP_METRICS = ("worst_group_accuracy", "balanced_accuracy")  # to select by th
 Transform = Literal["flip", "crop"] | dict[str, dict[str, Any]]
 
 
-def _only(section: Section, variant: object, takes: dict[str, tuple[str, ...]], needs: bool = False) -> None:
-    """Reject settings, other than defaults, that the variant does not take."""
-    accepted = takes.get(str(variant), ())
-    for name, keys in takes.items():
-        for key in keys:
-            if key in accepted:
-                continue
-            if getattr(section, key) != type(section).model_fields[key].get_default(call_default_factory=True):
-                raise ValueError(f"{variant!r} does not take `{key}` (that is for {name!r})")
-    if needs:
-        for key in accepted:
-            if getattr(section, key) in (None, []):
-                raise ValueError(f"{variant!r} needs `{key}`")
-
-
 def _one_length(section: Stage | Training) -> None:
     if section.epochs is not None and section.steps is not None:
         raise ValueError("give `epochs` or `steps`, not both (`epochs: null` unsets the value of an extended file)")
+
+
+class Constant(Section, decides="weights"):
+    """Constant learning rate."""
+
+    name: Literal["constant"]
+
+
+class Cosine(Section, decides="weights"):
+    """Learning rate that falls to 0 along half a cosine."""
+
+    name: Literal["cosine"]
+
+
+class Step(Section, decides="weights"):
+    """Learning rate that falls at milestones."""
+
+    name: Literal["step"]
+    milestones: list[PositiveInt] = Field(min_length=1)  # epochs after which it is multiplied by `decay`
+    decay: Share = 0.1
+
+
+Schedule = Annotated[Constant | Cosine | Step, Discriminator("name"), OR_WORD]
 
 
 class Optimizer(Section, decides="weights"):
@@ -45,14 +54,7 @@ class Optimizer(Section, decides="weights"):
     lr: PositiveFloat = 1e-3
     weight_decay: Annotated[float, Field(ge=0)] = 1e-5
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9  # sgd only
-    schedule: Literal["constant", "cosine", "step"] = "constant"
-    milestones: list[PositiveInt] = []  # step: epochs after which the learning rate is multiplied by `decay`
-    decay: Share = 0.1  # step
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Optimizer:
-        _only(self, self.schedule, {"step": ("milestones",)}, needs=True)
-        return self
+    schedule: Schedule = Constant(name="constant")
 
 
 class Mixture(Section, decides="weights"):
@@ -74,39 +76,6 @@ class Mix(Section, decides="weights"):
     name: Literal["mixup", "cutmix"] = "mixup"
     alpha: PositiveFloat = 1.0  # weight drawn from Beta(α, α), once per batch
     pairs: Literal["any", "real_synthetic"] = "any"  # partner: any image of the batch, or one of the other source
-
-
-class Trainable(Section, decides="weights"):
-    """Trainable parameters of a stage; all others are frozen and excluded from the optimizer."""
-
-    name: Literal["all", "last_layer", "blocks", "all_but_blocks", "random", "lora", "selective"] = "all"
-    blocks: list[str] = []  # blocks, all_but_blocks: names of the backbone's modules, such as layer4
-    share: Share | None = None  # random: share of the parameter tensors, drawn by seed
-    rank: PositiveInt = 4  # lora
-    alpha: PositiveFloat = 8.0  # lora: the update is multiplied by alpha / rank
-    top_k: PositiveInt | Share | None = None  # selective: tensors taken from each ranking, as a count or a share
-    similar: list[str] = ["real", "biased"]  # selective: two views; tensors whose gradients differ least are taken
-    different: list[str] = ["biased", "balanced"]  # selective: two views; tensors whose gradients differ most are taken
-    distance: Literal["absolute", "cosine"] = "absolute"  # selective: distance of two gradients of a tensor
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Trainable:
-        if self.name in ("blocks", "all_but_blocks") and not self.blocks:
-            raise ValueError(f"{self.name!r} needs `blocks`")
-        for name, key in (("random", "share"), ("selective", "top_k")):
-            if self.name == name and getattr(self, key) is None:
-                raise ValueError(f"{name!r} needs `{key}`")
-        takes = {
-            "blocks": ("blocks",),
-            "all_but_blocks": ("blocks",),
-            "random": ("share",),
-            "lora": ("rank", "alpha"),
-            "selective": ("top_k", "similar", "different", "distance"),
-        }
-        _only(self, self.name, takes)
-        if len(self.similar) != 2 or len(self.different) != 2:
-            raise ValueError("`similar` and `different` take two views each")
-        return self
 
 
 class Dfr(Section, decides="weights"):
@@ -133,7 +102,7 @@ class Stage(Section, decides="weights"):
     reference: Annotated[str | None, RESOLVED] = None
     upweight: PositiveFloat = 20.0  # errors: sampling weight of images that the reference misclassifies
     groups: Literal["cell", "cell_source"] = "cell"  # groups of objective and sampling
-    trainable: Trainable = Trainable()
+    trainable: Trainable = All(name="all")
     augmentation: Annotated[list[Transform] | None, RESOLVED] = None  # by default training.augmentation
     mix: Mix | None = None
     epochs: Annotated[PositiveInt | None, RESOLVED] = None  # by default training.epochs or training.steps
@@ -175,8 +144,9 @@ class Stage(Section, decides="weights"):
     def views(self) -> dict[str, list[str]]:
         """Views that this stage uses, by key: those it trains on, and those that a selective mask compares."""
         mask = self.trainable
-        looked_at = {"trainable.similar": mask.similar, "trainable.different": mask.different}
-        return {"data": self.data} | (looked_at if mask.name == "selective" else {})
+        if not isinstance(mask, Selective):
+            return {"data": self.data}
+        return {"data": self.data, "trainable.similar": mask.similar, "trainable.different": mask.different}
 
     @property
     def plain(self) -> bool:

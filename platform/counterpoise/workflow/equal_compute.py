@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from counterpoise.config import Experiment, Optimizer, Stage
+from counterpoise.config.training import Step
 from counterpoise.storage.view import ImageView
 from counterpoise.training.loading.stage_dataset import epoch_size, epochs_of
 from counterpoise.workflow.suite import Suite
@@ -110,9 +111,10 @@ def _longer(experiment: Experiment, images: int, instead_of: int, views: Mapping
     def optimizer(stage: Stage) -> Optimizer | None:
         """A step schedule's milestones are epochs, too."""
         found = stage.optimizer or training.optimizer
-        if not found.milestones:
+        if not isinstance(found.schedule, Step):
             return stage.optimizer
-        return found.model_copy(update={"milestones": [scaled(epoch) for epoch in found.milestones]})
+        milestones = [scaled(epoch) for epoch in found.schedule.milestones]
+        return found.model_copy(update={"schedule": found.schedule.model_copy(update={"milestones": milestones})})
 
     def length(stage: Stage) -> int:
         return scaled(epochs_of(stage, training, _trained(stage, views)))

@@ -18,6 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from counterpoise import config
+from counterpoise.config.training import Cosine, Step
 from counterpoise.evaluation.catalogue import selection_score
 from counterpoise.evaluation.metrics import confusion_counts, selection_metrics
 from counterpoise.storage.view import ImageView
@@ -130,10 +131,10 @@ class Trainer:
 
     def _set_lr(self, progress: float, epoch: int) -> None:
         settings, factor = self.recipe.optimizer, 1.0
-        if settings.schedule == "cosine":
+        if isinstance(settings.schedule, Cosine):
             factor = (1 + math.cos(math.pi * progress)) / 2
-        elif settings.schedule == "step":
-            factor = settings.decay ** sum(epoch >= milestone for milestone in settings.milestones)
+        elif isinstance(settings.schedule, Step):
+            factor = settings.schedule.decay ** sum(epoch >= milestone for milestone in settings.schedule.milestones)
         for group in self.optimizer.param_groups:
             group["lr"] = settings.lr * factor
 
