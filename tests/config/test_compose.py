@@ -125,6 +125,7 @@ def test_an_override_counts_for_the_methods_whose_variant_takes_it(write):
     plain, word, full = losses()
     assert (plain, word["gamma"], full["gamma"]) == ({"name": "cross_entropy"}, 2, 1)
     assert losses("stages.0.objective.loss.gamma=3") == [plain, word | {"gamma": 3}, word | {"gamma": 3}]
+    assert losses("stages.only.objective.loss.gamma=3") == losses("stages.0.objective.loss.gamma=3")
     assert losses("stages.0.objective.loss=focal") == [word, word, word]
     assert losses("stages.0.objective.loss={name: focal, gamma: 1}") == [full, full, full]
     assert losses("stages.0.objective.loss.name=focal") == [word, word, full]
@@ -239,6 +240,11 @@ WRONG = {
         "stages.0.objective.gamma",
         "write loss: {name: focal, gamma: 3}",
     ),
+    "setting that two losses have": (
+        ["stages.0.objective={loss: adaface, risk: group_dro, margin: 0.3}"],
+        "stages.0.objective.margin",
+        "write loss: {name: adaface, margin: 0.3}",
+    ),
     "setting of another loss": (
         ["stages.0.objective.loss={name: ldam, gamma: 3}"],
         "stages.0.objective.loss.gamma",
@@ -299,13 +305,24 @@ WRONG = {
     "plan called real": (["plans={real: {strategy: usb}}", "generator={model: m}"], "trial.yaml", "real"),
     "biased plan without a rate": (
         ["plans={p: {strategy: biased}}", "generator={model: m}"],
-        "plans.p",
-        "needs `rate`",
+        "plans.p.rate",
+        "`rate` is required",
     ),
     "usb plan with a rate": (
         ["plans={p: {strategy: usb, rate: 0.9}}", "generator={model: m}"],
-        "plans.p",
-        "does not take",
+        "plans.p.rate",
+        "'usb' does not take `rate`",
+    ),
+    "plan named as a strategy is": (
+        ["plans={biased: {strategy: biased, rate: 2}}", "generator={model: m}"],
+        "plans.biased.rate",
+        "less than 1",
+    ),
+    "plan without a strategy": (["plans={p: {skip: 2}}", "generator={model: m}"], "plans.p.strategy", "uniformize"),
+    "plan of an unknown strategy": (
+        ["plans={p: {strategy: biassed}}", "generator={model: m}"],
+        "plans.p.strategy",
+        "did you mean 'biased'?",
     ),
     "generator without a model": (["generator={}"], "generator.model", "required"),
     "threshold without a scorer": (["selection.clip_margin=0.1"], "trial.yaml", "needs a `scorer`"),

@@ -20,7 +20,7 @@ TREE = {
     "scorer": {"model": "ViT-B-32", "pretrained": "one"},
     "plans": {
         "biased": {"strategy": "biased", "rate": 0.9},
-        "balanced": {"strategy": "asb"},
+        "balanced": {"strategy": "balanced"},
         "outside": {"strategy": "fill", "target": 9},
     },
     "stages": STAGES,

@@ -26,6 +26,7 @@ from counterpoise.config.data import (
 )
 from counterpoise.config.experiment import Evaluation, Experiment, Realism, Tracking
 from counterpoise.config.objectives import Loss, Objective, Risk
+from counterpoise.config.plans import Plan
 from counterpoise.config.prompts import Contextual, Llm, Prompts
 from counterpoise.config.synthesis import (
     ActorResources,
@@ -33,7 +34,6 @@ from counterpoise.config.synthesis import (
     Condition,
     Feedback,
     Generator,
-    Plan,
     Pool,
     Scorer,
     Selection,

@@ -38,7 +38,7 @@ def _explain(problem: Any, tree: Tree, sources: Sources, file: Path) -> ConfigEr
     path, found = _place(problem, tree)
     where, kind, location = _source(path, sources, file), problem["type"], problem["loc"]
     if kind == "extra_forbidden":
-        return _unknown_key(location, found, where)
+        return _unknown_key(location, _at(tree, path[:-1]), where)
     if kind == "missing":
         return _required(str(path[-1]), where)
     if kind in ("union_tag_not_found", "union_tag_invalid", "model_attributes_type"):
@@ -56,7 +56,7 @@ def _required(key: str, where: str, allowed: str | None = None) -> ConfigError:
     return ConfigError(f"`{key}` is required", where=where, found="nothing", allowed=allowed, remedy=remedy)
 
 
-def _unknown_key(location: Sequence[str | int], value: Any, where: str) -> ConfigError:
+def _unknown_key(location: Sequence[str | int], section: Tree, where: str) -> ConfigError:
     """The error of a key that its section does not have, but another variant, or a variant in the section, may."""
     key, kinds, variants = str(location[-1]), sections_at(location[:-1]), variants_from(location[:-1])
     keys = list(dict.fromkeys(name for kind in kinds for name in kind.model_fields))
@@ -64,11 +64,12 @@ def _unknown_key(location: Sequence[str | int], value: Any, where: str) -> Confi
     if variants and (takers := variants.that_take(key)):
         problem = f"{location[-2]!r} does not take `{key}`"
         return ConfigError(problem, where=where, allowed=one_of(keys, 30), remedy=f"that is for {one_of(takers)}")
-    for kind in kinds:
-        for name, inner in variants_below(kind).items():
-            if takers := inner.that_take(key):
-                example = f"{name}: {{{inner.key}: {takers[0]}, {key}: {value}}}"
-                remedy = f"it is a setting of `{name}` {one_of(takers)}: write {example}"
+    for name, inner in (pair for kind in kinds for pair in variants_below(kind).items()):
+        if takers := inner.that_take(key):
+            variant = section[name] if section.get(name) in takers else takers[0]
+            settings = {k: v for k, v in section.items() if k not in keys and k in inner.kinds[variant].model_fields}
+            written = ", ".join(f"{k}: {v}" for k, v in ({inner.key: variant} | settings).items())
+            remedy = f"it is a setting of `{name}`: write {name}: {{{written}}}"
     return ConfigError("unknown key", where=where, found=key, allowed=one_of(keys, 30), remedy=remedy)
 
 
@@ -86,6 +87,13 @@ def _no_variant(problem: Any, found: Any, where: str) -> ConfigError:
     tag = problem["ctx"]["tag"]
     where = where if isinstance(found, str) else f"{where}.{variants.key}"
     return ConfigError("unknown kind", where=where, found=tag, allowed=one_of(names), remedy=did_you_mean(tag, names))
+
+
+def _at(tree: Tree, path: KeyPath) -> Any:
+    node: Any = tree
+    for key in path:
+        node = node[key]
+    return node
 
 
 def _source(path: KeyPath, sources: Sources, file: Path) -> str:

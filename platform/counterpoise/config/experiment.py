@@ -8,8 +8,9 @@ from pydantic import Field, PositiveInt, model_validator
 
 from counterpoise.config.base import RESOLVED, Decides, NonNegativeInt, Section, Share
 from counterpoise.config.data import Data
+from counterpoise.config.plans import Plan
 from counterpoise.config.prompts import Prompts
-from counterpoise.config.synthesis import Feedback, Generator, Plan, Pool, Scorer, Selection
+from counterpoise.config.synthesis import Feedback, Generator, Pool, Scorer, Selection
 from counterpoise.config.training import Stage, Training
 
 

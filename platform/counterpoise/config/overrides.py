@@ -27,10 +27,21 @@ def parse_override(text: str) -> tuple[KeyPath, Any]:
 def apply_override(trees: list[tuple[Tree, Sources]], keys: KeyPath, value: Any, only_method: str | None) -> None:
     """Set a value in the methods that have its parent section; in all of them if no requested method has it."""
     requested = [tree for tree, _ in trees if only_method in (None, tree.get("method"))]
-    everywhere = not any(_leads_in(tree, keys) for tree in requested)
+    everywhere = not any(_leads_in(tree, _numbered(tree, keys)) for tree in requested)
     for tree, where in trees:
-        if everywhere or _leads_in(tree, keys):
-            set_value(tree, keys, value, where)
+        if everywhere or _leads_in(tree, _numbered(tree, keys)):
+            set_value(tree, _numbered(tree, keys), value, where)
+
+
+def _numbered(tree: Tree, keys: KeyPath) -> KeyPath:
+    """Return a key path with the number of a stage in place of its name, if the tree has a stage of this name."""
+    stages = tree.get("stages")
+    if keys[0] != "stages" or len(keys) == 1 or not isinstance(stages, list):
+        return keys
+    numbers = {
+        stage["name"]: number for number, stage in enumerate(stages) if isinstance(stage, dict) and "name" in stage
+    }
+    return ("stages", numbers.get(keys[1], keys[1]), *keys[2:])
 
 
 def _leads_in(tree: Tree, keys: KeyPath) -> bool:
