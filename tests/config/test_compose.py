@@ -260,7 +260,16 @@ WRONG = {
         "stages.0.objective.risk.worst_share",
         "less than or equal to 1",
     ),
-    "setting of no loss": (["stages.0.objective.loss.gamma=3"], "stages.0.objective.loss.name", "`name` is required"),
+    "setting of another than the default": (
+        ["stages.0.objective.loss.gamma=3"],
+        "the command line: stages.0.objective.loss.gamma",
+        "'cross_entropy' does not take `gamma`",
+    ),
+    "misspelt setting of another than the default": (
+        ["stages.only.trainable.topk=3"],
+        "the command line: stages.0.trainable.topk",
+        "did you mean 'top_k'?",
+    ),
     "stage without its blocks": (["stages.0.trainable=blocks"], "stages.0.trainable.blocks", "`blocks` is required"),
     "stage with a setting of another": (
         ["stages.0.trainable={name: blocks, blocks: [layer4], rank: 2}"],

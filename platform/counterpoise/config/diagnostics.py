@@ -60,7 +60,8 @@ def _unknown_key(location: Sequence[str | int], section: Tree, where: str) -> Co
     """The error of a key that its section does not have, but another variant, or a variant in the section, may."""
     key, kinds, variants = str(location[-1]), sections_at(location[:-1]), variants_from(location[:-1])
     keys = list(dict.fromkeys(name for kind in kinds for name in kind.model_fields))
-    remedy = did_you_mean(key, keys)
+    near = variants.kinds.values() if variants else kinds
+    remedy = did_you_mean(key, [name for kind in near for name in kind.model_fields])
     if variants and (takers := variants.that_take(key)):
         problem = f"{location[-2]!r} does not take `{key}`"
         return ConfigError(problem, where=where, allowed=one_of(keys, 30), remedy=f"that is for {one_of(takers)}")

@@ -38,10 +38,8 @@ def _numbered(tree: Tree, keys: KeyPath) -> KeyPath:
     stages = tree.get("stages")
     if keys[0] != "stages" or len(keys) == 1 or not isinstance(stages, list):
         return keys
-    numbers = {
-        stage["name"]: number for number, stage in enumerate(stages) if isinstance(stage, dict) and "name" in stage
-    }
-    return ("stages", numbers.get(keys[1], keys[1]), *keys[2:])
+    names = [stage.get("name") if isinstance(stage, dict) else None for stage in stages]
+    return ("stages", names.index(keys[1]), *keys[2:]) if keys[1] in names else keys
 
 
 def _leads_in(tree: Tree, keys: KeyPath) -> bool:
@@ -81,7 +79,8 @@ def _child(node: Any, key: str | int, path: KeyPath) -> Any:
     if isinstance(node, dict):
         variants = variants_at(path)
         if node.get(key) is None:
-            node[key] = {}
+            default = default_at(path) if variants else None
+            node[key] = {variants.key: default[variants.key]} if variants and default else {}
         elif variants is not None:
             node[key] = variants.spelled_out(node[key])
         return node[key]
