@@ -514,7 +514,7 @@ def facts(job, method):
     """All that a method comes to before its own training, which follows from the addresses."""
     (one,) = (task for task in job.method_runs if task.experiment.method == method)
     return {
-        "dataset": job.loaded.view.digest,
+        "dataset": job.dataset.loaded.view.digest,
         "prompts": job.prompts[method].to_json(),
         "rounds": [
             {"pool": found.pool.digest, "runtime": found.pool.runtime, **taken(found.images.methods[method])}
