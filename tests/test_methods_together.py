@@ -89,7 +89,7 @@ def stage(**keys):
 
 
 def loss(name):
-    return stage(objective={"loss": name})
+    return stage(objective={"loss": {"name": name}})
 
 
 def trainable(name, **keys):
@@ -98,7 +98,7 @@ def trainable(name, **keys):
 
 MIRRORED = {"strategy": "biased", "rate": 0.75}
 BIASED = {"plans": {"even": {"strategy": "usb"}, "biased": MIRRORED, "balanced": {"strategy": "asb"}}}
-STEPWISE = {"schedule": "step", "milestones": [1]}
+STEPWISE = {"schedule": {"name": "step", "milestones": [1]}}
 ON_CPU = {"generator.dtype": "float32"}
 SELECTIVE = BIASED | trainable("selective", top_k=3)
 DFR = {"stages": [REAL, MIXED, {"name": "last", "data": ["validation"], "dfr": {}}]}
@@ -214,15 +214,15 @@ CASES = [
     Case("training.optimizer.lr", 1e-3, 1e-4, "weights"),
     Case("training.optimizer.weight_decay", 0.0, 0.1, "weights"),
     Case("training.optimizer.momentum", 0.9, 0.5, "weights", {"training.optimizer.name": "sgd"}),
-    Case("training.optimizer.schedule", "constant", "cosine", "weights"),
+    Case("training.optimizer.schedule.name", "constant", "cosine", "weights"),
     Case(
-        "training.optimizer.milestones",
+        "training.optimizer.schedule.milestones",
         [1],
         [2],
         "weights",
         {"training.optimizer": STEPWISE},
     ),
-    Case("training.optimizer.decay", 0.1, 0.2, "weights", {"training.optimizer": STEPWISE}),
+    Case("training.optimizer.schedule.decay", 0.1, 0.2, "weights", {"training.optimizer": STEPWISE}),
     Case("training.augmentation", [], ["flip"], "weights"),
     Case("training.select_by", "accuracy", "last", "weights"),
     Case("training.precision", "float32", "bfloat16", "weights"),
@@ -239,18 +239,18 @@ CASES = [
     Case("stages.1.mixture.subsample", None, "class", "weights"),
     Case("stages.1.start", None, "scratch", "weights"),
     Case("stages.1.head", "kept", "fresh", "weights"),
-    Case("stages.1.objective.loss", "cross_entropy", "balanced_softmax", "weights"),
-    Case("stages.1.objective.risk", "mean", "group_dro", "weights"),
-    Case("stages.1.objective.tau", 1.0, 2.0, "weights", loss("logit_adjustment")),
-    Case("stages.1.objective.gamma", 2.0, 1.0, "weights", loss("focal")),
-    Case("stages.1.objective.q", 0.7, 0.5, "weights", loss("generalized_cross_entropy")),
-    Case("stages.1.objective.max_margin", 0.5, 0.4, "weights", loss("ldam")),
-    Case("stages.1.objective.margin", 0.5, 0.4, "weights", COSINE | loss("arcface")),
-    Case("stages.1.objective.concentration", 0.333, 0.5, "weights", COSINE | loss("adaface")),
-    Case("stages.1.objective.scale", 30.0, 20.0, "weights", loss("ldam")),
-    Case("stages.1.objective.step_size", 0.01, 0.1, "weights", stage(objective={"risk": "group_dro"})),
-    Case("stages.1.objective.adjustment", 0.0, 1.0, "weights", stage(objective={"risk": "group_dro"})),
-    Case("stages.1.objective.worst_share", 0.2, 0.5, "weights", stage(objective={"risk": "cvar_dro"})),
+    Case("stages.1.objective.loss.name", "cross_entropy", "balanced_softmax", "weights"),
+    Case("stages.1.objective.risk.name", "mean", "group_dro", "weights"),
+    Case("stages.1.objective.loss.tau", 1.0, 2.0, "weights", loss("logit_adjustment")),
+    Case("stages.1.objective.loss.gamma", 2.0, 1.0, "weights", loss("focal")),
+    Case("stages.1.objective.loss.q", 0.7, 0.5, "weights", loss("generalized_cross_entropy")),
+    Case("stages.1.objective.loss.max_margin", 0.5, 0.4, "weights", loss("ldam")),
+    Case("stages.1.objective.loss.margin", 0.5, 0.4, "weights", COSINE | loss("arcface")),
+    Case("stages.1.objective.loss.concentration", 0.333, 0.5, "weights", COSINE | loss("adaface")),
+    Case("stages.1.objective.loss.scale", 30.0, 20.0, "weights", loss("ldam")),
+    Case("stages.1.objective.risk.step_size", 0.01, 0.1, "weights", stage(objective={"risk": {"name": "group_dro"}})),
+    Case("stages.1.objective.risk.adjustment", 0.0, 1.0, "weights", stage(objective={"risk": {"name": "group_dro"}})),
+    Case("stages.1.objective.risk.worst_share", 0.2, 0.5, "weights", stage(objective={"risk": {"name": "cvar_dro"}})),
     Case("stages.1.sampling", "uniform", "class_balanced", "weights"),
     Case(
         "stages.2.reference",
@@ -280,9 +280,9 @@ CASES = [
     Case("stages.1.optimizer.lr", 1e-3, 1e-4, "weights", stage(optimizer={})),
     Case("stages.1.optimizer.weight_decay", 0.0, 0.1, "weights", stage(optimizer={})),
     Case("stages.1.optimizer.momentum", 0.9, 0.5, "weights", stage(optimizer={"name": "sgd"})),
-    Case("stages.1.optimizer.schedule", "constant", "cosine", "weights", stage(optimizer={})),
-    Case("stages.1.optimizer.milestones", [1], [2], "weights", stage(optimizer=STEPWISE)),
-    Case("stages.1.optimizer.decay", 0.1, 0.2, "weights", stage(optimizer=STEPWISE)),
+    Case("stages.1.optimizer.schedule.name", "constant", "cosine", "weights", stage(optimizer={})),
+    Case("stages.1.optimizer.schedule.milestones", [1], [2], "weights", stage(optimizer=STEPWISE)),
+    Case("stages.1.optimizer.schedule.decay", 0.1, 0.2, "weights", stage(optimizer=STEPWISE)),
     Case("stages.1.batch_norm", "train", "frozen", "weights"),
     Case("stages.1.select_by", None, "last", "weights"),
     Case("stages.2.dfr.strengths", [1.0], [0.1], "weights", DFR),
@@ -297,13 +297,13 @@ ALONE = {
 }
 ELSEWHERE = [
     Case("seed", 0, 1, "weights", GUIDED),
-    Case("stages.0.objective.loss", "cross_entropy", "balanced_softmax", "pixels", GUIDED),
-    Case("stages.1.objective.loss", "cross_entropy", "balanced_softmax", "weights", GUIDED),
+    Case("stages.0.objective.loss.name", "cross_entropy", "balanced_softmax", "pixels", GUIDED),
+    Case("stages.1.objective.loss.name", "cross_entropy", "balanced_softmax", "weights", GUIDED),
     Case("training.batch_size", 8, 4, "pixels", GUIDED),
     Case("training.image_size", 16, 32, "pixels", FILE),
     Case("training.batch_size", 8, 4, "weights", FILE),
     Case("selection.grey", None, 40.0, "selection", ROUNDS),
-    Case("stages.1.objective.loss", "cross_entropy", "balanced_softmax", "rounds", ROUNDS),
+    Case("stages.1.objective.loss.name", "cross_entropy", "balanced_softmax", "rounds", ROUNDS),
     Case("training.epochs", 1, 3, "weights", ALONE),
     Case("stages.0.batch_norm", "train", "frozen", "weights", ALONE),
     Case("stages.1.batch_norm", "train", "frozen", "weights", ALONE),
@@ -514,7 +514,7 @@ def facts(job, method):
     """All that a method comes to before its own training, which follows from the addresses."""
     (one,) = (task for task in job.method_runs if task.experiment.method == method)
     return {
-        "dataset": job.loaded.view.digest,
+        "dataset": job.dataset.loaded.view.digest,
         "prompts": job.prompts[method].to_json(),
         "rounds": [
             {"pool": found.pool.digest, "runtime": found.pool.runtime, **taken(found.images.methods[method])}

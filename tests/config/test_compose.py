@@ -108,6 +108,29 @@ def test_what_every_method_has_is_overridden_in_every_method(write, override, fo
     assert [experiment.method for experiment in experiments if found(experiment)] == ["erm", "plain", "guided"]
 
 
+VARIANTS = """
+name: trial
+data: {adapter: testbed}
+methods:
+  - {method: plain, stages: [{name: only, data: [real]}]}
+  - {method: word, stages: [{name: only, data: [real], objective: {loss: focal}}]}
+  - {method: full, stages: [{name: only, data: [real], objective: {loss: {name: focal, gamma: 1}, risk: mean}}]}
+"""
+
+
+def test_an_override_counts_for_the_methods_whose_variant_takes_it(write):
+    def losses(*overrides):
+        return [e.stages[0].objective.loss.model_dump() for e in load(write(VARIANTS), overrides)]
+
+    plain, word, full = losses()
+    assert (plain, word["gamma"], full["gamma"]) == ({"name": "cross_entropy"}, 2, 1)
+    assert losses("stages.0.objective.loss.gamma=3") == [plain, word | {"gamma": 3}, word | {"gamma": 3}]
+    assert losses("stages.only.objective.loss.gamma=3") == losses("stages.0.objective.loss.gamma=3")
+    assert losses("stages.0.objective.loss=focal") == [word, word, word]
+    assert losses("stages.0.objective.loss={name: focal, gamma: 1}") == [full, full, full]
+    assert losses("stages.0.objective.loss.name=focal") == [word, word, full]
+
+
 @pytest.mark.parametrize("only_method", [None, "erm"])
 def test_a_section_that_nobody_has_is_made_of_the_override(write, only_method):
     body = UNLIKE if only_method else UNLIKE.replace("feedback: {stage: taught}", "training: {epochs: 2}")
@@ -204,6 +227,70 @@ WRONG = {
     "epochs and steps": (["training.epochs=3", "training.steps=9"], "training", "`epochs: null`"),
     "epochs and steps of a stage": (["stages.0.epochs=3", "stages.0.steps=9"], "stages.0", "not both"),
     "zero epochs": (["training.epochs=0"], "training.epochs", "greater than 0"),
+    "misspelt loss": (["stages.0.objective.loss=focall"], "stages.0.objective.loss\n", "did you mean 'focal'?"),
+    "misspelt loss in full": (
+        ["stages.0.objective.loss={name: focall}"],
+        "stages.0.objective.loss.name",
+        "did you mean 'focal'?",
+    ),
+    "loss without a name": (["stages.0.objective.loss={gamma: 1}"], "stages.0.objective.loss.name", "arcface"),
+    "loss that is no name": (["stages.0.objective.loss=3"], "stages.0.objective.loss", "whose `name` is"),
+    "setting of a loss beside it": (
+        ["stages.0.objective={loss: focal, gamma: 3}"],
+        "stages.0.objective.gamma",
+        "write loss: {name: focal, gamma: 3}",
+    ),
+    "setting that two losses have": (
+        ["stages.0.objective={loss: adaface, risk: group_dro, margin: 0.3}"],
+        "stages.0.objective.margin",
+        "write loss: {name: adaface, margin: 0.3}",
+    ),
+    "setting of another loss": (
+        ["stages.0.objective.loss={name: ldam, gamma: 3}"],
+        "stages.0.objective.loss.gamma",
+        "'ldam' does not take `gamma`",
+    ),
+    "misspelt setting of a loss": (
+        ["stages.0.objective.loss={name: focal, gama: 3}"],
+        "stages.0.objective.loss.gama",
+        "did you mean 'gamma'?",
+    ),
+    "setting of a risk out of range": (
+        ["stages.0.objective.risk={name: cvar_dro, worst_share: 3}"],
+        "stages.0.objective.risk.worst_share",
+        "less than or equal to 1",
+    ),
+    "setting of another than the default": (
+        ["stages.0.objective.loss.gamma=3"],
+        "the command line: stages.0.objective.loss.gamma",
+        "'cross_entropy' does not take `gamma`",
+    ),
+    "misspelt setting of another than the default": (
+        ["stages.only.trainable.topk=3"],
+        "the command line: stages.0.trainable.topk",
+        "did you mean 'top_k'?",
+    ),
+    "stage without its blocks": (["stages.0.trainable=blocks"], "stages.0.trainable.blocks", "`blocks` is required"),
+    "stage with a setting of another": (
+        ["stages.0.trainable={name: blocks, blocks: [layer4], rank: 2}"],
+        "stages.0.trainable.rank",
+        "that is for lora",
+    ),
+    "one view where two are compared": (
+        ["stages.0.trainable={name: selective, top_k: 3, similar: [real]}"],
+        "stages.0.trainable.similar",
+        "at least 2 items",
+    ),
+    "schedule without milestones": (
+        ["training.optimizer.schedule=step"],
+        "training.optimizer.schedule.milestones",
+        "`milestones` is required",
+    ),
+    "milestones beside the schedule": (
+        ["training.optimizer.milestones=[3]"],
+        "training.optimizer.milestones",
+        "write schedule: {name: step, milestones: [3]}",
+    ),
     "misspelt choice": (["training.optimizer.name=addam"], "training.optimizer.name", "did you mean 'adam'?"),
     "negative count": (
         ["data.imbalance={kind: counts, counts: {a: -1}}"],
@@ -227,13 +314,24 @@ WRONG = {
     "plan called real": (["plans={real: {strategy: usb}}", "generator={model: m}"], "trial.yaml", "real"),
     "biased plan without a rate": (
         ["plans={p: {strategy: biased}}", "generator={model: m}"],
-        "plans.p",
-        "needs `rate`",
+        "plans.p.rate",
+        "`rate` is required",
     ),
     "usb plan with a rate": (
         ["plans={p: {strategy: usb, rate: 0.9}}", "generator={model: m}"],
-        "plans.p",
-        "does not take",
+        "plans.p.rate",
+        "'usb' does not take `rate`",
+    ),
+    "plan named as a strategy is": (
+        ["plans={biased: {strategy: biased, rate: 2}}", "generator={model: m}"],
+        "plans.biased.rate",
+        "less than 1",
+    ),
+    "plan without a strategy": (["plans={p: {skip: 2}}", "generator={model: m}"], "plans.p.strategy", "uniformize"),
+    "plan of an unknown strategy": (
+        ["plans={p: {strategy: biassed}}", "generator={model: m}"],
+        "plans.p.strategy",
+        "did you mean 'biased'?",
     ),
     "generator without a model": (["generator={}"], "generator.model", "required"),
     "threshold without a scorer": (["selection.clip_margin=0.1"], "trial.yaml", "needs a `scorer`"),

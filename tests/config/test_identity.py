@@ -5,7 +5,17 @@ from typing import Annotated
 import pytest
 from pydantic import Field
 
-from counterpoise.config import ActorResources, Dataset, Experiment, Generator, Section, Stage, Training
+from counterpoise.config import (
+    ActorResources,
+    Dataset,
+    Experiment,
+    Generator,
+    Objective,
+    Optimizer,
+    Section,
+    Stage,
+    Training,
+)
 from counterpoise.config.base import RESOLVED, Decides
 from counterpoise.config.identity import Leaf, decisions, identity, leaves, present_leaves, without
 
@@ -160,3 +170,36 @@ def test_variants_are_taken_together():
     assert found["data.root"] == ("source", "pixels")
     assert found["stages.*.trainable.top_k"] == ("weights",)
     assert found["data.imbalance.factor"] == ("source",)
+
+
+def test_addresses_have_the_keys_of_all_variants_side_by_side():
+    """The form of today's storage format, in which a default of then is not the variant's own."""
+    plain = {"loss": "cross_entropy", "tau": 1.0, "gamma": 2.0, "q": 0.7, "max_margin": 0.5, "margin": None}
+    plain |= {"concentration": 0.333, "scale": None}
+    plain |= {"risk": "mean", "step_size": 0.01, "adjustment": 0.0, "worst_share": 0.2}
+    assert identity(Objective(), "weights") == plain
+    for objective, changed in (
+        ({"loss": "focal"}, {"loss": "focal"}),
+        ({"loss": {"name": "focal", "gamma": 1}}, {"loss": "focal", "gamma": 1.0}),
+        ({"loss": "arcface", "risk": "cvar_dro"}, {"loss": "arcface", "risk": "cvar_dro"}),
+        ({"loss": {"name": "arcface", "margin": 0.4}}, {"loss": "arcface", "margin": 0.4}),
+        ({"risk": {"name": "group_dro", "adjustment": 1}}, {"risk": "group_dro", "adjustment": 1.0}),
+    ):
+        assert identity(Objective(**objective), "weights") == plain | changed
+        assert without(Objective(**objective)) == Objective(**objective).model_dump(mode="json")
+    stage = Stage(name="s", data=["real"], trainable={"name": "lora", "rank": 2})
+    assert identity(stage, "weights")["trainable"] == {
+        "name": "lora",
+        "blocks": [],
+        "share": None,
+        "rank": 2,
+        "alpha": 8.0,
+        "top_k": None,
+        "similar": ["real", "biased"],
+        "different": ["biased", "balanced"],
+        "distance": "absolute",
+    }
+    common = {"name": "adam", "lr": 0.001, "weight_decay": 1e-5, "momentum": 0.9}
+    assert identity(Optimizer(), "weights") == common | {"schedule": "constant", "milestones": [], "decay": 0.1}
+    stepwise = Optimizer(schedule={"name": "step", "milestones": [4]})
+    assert identity(stepwise, "weights") == common | {"schedule": "step", "milestones": [4], "decay": 0.1}

@@ -3,7 +3,8 @@
 import pytest
 import yaml
 
-from counterpoise.config import Evaluation, Plan, Prompts
+from counterpoise.config import Evaluation, Prompts
+from counterpoise.config.plans import Usb
 from counterpoise.data.audit import audit
 from counterpoise.synthesis.selection.strategies import target_counts
 
@@ -30,7 +31,7 @@ def test_shapes(configured):
     loaded, prompts = configured("shapes", per_cell={"train": 294, "validation": 11, "test": 3})
     counts = loaded.view.where(split="train").counts
     assert counts.tolist() == [[294, 6], [6, 294]] * 2
-    assert target_counts(Plan(strategy="usb"), counts, loaded.view.names).sum() == 1152
+    assert target_counts(Usb(strategy="usb"), counts, loaded.view.names).sum() == 1152
     assert audit(loaded.view, Evaluation()).cramers_v == pytest.approx(0.96)
     assert prompts_of(loaded, prompts)[:2] == ["a photo of a red circle", "a photo of a blue circle"]
 

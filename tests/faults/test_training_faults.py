@@ -65,7 +65,7 @@ def test_a_killed_process_goes_on_and_ends_with_the_same_bytes(store, views, val
 @pytest.mark.usefixtures("ray_cluster")
 @pytest.mark.timeout(600)  # Ray Train starts two groups of workers
 def test_a_killed_ray_train_worker_is_replaced_and_two_workers_end_where_one_does(store, views, validation, tmp_path):
-    stage = {"name": "dro", "data": ["real"], "objective": {"risk": "group_dro", "step_size": 0.1}}
+    stage = {"name": "dro", "data": ["real"], "objective": {"risk": {"name": "group_dro", "step_size": 0.1}}}
     alone = make_experiment(store, [stage], epochs=4, optimizer={"name": "sgd", "lr": 0.05}, select_by="last")
     expected = stages.run(alone, views, validation)[0]
 

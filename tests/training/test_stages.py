@@ -70,7 +70,7 @@ def test_the_address_covers_what_decides_the_weights_and_nothing_else(store, vie
         address({"data": ["extra", "real"]}),
         address({"epochs": 3}),
         address({"objective": {"risk": "group_dro"}}),
-        address({"objective": {"risk": "group_dro", "step_size": 0.1}}),
+        address({"objective": {"risk": {"name": "group_dro", "step_size": 0.1}}}),
         address({"sampling": "group_balanced"}),
         address({"optimizer": {"lr": 1e-4}}),
         address({"batch_norm": "frozen"}),

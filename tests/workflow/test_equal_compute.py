@@ -70,12 +70,12 @@ def test_the_control_shows_as_many_images_as_the_costliest_method(views):
 
 
 def test_several_stages_and_milestones_are_stretched_alike(views):
-    schedule = {"schedule": "step", "milestones": [4, 9], "lr": 0.1}
+    schedule = {"schedule": {"name": "step", "milestones": [4, 9]}, "lr": 0.1}
     base = experiment(REAL, {"name": "more", "data": ["real"], "epochs": 5}, plans=(), optimizer=schedule)
     found = equal_compute.equal_compute([base], "erm", {"erm": 240, "usb": 600}, views)
     assert [stage.epochs for stage in found.experiments[0].stages] == [25, 13]
     assert found.epochs == 38
-    assert [stage.optimizer.milestones for stage in found.experiments[0].stages] == [[10, 23]] * 2
+    assert [stage.optimizer.schedule.milestones for stage in found.experiments[0].stages] == [[10, 23]] * 2
     assert found.experiments[0].stages[0].optimizer.lr == 0.1
 
 

@@ -25,6 +25,8 @@ from counterpoise.config.data import (
     Torchvision,
 )
 from counterpoise.config.experiment import Evaluation, Experiment, Realism, Tracking
+from counterpoise.config.objectives import Loss, Objective, Risk
+from counterpoise.config.plans import Plan
 from counterpoise.config.prompts import Contextual, Llm, Prompts
 from counterpoise.config.synthesis import (
     ActorResources,
@@ -32,21 +34,20 @@ from counterpoise.config.synthesis import (
     Condition,
     Feedback,
     Generator,
-    Plan,
     Pool,
     Scorer,
     Selection,
 )
+from counterpoise.config.trainable import Trainable
 from counterpoise.config.training import (
     GROUP_METRICS,
     Dfr,
     Mix,
     Mixture,
-    Objective,
     Optimizer,
+    Schedule,
     SelectBy,
     Stage,
-    Trainable,
     Training,
     Transform,
 )
@@ -73,6 +74,7 @@ __all__ = [
     "Imbalance",
     "Llm",
     "LongTailed",
+    "Loss",
     "Mix",
     "Mixture",
     "NonNegativeInt",
@@ -83,6 +85,8 @@ __all__ = [
     "Pool",
     "Prompts",
     "Realism",
+    "Risk",
+    "Schedule",
     "Scorer",
     "Section",
     "SelectBy",

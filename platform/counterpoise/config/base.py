@@ -17,10 +17,19 @@ from __future__ import annotations
 import inspect
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
+
+
+def _spelled_out(value: Any) -> Any:
+    return {"name": value} if isinstance(value, str) else value
+
+
+# of a union of sections told apart by `name`: a bare word is short for {name: word}
+OR_WORD = BeforeValidator(_spelled_out)
+
 Decision = Literal["source", "pixels", "selection", "weights", "metrics", "place", "runtime"]
 
 

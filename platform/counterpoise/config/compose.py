@@ -5,7 +5,8 @@ extended files, then a method file, then the file itself, then the command line.
 ``seeds`` describes several experiments, one for each pair.
 
 An override applies to the methods that have its parent section: ``feedback.scale=0.1`` to those with a ``feedback``
-section, ``plans.even.rate=0.9`` to those with a plan of this name. If no method has it, it applies to all.
+section, ``plans.even.rate=0.9`` to those with a biased plan of this name, ``stages.fair.trainable.top_k=3`` to those
+with a selective stage of this name. If no method has it, it applies to all.
 """
 
 from __future__ import annotations

@@ -8,8 +8,9 @@ from pydantic import Field, PositiveInt, model_validator
 
 from counterpoise.config.base import RESOLVED, Decides, NonNegativeInt, Section, Share
 from counterpoise.config.data import Data
+from counterpoise.config.plans import Plan
 from counterpoise.config.prompts import Prompts
-from counterpoise.config.synthesis import Feedback, Generator, Plan, Pool, Scorer, Selection
+from counterpoise.config.synthesis import Feedback, Generator, Pool, Scorer, Selection
 from counterpoise.config.training import Stage, Training
 
 
@@ -98,8 +99,8 @@ class Experiment(Section):
             raise ValueError(f"{where}.name: {stage.name!r} is already in use")
         if stage.mixture.real_share is not None and not ("real" in stage.data and set(stage.data) & set(self.plans)):
             raise ValueError(f"{where}.mixture.real_share: `data` must name real and a plan; it is {stage.data}")
-        if stage.objective.loss in ("arcface", "adaface") and self.training.head != "cosine":
-            raise ValueError(f"{where}.objective.loss: {stage.objective.loss!r} needs `training.head: cosine`")
+        if stage.objective.loss.angular and self.training.head != "cosine":
+            raise ValueError(f"{where}.objective.loss: {stage.objective.loss.name!r} needs `training.head: cosine`")
         if stage.dfr and (stage.start == "scratch" or (not earlier and stage.start is None)):
             raise ValueError(f"{where}.dfr: an earlier stage must have trained the features")
         if stage.dfr and self.training.head == "cosine":

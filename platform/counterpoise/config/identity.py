@@ -13,6 +13,7 @@ from typing import Any
 
 from counterpoise.config.base import Decides, Decision, Section
 from counterpoise.config.experiment import Experiment
+from counterpoise.config.flat_form import flattened
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ def identity(section: Section, decision: Decision) -> dict[str, Any]:
     Keys that enter in resolved form are left out, as only the caller can resolve them. A section without a key that
     decides this is left out; an optional section that is null stays as None.
     """
-    return _dump(section, lambda leaf: decision in leaf.decides and not leaf.resolved)
+    return _dump(section, lambda leaf: decision in leaf.decides and not leaf.resolved, finish=flattened)
 
 
 def without(section: Section, *decisions: Decision) -> dict[str, Any]:
@@ -125,7 +126,17 @@ def _children(value: Any) -> Iterator[tuple[str, Section]]:
             yield f"{key}.", child
 
 
-def _dump(section: Section, keep: Callable[[Leaf], bool], resolved: bool = False) -> dict[str, Any]:
+def _as_it_is(section: Section, tree: dict[str, Any]) -> dict[str, Any]:
+    return tree
+
+
+def _dump(
+    section: Section,
+    keep: Callable[[Leaf], bool],
+    resolved: bool = False,
+    finish: Callable[[Section, dict[str, Any]], dict[str, Any]] = _as_it_is,
+) -> dict[str, Any]:
+    """Dump a section as a JSON-able tree of the leaves to keep; ``finish`` gives each section's tree its final form."""
     kind, plain, kept = type(section), section.model_dump(mode="json"), dict[str, Any]()
     for name in kind.model_fields:
         if not any(map(keep, _below(kind, name, "", resolved))):
@@ -134,9 +145,9 @@ def _dump(section: Section, keep: Callable[[Leaf], bool], resolved: bool = False
         if not _sections(kind.model_fields[name].annotation):
             kept[name] = plain[name]
         elif isinstance(value, list):
-            kept[name] = [_dump(child, keep, below) for child in value]
+            kept[name] = [_dump(child, keep, below, finish) for child in value]
         elif isinstance(value, dict):
-            kept[name] = {key: _dump(child, keep, below) for key, child in value.items()}
+            kept[name] = {key: _dump(child, keep, below, finish) for key, child in value.items()}
         else:
-            kept[name] = None if value is None else _dump(value, keep, below)
-    return kept
+            kept[name] = None if value is None else _dump(value, keep, below, finish)
+    return finish(section, kept)

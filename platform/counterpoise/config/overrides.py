@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from counterpoise.config.diagnostics import is_always_there
+from counterpoise.config.schema import default_at, variants_at
 from counterpoise.config.trees import KeyPath, Sources, Tree, dotted
 from counterpoise.errors import ConfigError
 
@@ -27,20 +27,38 @@ def parse_override(text: str) -> tuple[KeyPath, Any]:
 def apply_override(trees: list[tuple[Tree, Sources]], keys: KeyPath, value: Any, only_method: str | None) -> None:
     """Set a value in the methods that have its parent section; in all of them if no requested method has it."""
     requested = [tree for tree, _ in trees if only_method in (None, tree.get("method"))]
-    everywhere = not any(_leads_in(tree, keys) for tree in requested)
+    everywhere = not any(_leads_in(tree, _numbered(tree, keys)) for tree in requested)
     for tree, where in trees:
-        if everywhere or _leads_in(tree, keys):
-            set_value(tree, keys, value, where)
+        if everywhere or _leads_in(tree, _numbered(tree, keys)):
+            set_value(tree, _numbered(tree, keys), value, where)
+
+
+def _numbered(tree: Tree, keys: KeyPath) -> KeyPath:
+    """Return a key path with the number of a stage in place of its name, if the tree has a stage of this name."""
+    stages = tree.get("stages")
+    if keys[0] != "stages" or len(keys) == 1 or not isinstance(stages, list):
+        return keys
+    names = [stage.get("name") if isinstance(stage, dict) else None for stage in stages]
+    return ("stages", names.index(keys[1]), *keys[2:]) if keys[1] in names else keys
 
 
 def _leads_in(tree: Tree, keys: KeyPath) -> bool:
-    """Return True if the section, plan or stage that a key path leads into is in the tree or exists by default."""
+    """Return True if the section, plan or stage that a key path leads into is in the tree or exists by default.
+
+    Of variants, if it is one that takes the key: ``stages.0.trainable.top_k`` leads into selective stages alone.
+    """
     node: Any = tree
     for depth, key in enumerate(keys[:-1], start=1):
         if isinstance(node, list):
             node = node[key] if isinstance(key, int) and key < len(node) else None
         elif isinstance(node, dict):
-            node = node[key] if key in node else {} if is_always_there(keys[:depth]) else None
+            node = node[key] if key in node else default_at(keys[:depth])
+        variants = variants_at(keys[:depth])
+        if variants is not None:
+            node = variants.spelled_out(node)
+            variant = variants.kinds.get(str(node.get(variants.key))) if isinstance(node, dict) else None
+            if variant is not None and keys[depth] not in variant.model_fields:
+                return False
     return keys[-1] in range(len(node)) if isinstance(node, list) else isinstance(node, dict)
 
 
@@ -59,8 +77,12 @@ def set_value(tree: Tree, keys: KeyPath, value: Any, sources: Sources) -> None:
 
 def _child(node: Any, key: str | int, path: KeyPath) -> Any:
     if isinstance(node, dict):
+        variants = variants_at(path)
         if node.get(key) is None:
-            node[key] = {}
+            default = default_at(path) if variants else None
+            node[key] = {variants.key: default[variants.key]} if variants and default else {}
+        elif variants is not None:
+            node[key] = variants.spelled_out(node[key])
         return node[key]
     if isinstance(node, list) and isinstance(key, int) and key < len(node):
         return node[key]

@@ -1,4 +1,4 @@
-"""Configuration of synthesis: plans, generator, feedback, scorer, selection and pool."""
+"""Configuration of synthesis: generator, feedback, scorer, selection and pool."""
 
 from __future__ import annotations
 
@@ -7,31 +7,6 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from counterpoise.config.base import RESOLVED, Decides, NonNegativeInt, Section, Share
-
-
-class Plan(Section, decides="selection"):
-    """Number of synthetic images per cell; strategies: :mod:`counterpoise.synthesis.selection.strategies`."""
-
-    strategy: Literal["uniformize", "usb", "asb", "balanced", "biased", "fill", "custom"]
-    by: Literal["class", "cell"] = "cell"  # uniformize, fill: level classes or cells
-    budget: PositiveInt | Literal["usb", "real"] = "usb"  # balanced, biased: images in all; real: as many as real ones
-    rate: Annotated[float, Field(ge=0.5, lt=1)] | None = None  # biased: share of the majority group
-    target: PositiveInt | None = None  # fill: images per class or cell after filling
-    # custom: class -> images, or class -> group -> images
-    counts: dict[str, NonNegativeInt | dict[str, NonNegativeInt]] | None = None
-    skip: NonNegativeInt = 0  # images of each cell to leave to other plans; see evaluation.test
-
-    @model_validator(mode="after")
-    def _complete(self) -> Plan:
-        needs = {"biased": "rate", "fill": "target", "custom": "counts"}
-        for strategy, key in needs.items():
-            if (self.strategy == strategy) != (getattr(self, key) is not None):
-                verb = "needs" if self.strategy == strategy else "does not take"
-                raise ValueError(f"strategy {self.strategy!r} {verb} `{key}`")
-        for key, strategies in {"by": ("uniformize", "fill"), "budget": ("balanced", "biased")}.items():
-            if self.strategy not in strategies and getattr(self, key) != type(self).model_fields[key].default:
-                raise ValueError(f"strategy {self.strategy!r} does not take `{key}`")
-        return self
 
 
 class Adapter(Section, decides="pixels"):

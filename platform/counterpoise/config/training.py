@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Discriminator, Field, PositiveFloat, PositiveInt, model_validator
 
-from counterpoise.config.base import RESOLVED, Decides, NonNegativeInt, Section, Share
+from counterpoise.config.base import OR_WORD, RESOLVED, Decides, NonNegativeInt, Section, Share
+from counterpoise.config.objectives import Objective
 from counterpoise.config.synthesis import ActorResources
+from counterpoise.config.trainable import All, Selective, Trainable
 
 # A test keeps these two equal to the selectable metrics of counterpoise.evaluation.catalogue.
 SelectBy = Literal["worst_group_accuracy", "balanced_accuracy", "class_balanced_accuracy", "accuracy", "last"]
@@ -17,64 +19,32 @@ GROUP_METRICS = ("worst_group_accuracy", "balanced_accuracy")  # to select by th
 Transform = Literal["flip", "crop"] | dict[str, dict[str, Any]]
 
 
-def _only(section: Section, variant: object, takes: dict[str, tuple[str, ...]], needs: bool = False) -> None:
-    """Reject settings, other than defaults, that the variant does not take."""
-    accepted = takes.get(str(variant), ())
-    for name, keys in takes.items():
-        for key in keys:
-            if key in accepted:
-                continue
-            if getattr(section, key) != type(section).model_fields[key].get_default(call_default_factory=True):
-                raise ValueError(f"{variant!r} does not take `{key}` (that is for {name!r})")
-    if needs:
-        for key in accepted:
-            if getattr(section, key) in (None, []):
-                raise ValueError(f"{variant!r} needs `{key}`")
-
-
 def _one_length(section: Stage | Training) -> None:
     if section.epochs is not None and section.steps is not None:
         raise ValueError("give `epochs` or `steps`, not both (`epochs: null` unsets the value of an extended file)")
 
 
-class Objective(Section, decides="weights"):
-    """Training objective: a per-image loss, reduced over the batch by a risk."""
+class Constant(Section, decides="weights"):
+    """Constant learning rate."""
 
-    loss: Literal[
-        "cross_entropy",
-        "balanced_softmax",
-        "logit_adjustment",
-        "focal",
-        "ldam",
-        "generalized_cross_entropy",
-        "arcface",
-        "adaface",
-    ] = "cross_entropy"
-    risk: Literal["mean", "group_dro", "cvar_dro", "relative_difficulty"] = "mean"
-    tau: PositiveFloat = 1.0  # logit_adjustment: strength
-    gamma: PositiveFloat = 2.0  # focal: exponent of the down-weighting of easy images
-    q: Share = 0.7  # generalized_cross_entropy: q; 0 is cross-entropy, 1 mean absolute error
-    max_margin: PositiveFloat = 0.5  # ldam: the rarest class's margin
-    margin: PositiveFloat | None = None  # arcface (radians, 0.5 by default), adaface (0.4 by default)
-    concentration: PositiveFloat = 0.333  # adaface: h
-    scale: PositiveFloat | None = None  # ldam: factor of the logits after the margin, 30 by default
-    step_size: PositiveFloat = 0.01  # group_dro: η_q
-    adjustment: Annotated[float, Field(ge=0)] = 0.0  # group_dro: C of the generalisation adjustment C / √n_g
-    worst_share: Annotated[float, Field(gt=0, le=1)] = 0.2  # cvar_dro: α, the share of the largest losses that counts
+    name: Literal["constant"]
 
-    @model_validator(mode="after")
-    def _consistent(self) -> Objective:
-        losses = {
-            "logit_adjustment": ("tau",),
-            "focal": ("gamma",),
-            "generalized_cross_entropy": ("q",),
-            "ldam": ("max_margin", "scale"),
-            "arcface": ("margin",),
-            "adaface": ("margin", "concentration"),
-        }
-        _only(self, self.loss, losses)
-        _only(self, self.risk, {"group_dro": ("step_size", "adjustment"), "cvar_dro": ("worst_share",)})
-        return self
+
+class Cosine(Section, decides="weights"):
+    """Learning rate that falls to 0 along half a cosine."""
+
+    name: Literal["cosine"]
+
+
+class Step(Section, decides="weights"):
+    """Learning rate that falls at milestones."""
+
+    name: Literal["step"]
+    milestones: list[PositiveInt] = Field(min_length=1)  # epochs after which it is multiplied by `decay`
+    decay: Share = 0.1
+
+
+Schedule = Annotated[Constant | Cosine | Step, Discriminator("name"), OR_WORD]
 
 
 class Optimizer(Section, decides="weights"):
@@ -84,14 +54,7 @@ class Optimizer(Section, decides="weights"):
     lr: PositiveFloat = 1e-3
     weight_decay: Annotated[float, Field(ge=0)] = 1e-5
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9  # sgd only
-    schedule: Literal["constant", "cosine", "step"] = "constant"
-    milestones: list[PositiveInt] = []  # step: epochs after which the learning rate is multiplied by `decay`
-    decay: Share = 0.1  # step
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Optimizer:
-        _only(self, self.schedule, {"step": ("milestones",)}, needs=True)
-        return self
+    schedule: Schedule = Constant(name="constant")
 
 
 class Mixture(Section, decides="weights"):
@@ -113,39 +76,6 @@ class Mix(Section, decides="weights"):
     name: Literal["mixup", "cutmix"] = "mixup"
     alpha: PositiveFloat = 1.0  # weight drawn from Beta(α, α), once per batch
     pairs: Literal["any", "real_synthetic"] = "any"  # partner: any image of the batch, or one of the other source
-
-
-class Trainable(Section, decides="weights"):
-    """Trainable parameters of a stage; all others are frozen and excluded from the optimizer."""
-
-    name: Literal["all", "last_layer", "blocks", "all_but_blocks", "random", "lora", "selective"] = "all"
-    blocks: list[str] = []  # blocks, all_but_blocks: names of the backbone's modules, such as layer4
-    share: Share | None = None  # random: share of the parameter tensors, drawn by seed
-    rank: PositiveInt = 4  # lora
-    alpha: PositiveFloat = 8.0  # lora: the update is multiplied by alpha / rank
-    top_k: PositiveInt | Share | None = None  # selective: tensors taken from each ranking, as a count or a share
-    similar: list[str] = ["real", "biased"]  # selective: two views; tensors whose gradients differ least are taken
-    different: list[str] = ["biased", "balanced"]  # selective: two views; tensors whose gradients differ most are taken
-    distance: Literal["absolute", "cosine"] = "absolute"  # selective: distance of two gradients of a tensor
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Trainable:
-        if self.name in ("blocks", "all_but_blocks") and not self.blocks:
-            raise ValueError(f"{self.name!r} needs `blocks`")
-        for name, key in (("random", "share"), ("selective", "top_k")):
-            if self.name == name and getattr(self, key) is None:
-                raise ValueError(f"{name!r} needs `{key}`")
-        takes = {
-            "blocks": ("blocks",),
-            "all_but_blocks": ("blocks",),
-            "random": ("share",),
-            "lora": ("rank", "alpha"),
-            "selective": ("top_k", "similar", "different", "distance"),
-        }
-        _only(self, self.name, takes)
-        if len(self.similar) != 2 or len(self.different) != 2:
-            raise ValueError("`similar` and `different` take two views each")
-        return self
 
 
 class Dfr(Section, decides="weights"):
@@ -172,7 +102,7 @@ class Stage(Section, decides="weights"):
     reference: Annotated[str | None, RESOLVED] = None
     upweight: PositiveFloat = 20.0  # errors: sampling weight of images that the reference misclassifies
     groups: Literal["cell", "cell_source"] = "cell"  # groups of objective and sampling
-    trainable: Trainable = Trainable()
+    trainable: Trainable = All(name="all")
     augmentation: Annotated[list[Transform] | None, RESOLVED] = None  # by default training.augmentation
     mix: Mix | None = None
     epochs: Annotated[PositiveInt | None, RESOLVED] = None  # by default training.epochs or training.steps
@@ -185,10 +115,11 @@ class Stage(Section, decides="weights"):
 
     @model_validator(mode="after")
     def _consistent(self) -> Stage:
-        needs_reference = self.sampling == "errors" or self.objective.risk == "relative_difficulty"
+        risk = self.objective.risk
+        needs_reference = self.sampling == "errors" or risk.needs_reference
         if needs_reference != (self.reference is not None):
             verb = "need" if needs_reference else "do not take"
-            raise ValueError(f"sampling {self.sampling!r} with risk {self.objective.risk!r} {verb} a `reference` stage")
+            raise ValueError(f"sampling {self.sampling!r} with risk {risk.name!r} {verb} a `reference` stage")
         _one_length(self)
         if self.sampling != "errors" and self.upweight != 20.0:
             raise ValueError(f"sampling {self.sampling!r} does not take `upweight`")
@@ -213,8 +144,9 @@ class Stage(Section, decides="weights"):
     def views(self) -> dict[str, list[str]]:
         """Views that this stage uses, by key: those it trains on, and those that a selective mask compares."""
         mask = self.trainable
-        looked_at = {"trainable.similar": mask.similar, "trainable.different": mask.different}
-        return {"data": self.data} | (looked_at if mask.name == "selective" else {})
+        if not isinstance(mask, Selective):
+            return {"data": self.data}
+        return {"data": self.data, "trainable.similar": mask.similar, "trainable.different": mask.different}
 
     @property
     def plain(self) -> bool:
@@ -227,7 +159,7 @@ class Stage(Section, decides="weights"):
     @property
     def group_aware(self) -> bool:
         """True if training (not selection) uses the groups of its images."""
-        by_group = self.sampling == "group_balanced" or self.objective.risk == "group_dro"
+        by_group = self.sampling == "group_balanced" or self.objective.risk.group_aware
         return by_group or self.mixture.subsample == "cell" or self.dfr is not None
 
 

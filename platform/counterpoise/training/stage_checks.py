@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from counterpoise import config
+from counterpoise.config.trainable import AllButBlocks, Blocks, LastLayer
 from counterpoise.errors import ConfigError, DataError, PlanError
 from counterpoise.storage.view import ImageView
 from counterpoise.training.loading.augmentation import check_transforms
@@ -81,5 +82,5 @@ def _check_training(training: config.Training, stage: config.Stage, where: str) 
         check_transforms(training.augmentation, training.image_size, "training.augmentation")
     else:
         check_transforms(stage.augmentation, training.image_size, f"{where}.augmentation")
-    if stage.trainable.name in ("blocks", "all_but_blocks", "last_layer"):
+    if isinstance(stage.trainable, Blocks | AllButBlocks | LastLayer):
         prepare(Classifier(without_data(training.backbone)), stage, seed=0)

@@ -17,6 +17,7 @@ from jaxtyping import Float
 
 from counterpoise import config
 from counterpoise.config.identity import identity
+from counterpoise.config.trainable import Selective
 from counterpoise.core.digest import digest
 from counterpoise.core.model_source import hash_of_file
 from counterpoise.errors import ModelError, PlanError
@@ -246,7 +247,7 @@ def _gradients(
     shared: dict[str, Any],
 ) -> Gradients | None:
     trainable = recipe.stage.trainable
-    if trainable.name != "selective":
+    if not isinstance(trainable, Selective):
         return None
     compared = {name: views[name] for name in (*trainable.similar, *trainable.different)}
     for name, view in compared.items():

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from counterpoise.config import Experiment, Optimizer, Stage
+from counterpoise.config.training import Step
 from counterpoise.storage.view import ImageView
 from counterpoise.training.loading.stage_dataset import epoch_size, epochs_of
 from counterpoise.workflow.suite import Suite
@@ -110,9 +111,11 @@ def _longer(experiment: Experiment, images: int, instead_of: int, views: Mapping
     def optimizer(stage: Stage) -> Optimizer | None:
         """Scale the milestones of a step schedule, which are epochs too."""
         effective = stage.optimizer or training.optimizer
-        if not effective.milestones:
+        if not isinstance(effective.schedule, Step):
             return stage.optimizer
-        return effective.model_copy(update={"milestones": [scaled(epoch) for epoch in effective.milestones]})
+        milestones = [scaled(epoch) for epoch in effective.schedule.milestones]
+        schedule = effective.schedule.model_copy(update={"milestones": milestones})
+        return effective.model_copy(update={"schedule": schedule})
 
     def length(stage: Stage) -> int:
         return scaled(epochs_of(stage, training, _trained(stage, views)))

@@ -2,8 +2,10 @@
 
 import numpy as np
 import pytest
+from pydantic import TypeAdapter
 
 from counterpoise.config import Plan
+from counterpoise.config.schema import variants_at
 from counterpoise.errors import PlanError
 from counterpoise.storage.schema import LabelSpace
 from counterpoise.synthesis.selection.strategies import target_counts
@@ -13,8 +15,12 @@ COUNTS = np.array([[90, 10], [5, 45]])
 TAIL = LabelSpace(("a", "b", "c"))
 
 
+def make(**settings):
+    return TypeAdapter(Plan).validate_python(settings)
+
+
 def plan(strategy: str, cells=COUNTS, names: LabelSpace = NAMES, **options) -> list[list[int]]:
-    return target_counts(Plan(strategy=strategy, **options), np.asarray(cells), names).tolist()
+    return target_counts(make(strategy=strategy, **options), np.asarray(cells), names).tolist()
 
 
 def test_usb_fills_every_cell_to_the_largest_of_all():
@@ -150,10 +156,16 @@ def test_plans_do_not_change_the_counts_they_are_given(strategy):
 )
 def test_what_is_impossible_is_said(options, counts, names, says):
     with pytest.raises(PlanError, match=says):
-        target_counts(Plan(**options), np.asarray(counts), names, where="plans.mine")
+        target_counts(make(**options), np.asarray(counts), names, where="plans.mine")
 
 
 @pytest.mark.parametrize("options", [{"strategy": "usb", "budget": 7}, {"strategy": "asb", "by": "class"}])
 def test_parameters_without_an_effect_are_errors(options):
-    with pytest.raises(ValueError, match="does not take"):
-        Plan(**options)
+    with pytest.raises(ValueError, match="Extra inputs are not permitted"):
+        make(**options)
+
+
+def test_every_strategy_that_the_config_knows_gives_counts():
+    needed = {"biased": {"rate": 0.9}, "fill": {"target": 50}, "custom": {"counts": {"a": 3}}}
+    for strategy in variants_at(("plans", "mine")).kinds:
+        assert np.sum(plan(strategy, **needed.get(strategy, {}))) > 0

@@ -12,8 +12,9 @@ from toy_bias import fit_in_group, make_experiment
 
 STAGES = [
     {"name": "erm", "data": ["real", "extra"], "start": "scratch"},
-    {"name": "dro", "data": ["real", "extra"], "start": "scratch", "objective": {"risk": "group_dro", "step_size": 0.1},
-     "groups": "cell_source", "sampling": "group_balanced"},
+    {"name": "dro", "data": ["real", "extra"], "start": "scratch",
+     "objective": {"risk": {"name": "group_dro", "step_size": 0.1}}, "groups": "cell_source",
+     "sampling": "group_balanced"},
 ]  # fmt: skip
 
 

@@ -26,6 +26,7 @@ import numpy as np
 from jaxtyping import Int
 
 from counterpoise import config
+from counterpoise.config import plans
 from counterpoise.errors import PlanError, did_you_mean, one_of
 from counterpoise.storage.schema import LabelSpace
 
@@ -48,24 +49,23 @@ def target_counts(
         PlanError: The plan names an unknown class or group, needs groups but there are none, or its budget is too
             small.
     """
-    match plan.strategy:
-        case "uniformize":
+    match plan:
+        case plans.Uniformize():
             by_class = counts.sum(1, keepdims=True).max() - counts.sum(1)
             return _spread(by_class, counts) if plan.by == "class" else counts.max(0, keepdims=True) - counts
-        case "usb":
+        case plans.Usb():
             return counts.max() - counts
-        case "asb":
+        case plans.Asb():
             return _balanced(_usb_budget(counts), counts, where)
-        case "balanced":
-            return _balanced(_budget(plan, counts), counts, where)
-        case "biased":
-            return _biased(_budget(plan, counts), Fraction(str(plan.rate)), counts, names, where)
-        case "fill":
-            assert plan.target is not None
+        case plans.Balanced():
+            return _balanced(_budget(plan.budget, counts), counts, where)
+        case plans.Biased():
+            return _biased(_budget(plan.budget, counts), Fraction(str(plan.rate)), counts, names, where)
+        case plans.Fill():
             short = np.maximum(plan.target - (counts.sum(1) if plan.by == "class" else counts), 0)
             return _spread(short, counts) if plan.by == "class" else short
-        case "custom":
-            return _custom(plan.counts or {}, counts, names, f"{where}.counts")
+        case plans.Custom():
+            return _custom(plan.counts, counts, names, f"{where}.counts")
 
 
 def check_held_out(experiment: config.Experiment, counts: Mapping[str, Int[np.ndarray, "classes groups"]]) -> None:
@@ -75,11 +75,11 @@ def check_held_out(experiment: config.Experiment, counts: Mapping[str, Int[np.nd
         experiment: The experiment; its plans, stages and evaluation apply.
         counts: Images wanted per cell, by plan.
     """
-    test, plans = experiment.evaluation.test, experiment.plans
+    test, given = experiment.evaluation.test, experiment.plans
     learned = {name for stage in experiment.stages for names in stage.views.values() for name in names}
-    for name in sorted(learned & set(plans)) if test in plans else ():
-        ends = [counts[plan] + plans[plan].skip for plan in (test, name)]
-        shared = np.minimum(*ends) - max(plans[test].skip, plans[name].skip)
+    for name in sorted(learned & set(given)) if test in given else ():
+        ends = [counts[plan] + given[plan].skip for plan in (test, name)]
+        shared = np.minimum(*ends) - max(given[test].skip, given[name].skip)
         shared = np.where((counts[test] > 0) & (counts[name] > 0), shared, 0).clip(0)
         if shared.any():
             raise PlanError(
@@ -94,8 +94,8 @@ def _usb_budget(counts: Int[np.ndarray, "classes groups"]) -> int:
     return int((counts.max() - counts).sum())
 
 
-def _budget(plan: config.Plan, counts: Int[np.ndarray, "classes groups"]) -> int:
-    match plan.budget:
+def _budget(budget: plans.Budget, counts: Int[np.ndarray, "classes groups"]) -> int:
+    match budget:
         case "usb":
             return _usb_budget(counts)
         case "real":

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from counterpoise.config.trainable import Selective
 from counterpoise.errors import ConfigError
 from counterpoise.storage.store import read
 from counterpoise.training.engine import loop
@@ -90,7 +91,7 @@ def initial_model(task: Fit) -> Classifier:
 
 
 def _mask(task: Fit) -> list[str] | None:
-    if task.gradients is None or task.stage.trainable.top_k is None:
+    if task.gradients is None or not isinstance(task.stage.trainable, Selective):
         return None
     stored = task.gradients.read()
     return ranked_mask(stored["similar"], stored["different"], task.stage.trainable.top_k)

@@ -18,6 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from counterpoise import config
+from counterpoise.config.training import Cosine, Step
 from counterpoise.core.rng import torch_seed
 from counterpoise.evaluation.catalogue import selection_score
 from counterpoise.evaluation.metrics import confusion_counts, selection_metrics
@@ -69,8 +70,8 @@ class Trainer:
     def __init__(self, recipe: StageRecipe, model: Classifier, images: StageImages, worker: Worker) -> None:
         self.recipe, self.model, self.images, self.worker = recipe, model, images, worker
         self.call = torch.compile(model) if recipe.training.compile else model
-        self.loss = make_loss(recipe.stage.objective, images.prior, recipe.training.head).to(worker.device)
-        self.risk = make_risk(recipe.stage.objective, images.group_sizes).to(worker.device)
+        self.loss = make_loss(recipe.stage.objective.loss, images.prior, recipe.training.head).to(worker.device)
+        self.risk = make_risk(recipe.stage.objective.risk, images.group_sizes).to(worker.device)
         self.optimizer = _make_optimizer(recipe.optimizer, model)
         self.augmenter = Augmenter(recipe.transforms, recipe.training.image_size)
         self.labels = torch.from_numpy(images.labels).to(worker.device)
@@ -131,10 +132,10 @@ class Trainer:
 
     def _set_lr(self, progress: float, epoch: int) -> None:
         settings, factor = self.recipe.optimizer, 1.0
-        if settings.schedule == "cosine":
+        if isinstance(settings.schedule, Cosine):
             factor = (1 + math.cos(math.pi * progress)) / 2
-        elif settings.schedule == "step":
-            factor = settings.decay ** sum(epoch >= milestone for milestone in settings.milestones)
+        elif isinstance(settings.schedule, Step):
+            factor = settings.schedule.decay ** sum(epoch >= milestone for milestone in settings.schedule.milestones)
         for group in self.optimizer.param_groups:
             group["lr"] = settings.lr * factor
 

@@ -3,8 +3,8 @@
 :mod:`counterpoise.training.objectives.risks` weights the losses of a batch.
 
 A loss is a module, so that its state between batches (its buffers) is checkpointed with the model. Most losses are
-cross-entropy of adjusted logits, the others a function of -log p. A new loss is a class in this file and a line in
-:data:`LOSSES`, with its name in :class:`counterpoise.config.Objective`.
+cross-entropy of adjusted logits, the others a function of -log p. A new loss is a class in this file with a line in
+:data:`LOSSES`, and one with its settings in :mod:`counterpoise.config.objectives`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch.distributed as dist
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from counterpoise import config
+from counterpoise.config import objectives
 from counterpoise.training.models import COSINE_SCALE
 
 Head = Literal["linear", "cosine"]
@@ -32,7 +32,7 @@ class Loss(nn.Module):
 
     needs_features = False
 
-    def __init__(self, settings: config.Objective, prior: Float[Tensor, " classes"], head: Head) -> None:
+    def __init__(self, settings: objectives.Loss, prior: Float[Tensor, " classes"], head: Head) -> None:
         super().__init__()
 
     def forward(
@@ -62,18 +62,18 @@ class Loss(nn.Module):
         return nll
 
 
-class LogitAdjustment(Loss):
-    """Cross-entropy of logits + τ · log prior, which leaves the logits free of the prior: Menon et al. 2021, eq. 10.
+class BalancedSoftmax(Loss):
+    """Cross-entropy of logits + log prior, which leaves the logits free of the prior: Ren et al. 2020, theorem 1.
 
     A class that is never shown counts as one image in 10³⁸. It then hardly adds to the softmax, so that its logit is
     not pushed down.
     """
 
     log_prior: Tensor
+    tau = 1.0
 
-    def __init__(self, settings: config.Objective, prior: Float[Tensor, " classes"], head: Head) -> None:
+    def __init__(self, settings: objectives.Loss, prior: Float[Tensor, " classes"], head: Head) -> None:
         super().__init__(settings, prior, head)
-        self.tau = settings.tau
         smallest = torch.finfo(torch.float32).tiny
         self.register_buffer("log_prior", prior.float().clamp(min=smallest).log(), persistent=False)
 
@@ -84,14 +84,18 @@ class LogitAdjustment(Loss):
         return logits + self.tau * self.log_prior
 
 
-class BalancedSoftmax(LogitAdjustment):
-    """Cross-entropy of logits + log prior, which is logit adjustment with τ = 1: Ren et al. 2020, theorem 1."""
+class LogitAdjustment(BalancedSoftmax):
+    """Cross-entropy of logits + τ · log prior, which is balanced softmax for τ = 1: Menon et al. 2021, eq. 10."""
+
+    def __init__(self, settings: objectives.LogitAdjustment, prior: Float[Tensor, " classes"], head: Head) -> None:
+        super().__init__(settings, prior, head)
+        self.tau = settings.tau
 
 
 class Focal(Loss):
     """Focal loss -(1 - p)^γ · log p of the label's p: Lin et al. 2017, eq. 4, over a softmax."""
 
-    def __init__(self, settings: config.Objective, prior: Float[Tensor, " classes"], head: Head) -> None:
+    def __init__(self, settings: objectives.Focal, prior: Float[Tensor, " classes"], head: Head) -> None:
         super().__init__(settings, prior, head)
         self.gamma = settings.gamma
 
@@ -113,9 +117,9 @@ class LDAM(Loss):
 
     margins: Tensor
 
-    def __init__(self, settings: config.Objective, prior: Float[Tensor, " classes"], head: Head) -> None:
+    def __init__(self, settings: objectives.Ldam, prior: Float[Tensor, " classes"], head: Head) -> None:
         super().__init__(settings, prior, head)
-        self.scale = settings.scale or 30.0
+        self.scale = settings.scale
         self.unit = COSINE_SCALE if head == "cosine" else 1.0
         rarest = prior[prior > 0].min()
         margins = settings.max_margin * (rarest / prior.clamp(min=rarest)) ** 0.25
@@ -135,7 +139,9 @@ class GeneralizedCrossEntropy(Loss):
     2020) trains its biased model with it.
     """
 
-    def __init__(self, settings: config.Objective, prior: Float[Tensor, " classes"], head: Head) -> None:
+    def __init__(
+        self, settings: objectives.GeneralizedCrossEntropy, prior: Float[Tensor, " classes"], head: Head
+    ) -> None:
         super().__init__(settings, prior, head)
         self.q = settings.q
 
@@ -151,9 +157,9 @@ class ArcFace(Loss):
     again; the label's logit there is cos θ - m · sin m, as in the authors' first code, so that it keeps falling.
     """
 
-    def __init__(self, settings: config.Objective, prior: Float[Tensor, " classes"], head: Head) -> None:
+    def __init__(self, settings: objectives.ArcFace, prior: Float[Tensor, " classes"], head: Head) -> None:
         super().__init__(settings, prior, head)
-        self.margin = settings.margin or 0.5
+        self.margin = settings.margin
 
     def adjusted(
         self, logits: Float[Tensor, "n classes"], labels: Int[Tensor, " n"], features: Float[Tensor, "n d"] | None
@@ -185,9 +191,9 @@ class AdaFace(Loss):
     mean: Tensor
     deviation: Tensor
 
-    def __init__(self, settings: config.Objective, prior: Float[Tensor, " classes"], head: Head) -> None:
+    def __init__(self, settings: objectives.AdaFace, prior: Float[Tensor, " classes"], head: Head) -> None:
         super().__init__(settings, prior, head)
-        self.margin, self.concentration = settings.margin or 0.4, settings.concentration
+        self.margin, self.concentration = settings.margin, settings.concentration
         self.register_buffer("mean", torch.tensor(20.0))
         self.register_buffer("deviation", torch.tensor(100.0))
 
@@ -228,7 +234,7 @@ LOSSES: dict[str, type[Loss]] = {
 }
 
 
-def make_loss(settings: config.Objective, prior: Float[Tensor, " classes"], head: Head) -> Loss:
+def make_loss(settings: objectives.Loss, prior: Float[Tensor, " classes"], head: Head) -> Loss:
     """Return the loss that the settings name.
 
     Args:
@@ -236,7 +242,7 @@ def make_loss(settings: config.Objective, prior: Float[Tensor, " classes"], head
         prior: The share of each class among the images that training shows, after sampling; sums to 1.
         head: ``training.head``: logits are ``COSINE_SCALE`` · cosines, or a linear layer's.
     """
-    return LOSSES[settings.loss](settings, prior, head)
+    return LOSSES[settings.name](settings, prior, head)
 
 
 def _precise(values: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:

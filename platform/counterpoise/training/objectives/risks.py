@@ -5,7 +5,7 @@ then back-propagates the weighted losses of its own slice, and the gradients are
 many therefore minimise the same objective, up to the order of summation.
 
 A risk is a module, so that its state between batches (its buffers) is checkpointed with the model. A new risk is a
-class in this file and a line in :data:`RISKS`, with its name in :class:`counterpoise.config.Objective`.
+class in this file with a line in :data:`RISKS`, and one with its settings in :mod:`counterpoise.config.objectives`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from counterpoise import config
+from counterpoise.config import objectives
 
 
 class Risk(nn.Module):
@@ -26,7 +26,7 @@ class Risk(nn.Module):
 
     needs_groups = False
 
-    def __init__(self, settings: config.Objective, group_sizes: Int[Tensor, " groups"]) -> None:
+    def __init__(self, settings: objectives.Risk, group_sizes: Int[Tensor, " groups"]) -> None:
         super().__init__()
 
     def forward(
@@ -56,7 +56,7 @@ class GroupDRO(Risk):
     q: Tensor
     adjustment: Tensor
 
-    def __init__(self, settings: config.Objective, group_sizes: Int[Tensor, " groups"]) -> None:
+    def __init__(self, settings: objectives.GroupDro, group_sizes: Int[Tensor, " groups"]) -> None:
         super().__init__(settings, group_sizes)
         self.step_size = settings.step_size
         present = (group_sizes > 0).float()
@@ -82,7 +82,7 @@ class CVaR(Risk):
     to a sum of 1. Among equal losses the earlier in the batch goes first. α is ``worst_share``.
     """
 
-    def __init__(self, settings: config.Objective, group_sizes: Int[Tensor, " groups"]) -> None:
+    def __init__(self, settings: objectives.CvarDro, group_sizes: Int[Tensor, " groups"]) -> None:
         super().__init__(settings, group_sizes)
         self.worst_share = settings.worst_share
 
@@ -121,11 +121,11 @@ RISKS: dict[str, type[Risk]] = {
 }
 
 
-def make_risk(settings: config.Objective, group_sizes: Int[Tensor, " groups"]) -> Risk:
+def make_risk(settings: objectives.Risk, group_sizes: Int[Tensor, " groups"]) -> Risk:
     """Return the risk that the settings name.
 
     Args:
         settings: Name and parameters of the risk.
         group_sizes: Number of training images of each group; groups are numbered from 0.
     """
-    return RISKS[settings.risk](settings, group_sizes)
+    return RISKS[settings.name](settings, group_sizes)

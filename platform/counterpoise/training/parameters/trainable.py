@@ -10,6 +10,15 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from counterpoise import config
+from counterpoise.config.trainable import (
+    All,
+    AllButBlocks,
+    Blocks,
+    LastLayer,
+    Lora,
+    RandomTensors,
+    Selective,
+)
 from counterpoise.core.rng import stream
 from counterpoise.errors import ConfigError, did_you_mean, one_of
 from counterpoise.training.models import Classifier, last_linear
@@ -34,7 +43,7 @@ def prepare(model: Classifier, stage: config.Stage, seed: int, mask: Sequence[st
         ConfigError: There is no block of that name, no linear last layer where one is needed, or nothing to train.
     """
     selected = _selected(model, stage, seed, mask)
-    if stage.trainable.name == "lora":
+    if isinstance(stage.trainable, Lora):
         _add_lora(model.backbone, stage.trainable, seed)  # sets requires_grad: only what it adds moves
     else:
         model.requires_grad_(False)
@@ -64,7 +73,7 @@ def trainable_mask(model: Classifier, stage: config.Stage) -> dict[str, bool] | 
 
     None means that all move, or adapters instead.
     """
-    if stage.trainable.name in ("all", "lora"):
+    if isinstance(stage.trainable, All | Lora):
         return None
     return {name: parameter.requires_grad for name, parameter in model.named_parameters()}
 
@@ -90,23 +99,23 @@ def _selected(model: Classifier, stage: config.Stage, seed: int, mask: Sequence[
     """Return names of the parameters that move, in the model's order; with ``lora`` those beside the adapters."""
     settings, names = stage.trainable, list(candidates(model, stage))
     where = f"stage {stage.name!r}, trainable"
-    if settings.name in ("last_layer", "lora"):
+    if isinstance(settings, LastLayer | Lora):
         prefix = f"backbone.{last_linear(model.backbone)[0]}."
         selected = [name for name in names if name.startswith(prefix)]
-    elif settings.name in ("blocks", "all_but_blocks"):
+    elif isinstance(settings, Blocks | AllButBlocks):
         _check_blocks(model.backbone, settings.blocks, where)
         inside = tuple(f"backbone.{block}." for block in settings.blocks)
-        selected = [name for name in names if name.startswith(inside) == (settings.name == "blocks")]
-    elif settings.name == "random":
-        selected = _draw(names, settings.share or 1.0, seed)
-    elif settings.name == "selective":
+        selected = [name for name in names if name.startswith(inside) == isinstance(settings, Blocks)]
+    elif isinstance(settings, RandomTensors):
+        selected = _draw(names, settings.share, seed)
+    elif isinstance(settings, Selective):
         if mask is None:
             raise ValueError("selective training needs a mask")
         selected = [name for name in names if name in set(mask)]
     else:
         selected = names
     if not selected:
-        found = ", ".join(settings.blocks) or settings.name
+        found = ", ".join(settings.blocks) if isinstance(settings, Blocks | AllButBlocks) else settings.name
         remedy = "name blocks that hold weights, or let batch norm's scales and shifts train (batch_norm)"
         raise ConfigError("no parameters are left to train", where=where, found=found, remedy=remedy)
     return selected
@@ -138,7 +147,7 @@ def _batch_norms(model: Classifier, stage: config.Stage, *policies: str) -> list
     return [module for module in model.modules() if isinstance(module, _BatchNorm) and stage.batch_norm in policies]
 
 
-def _add_lora(backbone: nn.Module, settings: config.Trainable, seed: int) -> None:
+def _add_lora(backbone: nn.Module, settings: Lora, seed: int) -> None:
     """Give every weight that peft can adapt, except the head's, a low-rank update, initially 0."""
     from peft import LoraConfig, inject_adapter_in_model  # takes seconds to import
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from counterpoise import config
+from counterpoise.config.trainable import Selective
 from counterpoise.storage.store import Store, read
 from counterpoise.storage.view import ImageView
 from counterpoise.training.engine import loop
@@ -86,6 +87,7 @@ class Gradients:
         if self.done():
             return
         worker, trainable = Worker(), self.recipe.stage.trainable
+        assert isinstance(trainable, Selective), "only a selective stage compares gradients"
         with loop.reproducible():
             gradients = {name: self._gradients(view, worker) for name, view in self.views.items()}
         result = {
