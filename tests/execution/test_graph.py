@@ -25,7 +25,10 @@ def node(store):
         def __init__(self, digest, *parents, num_workers=1, seconds=0.0, fails=None, at_once=None, meets=None):
             self.digest, self.parents, self.num_workers = digest, parents, num_workers
             self.seconds, self.fails, self.store, self.meets = seconds, fails, store, meets
-            self.resources, self.note = ActorResources(workers=at_once, num_cpus=0.5), digest
+            self.resources = ActorResources(workers=at_once, num_cpus=0.5)
+
+        def note(self):
+            return self.digest
 
         def done(self):
             return self.store.exists(self.digest)

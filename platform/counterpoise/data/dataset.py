@@ -128,11 +128,13 @@ class _Import:
     parents: tuple[Any, ...] = ()
     num_workers = 1
     resources = config.ActorResources(num_cpus=1.0)
-    note = "import of the dataset"
 
     @property
     def digest(self) -> str:
         return self.key
+
+    def note(self) -> str:
+        return "import of the dataset"
 
     def done(self) -> bool:
         return self.store.exists(self.key)

@@ -39,9 +39,11 @@ class Node(Protocol):
     def resources(self) -> ActorResources:
         """Resources reserved in Ray; ``workers``: the node starts only while fewer nodes than these are running."""
 
-    @property
     def note(self) -> str:
-        """Name of the work in progress bars."""
+        """Return the name of the finished work, for progress bars.
+
+        A method, as Python 3.11 evaluates an object's properties when it checks the object against a protocol.
+        """
 
     def done(self) -> bool:
         """Return True if the result is in the store."""
@@ -103,7 +105,7 @@ def run_all(goals: Iterable[AnyNode]) -> None:
         return
     with Progress("on the cluster", len(pending), "tasks") as progress:
         for node in run(pending):
-            progress.advance(note=node.note)
+            progress.advance(note=node.note())
 
 
 def _joins_a_cluster() -> bool:

@@ -129,7 +129,7 @@ def run_all(tasks: Sequence[MethodRun], synthesized: Synthesized = _NOTHING) -> 
     with Progress("training", total, "stages and measurements") as progress:
         progress.advance(total - len(todo))
         for node in graph.run(todo):
-            progress.advance(note=node.note)
+            progress.advance(note=node.note())
     fitted = len(all_stages & todo.keys())
     outcomes = [_outcome(task) for task in tasks]
     with_rounds = [_with_earlier_rounds(task, synthesized) for task in tasks]
@@ -202,7 +202,6 @@ class _Measurement:
     def resources(self) -> config.ActorResources:
         return self.task.experiment.training.resources
 
-    @property
     def note(self) -> str:
         outcome = _outcome(self.task)
         metrics = outcome.test["metrics"]

@@ -195,7 +195,6 @@ class _Scoring:
     classifier: FeatureClassifier | None
     parents: tuple[Any, ...] = ()
     num_workers = 1
-    note = "realism"
 
     @property
     def digest(self) -> str:
@@ -204,6 +203,9 @@ class _Scoring:
     @property
     def resources(self) -> ActorResources:
         return self.experiment.training.resources
+
+    def note(self) -> str:
+        return "realism"
 
     def done(self) -> bool:
         return all(self.store.exists(_place(key)) for key in self.missing)

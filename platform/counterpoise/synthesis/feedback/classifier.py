@@ -143,7 +143,6 @@ class FeatureStatistics:
     real: ImageView
     parents: tuple[Any, ...] = ()
     num_workers = 1
-    note = "statistics of real features"
 
     @property
     def digest(self) -> str:
@@ -154,6 +153,10 @@ class FeatureStatistics:
     def resources(self) -> config.ActorResources:
         """The reservations of a fit."""
         return self.guide.training.resources
+
+    def note(self) -> str:
+        """Label for a progress bar."""
+        return "statistics of real features"
 
     def done(self) -> bool:
         """Return whether they are in the store, or not needed."""

@@ -100,7 +100,6 @@ class Fit:
         """Resources of each worker."""
         return self.training.resources
 
-    @property
     def note(self) -> str:
         """Label for a progress bar."""
         return f"stage {self.stage.name}, seed {self.seed}"

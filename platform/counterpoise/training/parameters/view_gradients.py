@@ -64,7 +64,6 @@ class Gradients:
         """Resources of the process."""
         return self.training.resources
 
-    @property
     def note(self) -> str:
         """Label for a progress bar."""
         return f"gradients for stage {self.recipe.stage.name}, seed {self.seed}"
