@@ -63,7 +63,7 @@ def test_each_method_is_judged_by_its_own_filters(run):
     for method in ("usb", "strict"):
         alone, _ = run(*methods, only=method)
         assert images(alone, method) == images(job, method)
-        assert [task.key for task in alone.tasks] == [
+        assert [task.key for task in alone.method_runs] == [
             task.key for task in job.method_runs if task.experiment.method == method
         ]
 
