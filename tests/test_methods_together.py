@@ -426,7 +426,7 @@ def there(tiny_models, tmp_path_factory):
         "def odd(candidates, settings):\n"
         "    return ['odd' if row['index'] % 2 else None for row in candidates.rows.to_pylist()]\n"
     )
-    servers = [Server(obedient), Server(obedient)]
+    servers = [Server(obedient), Server(lambda payload, number: obedient(payload, number + 1000))]  # never the same
     yield {
         "folder": str(folder),
         "diffusion": str(tiny_models / "diffusion"),
@@ -614,6 +614,6 @@ def test_each_method_has_its_own_limit_of_quarantined_images(there, store):
     )
     alone = run([patient])["patient"]
     for methods in ([strict], [patient, strict], [strict, patient]):
-        with pytest.raises(SynthesisError, match=r"max_quarantined: 0\.01 of all"):
+        with pytest.raises(SynthesisError, match=r"a share of 0\.01 \(pool\.max_quarantined\)"):
             run(methods)
     assert run([patient])["patient"] == alone

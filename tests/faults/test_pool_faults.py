@@ -58,7 +58,7 @@ class FillPool(Run):
         time.sleep(random.uniform(0, 0.5))
 
     def kill_sampler(self):
-        samplers = [pid for pid, command in descendants(self.process.pid).items() if "Sampler" in command]
+        samplers = [pid for pid, command in descendants(self.process.pid).items() if "SamplingActor" in command]
         os.kill(random.choice(samplers), signal.SIGKILL)
 
 
