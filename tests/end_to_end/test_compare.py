@@ -15,7 +15,7 @@ SMALL = [
     "data.imbalance={kind: biased, rate: 0.9}",
     "generator.num_inference_steps=2",
     "pool.shard_size=8",
-    "pool.sampling.workers=1",
+    "pool.sampling.workers=0",
     "training.epochs=2",
     "evaluation.bootstrap=50",
 ]

@@ -23,7 +23,7 @@ store: {store}
 data: {{per_cell: {{train: 24, validation: 6, test: 4}}, {imbalance}}}
 generator: {{model: {model}, num_inference_steps: 2}}
 {more}
-pool: {{shard_size: 8, sampling: {{workers: 1}}}}
+pool: {{shard_size: 8, sampling: {{workers: 0}}}}
 training: {{epochs: 2, batch_size: 16, optimizer: {{lr: 2.0e-3}}, augmentation: [flip]}}
 evaluation: {{bootstrap: 0}}
 tracking: {{enabled: false}}

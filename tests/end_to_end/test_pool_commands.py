@@ -15,7 +15,7 @@ SMALL = [
     "data.classes=[circle, ring]",
     "generator.num_inference_steps=2",
     "pool.shard_size=8",
-    "pool.sampling.workers=1",
+    "pool.sampling.workers=0",
     "methods=[ffr]",
     "tracking.enabled=false",
 ]

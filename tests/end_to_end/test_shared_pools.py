@@ -19,7 +19,7 @@ data:
   per_cell: {{train: 12, validation: 6, test: 4}}
   imbalance: {{kind: biased, rate: 0.75}}
 generator: {{model: package:counterpoise/testbed/models/shapes/diffusion, num_inference_steps: 2}}
-pool: {{shard_size: 8}}
+pool: {{shard_size: 8, sampling: {{workers: 0}}}}
 training: {{epochs: 1, batch_size: 16}}
 evaluation: {{bootstrap: 0}}
 realism: {{extractor: none}}

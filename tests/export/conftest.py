@@ -6,8 +6,8 @@ import pytest
 
 from counterpoise.config.compose import load
 from counterpoise.synthesis.pool import shard as making
-from counterpoise.synthesis.pool.actors import sampler_here
 from counterpoise.synthesis.pool.address import Shard
+from counterpoise.synthesis.pool.in_process import sampler_here
 from counterpoise.synthesis.pool.sampling_spec import SamplingSpec
 from counterpoise.workflow.run import Run
 

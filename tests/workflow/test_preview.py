@@ -10,8 +10,8 @@ from PIL import Image
 from counterpoise.errors import ConfigError
 from counterpoise.report import figures
 from counterpoise.storage.codec import decode_image, encode_image
-from counterpoise.synthesis.pool.actors import sampler_here
 from counterpoise.synthesis.pool.address import Shard
+from counterpoise.synthesis.pool.in_process import sampler_here
 from counterpoise.synthesis.pool.sampling_spec import SamplingSpec
 from counterpoise.workflow import preview as previewing
 from counterpoise.workflow.preview import Column, parse_sweep, preview, spread

@@ -139,12 +139,22 @@ class ActorResources(Section, decides="runtime"):
     num_gpus: Annotated[float, Field(ge=0)] = 0.0
 
 
+class SamplingResources(ActorResources, decides="runtime"):
+    """Number of Ray workers that sample, and the resources that each reserves.
+
+    With 0 workers, images are sampled and scored in this process, one shard after the other. This saves the workers'
+    start, some 15 seconds, and is faster for small pools.
+    """
+
+    workers: NonNegativeInt | None = None
+
+
 class Pool(Section, decides="pixels"):
     """Sampling of the pool. Only ``shard_size`` and ``max_attempts`` affect its content."""
 
     shard_size: PositiveInt = 32  # images sampled in one batch and committed together
     max_attempts: PositiveInt = 3  # samples of an image before it is quarantined
-    sampling: ActorResources = ActorResources()
+    sampling: SamplingResources = SamplingResources()
     scoring: ActorResources = ActorResources(workers=1, num_cpus=0.0)  # 0 CPUs: samplers may use all
     # largest share of quarantined images; more is an error
     max_quarantined: Annotated[float, Field(ge=0, le=1), Decides("runtime")] = 0.05

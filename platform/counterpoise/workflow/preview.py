@@ -22,8 +22,8 @@ from counterpoise.core.progress import Progress
 from counterpoise.errors import ConfigError
 from counterpoise.report import figures
 from counterpoise.storage.schema import LabelSpace
-from counterpoise.synthesis.pool.actors import sampler_here
 from counterpoise.synthesis.pool.address import Shard
+from counterpoise.synthesis.pool.in_process import sampler_here
 from counterpoise.synthesis.pool.pool import Pool
 from counterpoise.synthesis.pool.sampling_spec import SamplingSpec
 from counterpoise.workflow.run import Run

@@ -72,6 +72,21 @@ def test_shards_are_what_a_plain_loop_makes(make_pool):
     assert Verdicts(pool, config.Selection()).available_counts().tolist() == [[16, 0], [0, 8]]
 
 
+def test_without_workers_this_process_samples_the_same_bytes_without_ray(make_pool):
+    """The test is not marked slow, so that it cannot reach Ray."""
+    pool = make_pool(pool={"shard_size": 8, "sampling": {"workers": 0}})
+    arrived = []
+    receipts = sampling.sample(pool, SHARDS, arrived.append)
+    assert arrived == receipts
+    assert [receipt.shard for receipt in receipts] == SHARDS
+    assert all(receipt.created and receipt.images == 8 for receipt in receipts)
+    assert all(set(receipt.seconds) == {"sample", "encode", "score", "commit"} for receipt in receipts)
+    assert pool.digest == make_pool().digest
+    for shard in SHARDS:
+        assert read(pool.store, shard.key(pool.digest)) == in_process(pool, shard)
+    assert pool.rate() > 0
+
+
 @pytest.mark.usefixtures("ray_cluster")
 def test_the_way_over_s3_and_without_a_scorer(make_pool, s3_store):
     pool = make_pool(store=s3_store, scorer=None)
@@ -115,11 +130,13 @@ def test_the_testbeds_pool_through_filters(make_pool):
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_a_broken_generator_is_an_error(make_pool, tmp_path):
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_broken_generator_is_an_error(make_pool, tmp_path, workers):
     import tiny
 
     tiny.make_diffusion(tmp_path / "broken", broken=True)
-    pool = make_pool(generator={"model": str(tmp_path / "broken"), "num_inference_steps": 2})
+    settings = {"shard_size": 8, "sampling": {"workers": workers}}
+    pool = make_pool(generator={"model": str(tmp_path / "broken"), "num_inference_steps": 2}, pool=settings)
     with pytest.raises(SynthesisError, match="pixels are not finite") as caught:
         select.select_images(pool, ask({"p": np.array([[40, 40], [40, 40]])}))
     assert "quarantined" in str(caught.value)
@@ -131,11 +148,13 @@ def test_a_broken_generator_is_an_error(make_pool, tmp_path):
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_a_generator_that_cannot_be_loaded(make_pool, tiny_models, tmp_path):
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_generator_that_cannot_be_loaded(make_pool, tiny_models, tmp_path, workers):
     shutil.copytree(tiny_models / "diffusion", tmp_path / "torn")
     weights = tmp_path / "torn" / "vae" / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:100])
-    pool = make_pool(generator={"model": str(tmp_path / "torn")}, scorer=None)
+    settings = {"sampling": {"workers": workers}}
+    pool = make_pool(generator={"model": str(tmp_path / "torn")}, scorer=None, pool=settings)
     with pytest.raises(ModelError, match=r"generator\.model"):
         sampling.sample(pool, SHARDS)
     assert pool.shards() == set()

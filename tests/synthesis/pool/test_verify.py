@@ -16,7 +16,7 @@ from counterpoise.storage.codec import decode_image, encode_image
 from counterpoise.storage.schema import LabelSpace
 from counterpoise.storage.store import read
 from counterpoise.storage.uri import open_store
-from counterpoise.synthesis.pool import actors
+from counterpoise.synthesis.pool import in_process
 from counterpoise.synthesis.pool import shard as making
 from counterpoise.synthesis.pool import verify as verifying
 from counterpoise.synthesis.pool.address import Shard
@@ -34,12 +34,7 @@ def filled(tiny_models, tmp_path_factory):
     store = tmp_path_factory.mktemp("filled") / "store"
     pool = _pool(tiny_models, store)
     pool.prepare()
-    work = SamplingSpec.of(pool)
-    stages = [actors.SamplingActor(work), actors.ScoringActor(work), actors.CommitActor(work)]
-    for shard in SHARDS:
-        row = pa.table({"label": [shard.label], "group": [shard.group], "number": [shard.number]})
-        for stage in stages:
-            row = stage(row)
+    for row in in_process.receipts(SamplingSpec.of(pool), SHARDS):
         assert row["created"][0].as_py()
     return store
 
@@ -289,7 +284,7 @@ def test_quarantined_images_are_no_defect_of_the_file(tiny_models, tmp_path):
     experiment = make_experiment(tiny_models, tmp_path / "store", generator=generator, pool={"shard_size": 2})
     pool = _pool_of(experiment, open_store(experiment.store))
     pool.prepare()
-    with actors.sampler_here(SamplingSpec.of(pool)) as sample:
+    with in_process.sampler_here(SamplingSpec.of(pool)) as sample:
         table = sample(SHARDS[0])
     assert pc.count(table["defect"]).as_py() == 2
     pool.store.create(key_of(pool, SHARDS[0]), making.to_parquet(table))
@@ -300,7 +295,7 @@ def test_the_process_keeps_its_threads(pool):
     import torch
 
     before = torch.get_num_threads()
-    with actors.sampler_here(SamplingSpec.of(pool)) as sample:
+    with in_process.sampler_here(SamplingSpec.of(pool)) as sample:
         assert torch.get_num_threads() == 1
         sample(SHARDS[0])
     assert torch.get_num_threads() == before
@@ -315,7 +310,7 @@ def test_a_pool_of_a_gpu_cannot_be_sampled_without_one(pool):
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
     work = dataclasses.replace(SamplingSpec.of(pool), devices=Devices("cuda", "bfloat16", "cpu"))
-    with pytest.raises(ConfigError, match="no GPU"), actors.sampler_here(work):
+    with pytest.raises(ConfigError, match="no GPU"), in_process.sampler_here(work):
         pass
 
 

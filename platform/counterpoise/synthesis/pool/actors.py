@@ -12,19 +12,14 @@ from __future__ import annotations
 import gc
 import pickle
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 
-from counterpoise.errors import ConfigError, CounterpoiseError
+from counterpoise.errors import CounterpoiseError
 from counterpoise.synthesis.pool import shard as making
 from counterpoise.synthesis.pool.address import Shard
 from counterpoise.synthesis.pool.sampling_spec import SamplingSpec
-
-if TYPE_CHECKING:
-    pass
 
 STEPS = ("sample", "encode", "score", "commit")
 
@@ -51,7 +46,7 @@ class PipelineActor:
                 raise self.failure
             return self.step(batch)
         except CounterpoiseError as error:
-            return _row(shard_of(batch), failure=pickle.dumps(error))
+            return row_of(shard_of(batch), failure=pickle.dumps(error))
 
     def load(self) -> None:
         """Load the actor's models."""
@@ -79,39 +74,7 @@ class SamplingActor(PipelineActor):
         clock.lap("sample")
         table = making.to_table(draft, self.work.recipe, shard, self.threads)
         clock.lap("encode")
-        return _row(shard, table=making.to_ipc(table), started=started, **clock.laps)
-
-
-@contextmanager
-def sampler_here(work: SamplingSpec) -> Iterator[Callable[[Shard], pa.Table]]:
-    """Yield a function that samples a shard in this process and returns its table without scores.
-
-    It serves previews and verification and writes nothing.
-
-    Raises:
-        ConfigError: The generator computes on a GPU, and this machine has none.
-        ModelError: It cannot be loaded.
-    """
-    import torch
-
-    if work.devices.generator == "cuda" and not torch.cuda.is_available():
-        remedy = "run this on a machine with a GPU, or set pool.sampling.num_gpus=0 and generator.device=auto"
-        raise ConfigError("this machine has no GPU to sample on", where="generator.device", found="cuda", remedy=remedy)
-    threads = torch.get_num_threads()
-    sampler = SamplingActor(work)
-    if sampler.failure is not None:
-        raise sampler.failure
-
-    def sample(shard: Shard) -> pa.Table:
-        row = sampler(_row(shard))
-        if "failure" in row.column_names:
-            raise pickle.loads(row["failure"][0].as_py())
-        return making.from_ipc(row["table"][0].as_py())
-
-    try:
-        yield sample
-    finally:
-        torch.set_num_threads(threads)
+        return row_of(shard, table=making.to_ipc(table), started=started, **clock.laps)
 
 
 class ScoringActor(PipelineActor):
@@ -132,7 +95,7 @@ class ScoringActor(PipelineActor):
         table = making.from_ipc(batch["table"][0].as_py())
         table = making.score(self.clip, self.texts, self.work.recipe, shard, table)
         clock.lap("score")
-        return _row(shard, table=making.to_ipc(table), started=batch["started"][0], **_laps_of(batch), **clock.laps)
+        return row_of(shard, table=making.to_ipc(table), started=batch["started"][0], **_laps_of(batch), **clock.laps)
 
 
 class CommitActor(PipelineActor):
@@ -147,7 +110,7 @@ class CommitActor(PipelineActor):
         table = making.from_ipc(batch["table"][0].as_py())
         created = self.work.store.create(shard.key(self.work.recipe.digest), making.to_parquet(table))
         clock.lap("commit")
-        return _row(
+        return row_of(
             shard,
             created=created,
             images=len(table),
@@ -170,7 +133,8 @@ class _Clock:
         self.laps[name], self._last = now - self._last, now
 
 
-def _row(shard: Shard, **columns: Any) -> pa.Table:
+def row_of(shard: Shard, **columns: Any) -> pa.Table:
+    """Return a shard's address and other columns as a table with one row."""
     values = {"label": shard.label, "group": shard.group, "number": shard.number, **columns}
     return pa.table({name: pa.array([value]) for name, value in values.items()})
 

@@ -1,7 +1,8 @@
 """Sampling of shards on Ray Data: shards to sample → sampler actors → scoring actors → atomic commits.
 
 One row of the dataset is one shard, in a block of its own, so that scheduling never decides which images share a batch.
-The driver receives receipts. A shard is done when its receipt arrives; a missing receipt is an error.
+The driver receives receipts. A shard is done when its receipt arrives; a missing receipt is an error. With
+``pool.sampling.workers=0`` the actors' steps run in this process.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import pyarrow as pa
 import ray
 import ray.data
 from ray.data import ActorPoolStrategy, DataContext
@@ -24,6 +26,7 @@ from ray.exceptions import RayError
 from counterpoise import config
 from counterpoise.errors import ConfigError, SynthesisError, one_of
 from counterpoise.execution.cluster import connect
+from counterpoise.synthesis.pool import in_process
 from counterpoise.synthesis.pool.actors import STEPS, CommitActor, SamplingActor, ScoringActor
 from counterpoise.synthesis.pool.address import Shard
 from counterpoise.synthesis.pool.pool import Pool
@@ -74,15 +77,14 @@ def sample(
         return []
     spec = pool.spec
     _check_scheduler(spec.generator)
-    connect()
-    resources = ray.cluster_resources()
-    _hint_at_gpus(spec, resources)
-    sizes = pool_sizes(spec.sampling, spec.scoring if spec.scorer else None, resources, len(shards))
+    here = spec.sampling.workers == 0
+    sizes = Sizes(1, 0, 0) if here else _sizes(spec, len(shards))
     pool.prepare()
+    work = SamplingSpec.of(pool)
+    rows = in_process.receipts(work, shards) if here else _rows(graph(shards, work, spec, sizes))
     receipts: dict[Shard, Receipt] = {}
-    dataset = graph(shards, SamplingSpec.of(pool), spec, sizes)
-    with _explained(set(shards), receipts), _rays_own_warnings(), closing(_run(dataset)) as arriving:
-        for receipt in arriving:
+    with _explained(set(shards), receipts), _rays_own_warnings(), closing(rows):
+        for receipt in map(_receipt, rows):
             receipts[receipt.shard] = receipt
             on_receipt(receipt)
     first, last = min(receipt.started for receipt in receipts.values()), time.time()
@@ -98,6 +100,14 @@ class Sizes:
     samplers: int
     scorers: int
     committers: int
+
+
+def _sizes(spec: PoolSpec, shards: int) -> Sizes:
+    """Connect to Ray, and return the numbers of actors for its resources."""
+    connect()
+    resources = ray.cluster_resources()
+    _hint_at_gpus(spec, resources)
+    return pool_sizes(spec.sampling, spec.scoring if spec.scorer else None, resources, shards)
 
 
 def pool_sizes(
@@ -199,18 +209,19 @@ def _context() -> DataContext:
     return context
 
 
-def _run(dataset: ray.data.Dataset) -> Generator[Receipt]:
+def _rows(dataset: ray.data.Dataset) -> Generator[pa.Table]:
     for handler in logging.getLogger("ray.data").handlers:
         if isinstance(handler, logging.StreamHandler):
             handler.setLevel(logging.CRITICAL)  # keeps the progress lines clean; Ray's log file has everything
     batches: Any = dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
     with closing(iter(batches)) as blocks:  # closing at once frees the actors' resources for the next step
         for block in blocks:
-            for row in block.to_pylist():
-                yield _receipt(row)
+            for number in range(len(block)):
+                yield block.slice(number, 1)
 
 
-def _receipt(row: Mapping[str, Any]) -> Receipt:
+def _receipt(table: pa.Table) -> Receipt:
+    (row,) = table.to_pylist()
     if "failure" in row:
         raise pickle.loads(row["failure"])
     return Receipt(

@@ -24,9 +24,9 @@ from counterpoise.storage.codec import decode_image
 from counterpoise.storage.schema import SYNTHETIC
 from counterpoise.storage.store import read
 from counterpoise.synthesis.pool import shard as making
-from counterpoise.synthesis.pool.actors import sampler_here
 from counterpoise.synthesis.pool.address import Shard, folder
 from counterpoise.synthesis.pool.address import seed as image_seed
+from counterpoise.synthesis.pool.in_process import sampler_here
 from counterpoise.synthesis.pool.pool import Pool
 from counterpoise.synthesis.pool.sampling_spec import SamplingSpec
 from counterpoise.synthesis.pool.shard import SampledShard, ShardSpec, content_hash
