@@ -16,9 +16,11 @@ from counterpoise.tracking.mlflow import TrackedRun, Tracker
 from counterpoise.training.backbones import check_backbone
 from counterpoise.workflow.suite import Suite
 
-UNTRACKED = ("audit", "plan")  # commands that compute nothing: they log no MLflow run and do not import MLflow
+# What the commands do without: each checks and imports only what it needs
+_LOOKS = ("audit", "plan")  # these compute nothing
+_UNTRACKED = (*_LOOKS, "export")  # what these give is printed or written: they log no MLflow run
 _OF_POOLS = ("synthesize", "preview", "export", "verify")  # these train no method
-_OF_REALISM = ("run", "report")  # these measure realism
+_OF_REALISM = ("run", "report")  # only these measure realism
 
 
 class Session:
@@ -36,7 +38,7 @@ class Session:
 
     Raises:
         CounterpoiseError: The store, the tracking server, a model's path or a backbone's name is wrong. What the
-            command needs is checked before any work begins; ``audit`` and ``plan`` need neither training nor tracking.
+            command needs is checked before any work begins.
     """
 
     tracked: TrackedRun
@@ -48,7 +50,7 @@ class Session:
         self.store.check()
         for experiment in suite.planned.values():
             _check_models(experiment)
-        if step not in UNTRACKED:
+        if step not in _LOOKS:
             _check_training(suite, step)
         self._tracker = Tracker(_tracked(suite.shared, step), self.store.uri)
         self._tracker.check()
@@ -72,7 +74,7 @@ class Session:
 
 
 def _tracked(experiment: Experiment, step: str) -> Experiment:
-    if step not in UNTRACKED:
+    if step not in _UNTRACKED:
         return experiment
     return experiment.model_copy(update={"tracking": experiment.tracking.model_copy(update={"enabled": False})})
 
