@@ -1,6 +1,8 @@
-"""What the doctor says of language models: one cheap question to an endpoint, a look at a local model's folder."""
+"""What the doctor says of torchvision's build, and of language models: one cheap question, a look at a folder."""
 
 import json
+import subprocess
+import sys
 import time
 
 import pytest
@@ -8,6 +10,7 @@ import pytest
 from chat_server import Server
 from counterpoise.cli import doctor
 from counterpoise.config.compose import load
+from counterpoise.errors import ModelError
 from counterpoise.synthesis.prompts import llm as asking
 
 LISTED = 200, json.dumps({"object": "list", "data": [{"id": "large"}, {"id": "small"}]}).encode()
@@ -105,3 +108,39 @@ def test_each_model_that_a_method_names_is_looked_at(tmp_path):
     assert [check.state for check in generators] == ["ok", "ok", "fail"]
     assert [check.name for check in found].count("scorer") == 1
     assert [check.state for check in found if check.name == "realism"] == ["ok"]
+
+
+def test_a_torchvision_that_fits_torch_is_found_without_its_import():
+    code = (
+        "import sys; from counterpoise.cli import doctor\n"
+        "(found,) = [check for check in doctor.examine(None) if check.name == 'operators']\n"
+        "assert found.state == 'ok', found\n"
+        "import torch; assert torch.ops.torchvision.nms, 'the operators are there'\n"
+        "assert 'torchvision' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({"_C_stable.so": b"not a library"}, "do not fit torch"),
+        ({"_C.so": b""}, "do not fit torch"),  # as older versions name it
+        ({"image.so": b""}, "no compiled operators"),
+    ],
+)
+def test_a_torchvision_that_does_not_fit_torch(files, expected, tmp_path, monkeypatch):
+    package = tmp_path / "torchvision"
+    package.mkdir()
+    for name, content in {"__init__.py": b"raise ImportError('nobody imports it')", **files}.items():
+        (package / name).write_bytes(content)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ModelError, match=expected) as caught:
+        doctor.operators()
+    assert str(package) in str(caught.value.where)
+    assert "install the torchvision that belongs to torch" in str(caught.value.remedy)
+    found = {check.name: check.state for check in doctor.examine(None)}
+    assert (found["devices"], found["operators"]) == ("ok", "fail")

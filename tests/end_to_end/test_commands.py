@@ -185,6 +185,36 @@ def test_mlflow_has_a_nested_run_for_every_step_and_fit(ran, store):
     }
 
 
+def test_a_later_command_finds_the_runs_of_its_fits(call, ran, store):
+    """It logs none of them again, and says in its own run where they are."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{store / 'mlflow.db'}")
+    (result, _), again = ran, call("evaluate", "methods=[erm, ffr]")
+    assert [row["run_id"] for row in again["rows"]] == [row["run_id"] for row in result["rows"]][:2]
+    experiment = client.get_run(again["run_id"]).info.experiment_id
+    children = client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{again['run_id']}'")
+    assert {run.info.run_name for run in children} == {"synthesize"}
+    fits = json.loads(Path(client.download_artifacts(again["run_id"], "fits.json")).read_text())
+    assert [fit["run_id"] for fit in fits] == [row["run_id"] for row in again["rows"]]
+
+
+def test_reading_the_store_imports_nothing_that_computes(ran, store, tmp_path):
+    """As processes of their own: evaluate imports MLflow too, export not even that."""
+    export = ["export", "--method", "ffr", "--format", "parquet", "--out", str(tmp_path / "out")]
+    for arguments, heavy in ((["evaluate"], {"torch", "ray", "diffusers"}), (export, {"torch", "ray", "mlflow"})):
+        command = ["counterpoise", *arguments, "demo", f"store={store}", *SMALL, "methods=[erm, ffr]"]
+        code = (
+            f"import sys; sys.argv = {command!r}\n"
+            "from counterpoise.cli import main\n"
+            "try: main()\n"
+            "except SystemExit as end: assert not end.code\n"
+            f"assert not {heavy!r} & set(sys.modules), {heavy!r} & set(sys.modules)"
+        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+
+
 def test_a_run_with_a_store_on_s3(s3_server, tmp_path, monkeypatch):
     """Plan, pool, stages, results all in the bucket; the second run finds them there, from another folder."""
     monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server)
@@ -200,7 +230,9 @@ def test_a_run_with_a_store_on_s3(s3_server, tmp_path, monkeypatch):
         return json.loads(done.stdout.splitlines()[-1])
 
     def keys():
-        return {item["Key"]: item["ETag"] for item in client.list_objects_v2(Bucket="runs")["Contents"]}
+        """All but the records of MLflow runs, of which each folder has a database of its own."""
+        there = {item["Key"]: item["ETag"] for item in client.list_objects_v2(Bucket="runs")["Contents"]}
+        return {key: tag for key, tag in there.items() if not key.startswith("demo/tracking/")}
 
     first, left = run("one"), keys()
     assert {key.split("/")[1] for key in left} >= {"pool", "stages", "results"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.metadata
+import importlib.util
 import os
 import shutil
 import sys
@@ -16,13 +17,14 @@ from typing import TypeVar
 from counterpoise.config import Experiment, Generator, Llm, Scorer, Section
 from counterpoise.config.compose import load
 from counterpoise.core.model_source import locate
-from counterpoise.errors import CounterpoiseError, did_you_mean, one_of
+from counterpoise.errors import CounterpoiseError, ModelError, did_you_mean, one_of
 from counterpoise.generators.identity import check_pipeline_folder
 from counterpoise.scoring.identity import identify_scorer
 from counterpoise.storage.uri import open_store
 from counterpoise.synthesis.prompts.llm import models_listed
 
 _LIBRARIES = ("torch", "torchvision", "diffusers", "transformers", "open_clip_torch", "ray", "mlflow", "boto3")
+_COMPILED = (".so", ".dylib", ".pyd")  # suffixes of compiled libraries
 _LLM = "prompts.contextual.llm.model"
 _GIB = 2**30
 Part = TypeVar("Part", bound=Section)
@@ -60,6 +62,7 @@ def _machine() -> Iterator[Check]:
     yield _guarded("libraries", lambda: ", ".join(f"{name} {importlib.metadata.version(name)}" for name in _LIBRARIES))
     yield _memory()
     yield _guarded("devices", _devices)
+    yield _guarded("operators", operators)
     address = os.environ.get("RAY_ADDRESS")
     yield Check(
         "ray",
@@ -89,10 +92,36 @@ def _memory() -> Check:
 
 def _devices() -> str:
     torch = importlib.import_module("torch")
-    importlib.import_module("torchvision")  # builds that do not match fail here, not in the middle of a run
     if torch.cuda.is_available():
         return ", ".join(torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count()))
     return f"{os.cpu_count()} CPU cores, no GPU: fine for small models"
+
+
+def operators() -> str:
+    """Load torchvision's compiled operators, which fail for another build of torch: here, not in the middle of a run.
+
+    They are loaded as torchvision does, but without its Python modules, which take seconds to import.
+
+    Raises:
+        ModelError: There are none, or they do not fit the installed torch.
+    """
+    torch = importlib.import_module("torch")
+    found = importlib.util.find_spec("torchvision")
+    folders = [Path(folder) for folder in (found and found.submodule_search_locations) or ()]
+    libraries = sorted(path for folder in folders for path in folder.glob("_C*") if path.suffix in _COMPILED)
+    remedy = f"install the torchvision that belongs to torch {torch.__version__}, from the same index"
+    if not libraries:
+        raise ModelError(
+            "torchvision has no compiled operators", where=folders[0] if folders else "torchvision", remedy=remedy
+        )
+    for library in libraries:
+        try:
+            torch.ops.load_library(str(library))
+        except OSError as error:
+            raise ModelError(
+                "torchvision's compiled operators do not fit torch", where=library, found=error, remedy=remedy
+            ) from error
+    return f"those of torchvision fit torch {torch.__version__}"
 
 
 def _parts(experiments: Sequence[Experiment]) -> Iterator[Check]:

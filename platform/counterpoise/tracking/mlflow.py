@@ -2,7 +2,7 @@
 
 Tracking is a copy of the results for inspection; the store holds the results themselves. A tracking server that
 disappears during a run costs one warning and no work: the run continues untracked, and the same command, which then
-finds all its results in the store, logs them again. Only :meth:`Tracker.check`, before any work, raises.
+finds all its results in the store, logs those that are missing. Only :meth:`Tracker.check`, before any work, raises.
 
 Only the driver process writes. All calls go through ``MlflowClient`` with explicit run ids instead of MLflow's "active
 run", which belongs to a thread, so that parallel fits cannot log into each other's runs.
@@ -11,7 +11,6 @@ run", which belongs to a thread, so that parallel fits cannot log into each othe
 from __future__ import annotations
 
 import contextlib
-import copy
 import json
 import logging
 import os
@@ -34,6 +33,7 @@ from counterpoise.core.environment import environment
 from counterpoise.core.progress import warn as _warn
 from counterpoise.errors import TrackingError
 from counterpoise.storage.view import ImageView
+from counterpoise.tracking.exported_model import log_model
 
 if TYPE_CHECKING:
     import torch
@@ -45,6 +45,7 @@ T = TypeVar("T")
 CHECK_SECONDS = 5  # timeout of the first request, before any work
 _LOCK_SECONDS = 120  # time for another process to set up a fresh database
 _PARAMS_PER_BATCH, _METRICS_PER_BATCH, _PARAM_LENGTH, _KEY_LENGTH = 100, 1000, 500, 250
+_RUNS_PER_SEARCH = 100
 _ENVIRONMENT = {  # defaults; values set by the user take precedence
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "true",  # also keeps MLflow from writing into the home folder
@@ -132,6 +133,28 @@ class TrackedRun:
 
     def __init__(self, link: _Link, experiment_id: str, run_id: str | None) -> None:
         self._link, self._experiment_id, self.id = link, experiment_id, run_id
+
+    @property
+    def connected(self) -> bool:
+        """True while tracking is neither switched off nor lost."""
+        return self._link.client is not None
+
+    @property
+    def place(self) -> tuple[str | None, str]:
+        """The tracking server, and the id of the experiment there."""
+        return self._link.uri, self._experiment_id
+
+    def active(self, run_ids: Sequence[str]) -> set[str]:
+        """Return those of the experiment's runs that are there and not deleted."""
+
+        def search(client: MlflowClient) -> set[str]:
+            found = (
+                client.search_runs([self._experiment_id], f"attributes.run_id IN ({', '.join(map(repr, some))})")
+                for some in _batches(run_ids, _RUNS_PER_SEARCH)
+            )
+            return {run.info.run_id for runs in found for run in runs}
+
+        return self._link(search) or set()
 
     @contextlib.contextmanager
     def child(self, name: str, tags: Mapping[str, str] | None = None) -> Iterator[TrackedRun]:
@@ -229,7 +252,7 @@ class TrackedRun:
             return None
         try:
             with _without_foreign_warnings():
-                return _log_model(client, self._experiment_id, run_id, name, module, example)
+                return log_model(client, self._experiment_id, run_id, name, module, example)
         except Exception as error:  # a module that torch cannot export is no reason to stop tracking
             _warn(f"the model {name!r} is not logged: {_one_line(error)}")
             return None
@@ -305,36 +328,6 @@ def _experiment_id(client: MlflowClient, name: str, artifacts: str | None) -> st
     if experiment.lifecycle_stage != "active":
         raise ValueError(f"the experiment {name!r} was deleted; restore it or set tracking.experiment=NAME")
     return experiment.experiment_id
-
-
-def _log_model(
-    client: MlflowClient, experiment_id: str, run_id: str, name: str, module: torch.nn.Module, example: np.ndarray
-) -> str:
-    import mlflow.pytorch
-    import torch
-    from mlflow.entities import LoggedModelOutput, LoggedModelStatus
-    from mlflow.models import Model, infer_signature
-
-    module = copy.deepcopy(module).cpu().eval()  # an exported graph cannot change its device or its mode
-    with torch.no_grad():
-        output = module(torch.from_numpy(example)).numpy()
-    versions = [f"{package.__name__}=={package.__version__.partition('+')[0]}" for package in (torch, np)]
-    with tempfile.TemporaryDirectory() as folder:
-        mlflow.pytorch.save_model(
-            module,
-            f"{folder}/model",
-            mlflow_model=Model(run_id=run_id),
-            signature=infer_signature(example, output),
-            input_example=example,
-            serialization_format="pt2",
-            pip_requirements=versions,  # inferring them would load the model in another process
-        )
-        # mlflow.pytorch.log_model would log to the process's active experiment, which is not the run's.
-        model = client.create_logged_model(experiment_id, name, source_run_id=run_id)
-        client.log_model_artifacts(model.model_id, f"{folder}/model")
-    client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
-    client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
-    return model.model_uri
 
 
 @contextlib.contextmanager

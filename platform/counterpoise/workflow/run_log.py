@@ -1,4 +1,4 @@
-"""Logging of results to MLflow: a nested run for every step and every fit."""
+"""Logging of results to MLflow: a nested run for every step, and for every fit that no command has logged before."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from counterpoise.core.digest import digest
 from counterpoise.data.audit import Audit
 from counterpoise.report.content import Report, Results
 from counterpoise.scoring.realism import METRICS
+from counterpoise.storage.store import Store
 from counterpoise.synthesis.selection.selected_images import summary
+from counterpoise.tracking.logbook import Logbook
 from counterpoise.tracking.mlflow import TrackedRun
 
 if TYPE_CHECKING:  # imported where used, as it needs torch: audit and plan start at once
@@ -30,7 +32,7 @@ class RunLog:
     """Log of a run's results, each logged once.
 
     Attributes:
-        run_ids: The MLflow run of each outcome; empty before these are logged.
+        run_ids: The MLflow run that holds each outcome, this command's or an earlier one's; empty before logging.
     """
 
     def __init__(self) -> None:
@@ -52,16 +54,16 @@ class RunLog:
             "plan": lambda planned: plan(run, planned),
             "synthesized": lambda made: synthesis(run, summary(made.realized), seconds.get("synthesize", 0.0)),
             "realism": lambda measured: realism(run, measured, seconds["realism"]),
-            "training": lambda trained: self._outcomes(session, trained.outcomes, results["method_runs"]),
+            "training": lambda trained: self._fits(session, trained.outcomes, results["method_runs"]),
         }
         for step, log in steps.items():
             if step in results and step not in self._logged:
                 self._logged.add(step)
                 log(results[step])
 
-    def _outcomes(self, session: Session, outcomes: Sequence[MethodResult], tasks: Sequence[MethodRun]) -> None:
+    def _fits(self, session: Session, outcomes: Sequence[MethodResult], tasks: Sequence[MethodRun]) -> None:
         with session.timed("track"):
-            self.run_ids = [outcome(session.tracked, *pair) for pair in zip(outcomes, tasks, strict=True)]
+            self.run_ids = fits(session.tracked, outcomes, tasks, session.store)
 
 
 def audit(parent: TrackedRun, counted: Audit, dataset: Dataset) -> None:
@@ -105,6 +107,33 @@ def realism(parent: TrackedRun, measured: Sequence[Mapping[str, Any]], seconds: 
                     run.metrics({f"{method}/{name}{place}": row[name] for name in names})
         run.metrics({"seconds": seconds})
         run.json("realism.json", list(measured))
+
+
+def fits(
+    parent: TrackedRun, outcomes: Sequence[MethodResult], tasks: Sequence[MethodRun], store: Store
+) -> list[str | None]:
+    """Log the fits that no run of this experiment holds yet, and in ``fits.json`` the run that holds each.
+
+    Returns:
+        The MLflow run of each fit; None if tracking is switched off or lost.
+    """
+    logbook = Logbook(store, parent)
+    described = [_described(task) for task in tasks]
+    run_ids = logbook.find(described)
+    for number, run_id in enumerate(run_ids):
+        if run_id is None:
+            run_ids[number] = outcome(parent, outcomes[number], tasks[number])
+            logbook.enter(described[number], run_ids[number])
+    pairs = zip(outcomes, run_ids, strict=True)
+    parent.json("fits.json", [{"method": one.method, "seed": one.seed, "run_id": run_id} for one, run_id in pairs])
+    return run_ids
+
+
+def _described(task: MethodRun) -> dict[str, Any]:
+    """Return what decides the content of a fit's run: its result, and the names and settings it is logged with."""
+    experiment = task.experiment
+    names = {"method": experiment.method, "seed": experiment.seed}
+    return {**names, "result": task.key, "config": config_digest(experiment)}
 
 
 def outcome(parent: TrackedRun, result: MethodResult, task: MethodRun) -> str | None:
