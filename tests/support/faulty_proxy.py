@@ -17,10 +17,10 @@ class Rule:
     Args:
         fault: ``cut`` closes the connection after ``after`` bytes of the body, ``stall`` waits there, ``flip`` changes
             the byte there, ``lose`` closes the connection after the server has done its work, ``refuse`` before that,
-            ``answer`` answers with ``status`` and ``code`` instead of the server.
+            ``answer`` answers with ``status`` and ``code`` instead of the server, ``ignore`` hides conditions from it.
     """
 
-    fault: Literal["cut", "stall", "flip", "lose", "refuse", "answer"]
+    fault: Literal["cut", "stall", "flip", "lose", "refuse", "answer", "ignore"]
     method: str = "GET"
     path: str = ""
     times: int = 1
@@ -101,7 +101,12 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             return
         upstream = http.client.HTTPConnection(self.proxy.upstream.hostname, self.proxy.upstream.port, timeout=60)
-        upstream.request(self.command, self.path, body, {**request.headers, "Connection": "close"})
+        headers = {**request.headers, "Connection": "close"}
+        if rule and rule.fault == "ignore":
+            headers = {
+                name: value for name, value in headers.items() if name.lower() not in ("if-match", "if-none-match")
+            }
+        upstream.request(self.command, self.path, body, headers)
         reply = upstream.getresponse()
         data, request.status = reply.read(), reply.status
         upstream.close()

@@ -44,7 +44,7 @@ class LocalStore:
 
     def check(self) -> None:
         """Try what all work stands on: the folder can be created and written, and keeps what was created first."""
-        with self._errors(""):
+        with self._errors():
             (self.root / TEMPORARY).mkdir(parents=True, exist_ok=True)
             self._sweep()
         try_out(self, self._keys, "set `store:` to a folder on another file system")
@@ -120,7 +120,7 @@ class LocalStore:
 
     def list(self, prefix: str) -> list[str]:
         """Return all keys that start with ``prefix``, sorted."""
-        with self._errors(""):
+        with self._errors():
             return [key for key in self._keys(prefix) if not key.startswith(f"{TEMPORARY}/")]
 
     def _keys(self, prefix: str) -> Sequence[str]:
@@ -179,8 +179,8 @@ class LocalStore:
                     path.unlink()
 
     @contextlib.contextmanager
-    def _errors(self, key: str, writing: bool = False) -> Iterator[None]:
-        if key:
+    def _errors(self, key: str | None = None, writing: bool = False) -> Iterator[None]:
+        if key is not None:
             check_key(self, key)
         where = self.root / key if key else self.root
         try:

@@ -38,7 +38,8 @@ class S3Store:
         self.uri = f"s3://{bucket}/{prefix}".rstrip("/")
         # kept for other processes: a worker on another node need not have the variable
         self.endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-        self._requests = Bucket(bucket, self.endpoint, limits or Limits())
+        self.limits = limits or Limits()
+        self._requests = Bucket(bucket, self.endpoint, self.limits)
 
     def check(self) -> None:
         """Try what all work stands on: the bucket can be written and listed, and keeps what was created first."""

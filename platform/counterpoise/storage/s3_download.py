@@ -75,9 +75,10 @@ class Download:
             with contextlib.closing(reply["Body"]) as body:
                 while block := body.read(_BLOCK):
                     self._buffer.write(block)
-                    attempt.alive(len(block))
+                    attempt.alive(len(block) if self.etag and self._end else 0)
         except FlexibleChecksumError:
             self._restart()
+            attempt.discard()
             raise
         expected = None if self._end is None else self._end - self.begin
         if expected is not None and self._buffer.tell() != expected:

@@ -14,9 +14,13 @@ from counterpoise.errors import StoreError
 CONFLICT, PRECONDITION_FAILED, RANGE_NOT_SATISFIABLE = 409, 412, 416
 _NOT_IMPLEMENTED = 501
 
-_KEYS = "check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN: this server does not accept them"
+_KEYS = (
+    "check the AWS credentials: this server does not accept AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and "
+    "AWS_SESSION_TOKEN"
+)
 _REGION = "set AWS_DEFAULT_REGION to the bucket's region"
 _BUSY = "the server is overloaded: run again later, or with fewer workers; what is stored is kept"
+_FAILED = "look into the server's log, or run again later: what is stored is kept"
 _FULL = "free space on the server, or raise the bucket's quota"
 _CHECKSUM = (
     "the bytes changed on their way: check the network and any proxy. An older server that does not know these "
@@ -164,7 +168,9 @@ def store_error(error: BaseException, where: str, tries: int, seconds: float) ->
     remedy = _BY_CODE.get(code_of(error)) or _BY_STATUS.get(status_of(error))
     if remedy is None and status_of(error) == 0:
         remedy = _BY_KIND.get(type(error).__name__, _SETTINGS if _is_setting(error) else _CUT)
-    return StoreError("S3 cannot do this request", where=where, found=found, remedy=remedy or _SETTINGS)
+    if remedy is None:
+        remedy = _FAILED if status_of(error) >= 500 else _SETTINGS
+    return StoreError("S3 cannot do this request", where=where, found=found, remedy=remedy)
 
 
 def _answer(error: BaseException) -> dict:

@@ -85,6 +85,10 @@ class Attempt:
         self._alive_at = time.monotonic()
         self._bytes += count
 
+    def discard(self) -> None:
+        """Record that what was transferred is of no use."""
+        self._bytes = 0
+
     def begin(self) -> None:
         """Record that a try begins."""
         if self._bytes >= _PROGRESS_BYTES:

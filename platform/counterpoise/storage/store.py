@@ -1,18 +1,20 @@
 """Store interface: bytes at keys, in a local folder or an S3 bucket.
 
-Keys are relative paths with forward slashes, of any characters; no key is a folder of another one. An object is there
-whole or not at all: a reader never sees half of one, even after a kill. An object that :meth:`Store.create` has put
-never changes. This guarantee is all that the pool and the stages need to resume, to share results and to run twice
-at once.
+Keys are relative paths with forward slashes, of any printable characters; no key is a folder of another one. An object
+is there whole or not at all: a reader never sees half of one, even after a kill. An object that :meth:`Store.create`
+has put never changes. This guarantee is all that the pool and the stages need to resume, to share results and to run
+twice at once.
 """
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import BinaryIO, Protocol, runtime_checkable
 
 from counterpoise.errors import StoreError
 
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")  # XML, the language of S3's listings, has none of them
 TEMPORARY = ".tmp"  # the store's own folder: not listed
 
 
@@ -81,12 +83,12 @@ def read(store: Store, key: str) -> bytes:
 
 def check_key(store: Store, key: str) -> None:
     """Raise StoreError unless a key is a relative path that means the same in a folder and in a bucket."""
-    if "\0" in key or any(part in ("", ".", "..") for part in key.split("/")):
+    if _CONTROL.search(key) or any(part in ("", ".", "..") for part in key.split("/")):
         raise StoreError(
             "this is not a key",
             where=store.uri,
             found=repr(key),
-            allowed="names with single slashes between them, none of them '.' or '..', and no null byte",
+            allowed="names with single slashes between them, none of them '.' or '..', and no control characters",
         )
 
 
