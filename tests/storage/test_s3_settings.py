@@ -71,8 +71,8 @@ def test_an_endpoint_that_is_no_address(monkeypatch):
 
 
 def test_an_endpoint_that_is_not_s3(behind, proxy):
-    proxy.rules.append(Rule("answer", "GET", status=200, code="welcome", times=99))
-    with pytest.raises(StoreError):
+    proxy.rules.append(Rule("answer", "GET", status=200, body="<html><p>Welcome", times=99))
+    with pytest.raises(StoreError, match="the address of an S3 server"):
         behind.list("")
 
 

@@ -17,7 +17,7 @@ class Rule:
     Args:
         fault: ``cut`` closes the connection after ``after`` bytes of the body, ``stall`` waits there, ``flip`` changes
             the byte there, ``lose`` closes the connection after the server has done its work, ``refuse`` before that,
-            ``answer`` answers with ``status`` and ``code`` instead of the server, ``ignore`` hides conditions from it.
+            ``answer`` answers with ``status`` and ``code`` or ``body`` instead of the server, ``ignore`` hides conditions from it.
     """
 
     fault: Literal["cut", "stall", "flip", "lose", "refuse", "answer", "ignore"]
@@ -27,6 +27,7 @@ class Rule:
     after: int = 0
     status: int = 503
     code: str = "SlowDown"
+    body: str = ""
 
 
 @dataclass
@@ -103,9 +104,7 @@ class _Handler(BaseHTTPRequestHandler):
         upstream = http.client.HTTPConnection(self.proxy.upstream.hostname, self.proxy.upstream.port, timeout=60)
         headers = {**request.headers, "Connection": "close"}
         if rule and rule.fault == "ignore":
-            headers = {
-                name: value for name, value in headers.items() if name.lower() not in ("if-match", "if-none-match")
-            }
+            headers = {name: value for name, value in headers.items() if not name.lower().startswith("if-")}
         upstream.request(self.command, self.path, body, headers)
         reply = upstream.getresponse()
         data, request.status = reply.read(), reply.status
@@ -137,7 +136,8 @@ class _Handler(BaseHTTPRequestHandler):
                 self.proxy.closing.wait(60)
 
     def _answer_error(self, rule: Rule) -> None:
-        data = b"" if self.command == "HEAD" else f"<Error><Code>{rule.code}</Code></Error>".encode()
+        body = rule.body or f"<Error><Code>{rule.code}</Code></Error>"
+        data = b"" if self.command == "HEAD" else body.encode()
         self.send_response_only(rule.status)
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()

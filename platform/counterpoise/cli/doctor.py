@@ -15,6 +15,7 @@ from typing import TypeVar
 
 from counterpoise.config import Experiment, Generator, Llm, Scorer, Section
 from counterpoise.config.compose import load
+from counterpoise.core.addresses import without_passwords
 from counterpoise.core.model_source import locate
 from counterpoise.errors import CounterpoiseError, did_you_mean, one_of
 from counterpoise.generators.identity import check_pipeline_folder
@@ -66,11 +67,13 @@ def _machine() -> Iterator[Check]:
         "ok",
         f"RAY_ADDRESS={address}" if address else "no RAY_ADDRESS: a run starts a cluster of its own on this machine",
     )
-    uri = os.environ.get("MLFLOW_TRACKING_URI")
+    uri = without_passwords(os.environ.get("MLFLOW_TRACKING_URI", ""))
     yield Check(
         "mlflow",
         "ok",
-        f"MLFLOW_TRACKING_URI={uri}" if uri else "no MLFLOW_TRACKING_URI: runs go to mlflow.db next to the store",
+        f"MLFLOW_TRACKING_URI={uri}"
+        if uri
+        else "no MLFLOW_TRACKING_URI: runs go to mlflow.db next to the store",
     )
 
 
@@ -165,7 +168,7 @@ def _tracking(experiment: Experiment) -> str:
 
     tracker = Tracker(experiment, open_store(experiment.store).uri)
     tracker.check()
-    return str(tracker.uri)
+    return without_passwords(tracker.uri)
 
 
 def _dataset(experiment: Experiment) -> str:

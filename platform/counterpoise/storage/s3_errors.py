@@ -20,7 +20,10 @@ _KEYS = (
 )
 _REGION = "set AWS_DEFAULT_REGION to the bucket's region"
 _BUSY = "the server is overloaded: run again later, or with fewer workers; what is stored is kept"
-_FAILED = "look into the server's log, or run again later: what is stored is kept"
+_FAILED = (
+    "look into the server's log, check that AWS_ENDPOINT_URL is the address of an S3 server, or run again later: what "
+    "is stored is kept"
+)
 _FULL = "free space on the server, or raise the bucket's quota"
 _CHECKSUM = (
     "the bytes changed on their way: check the network and any proxy. An older server that does not know these "

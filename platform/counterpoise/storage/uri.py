@@ -4,11 +4,12 @@ Addresses are taken literally: ``#``, ``?``, ``%`` and spaces are characters of 
 Only the path of a ``file://`` address is percent-decoded, as such addresses are written by other programs.
 
 Google Cloud Storage and Azure Blob Storage are not supported. A store needs a conditional put, and both have one
-(``if-generation-match: 0``, ``If-None-Match: *``), which obstore offers for all three services as
-``put(…, mode="create")`` with one exception, and fsspec as ``pipe_file(…, mode="create")``. A third store of this
-kind would be small, but its guarantees would have to be tested against servers of both kinds. Until then, an
-S3-compatible server or gateway with conditional puts can stand before them: set ``AWS_ENDPOINT_URL``. The trial before
-all work (:mod:`counterpoise.storage.trial`) refuses gateways that ignore the condition.
+(``if-generation-match: 0``, ``If-None-Match: *``). obstore offers it for all services alike, as
+``put(…, mode="create")`` and, for swaps, ``mode={"e_tag": …}``; in fsspec, ``pipe_file(…, mode="create")`` is up to
+each file system, and where one has nothing better it looks first and writes then. A store on obstore would be small,
+but its guarantees would have to be tested against servers of both kinds. Until then, an S3-compatible gateway with
+conditional puts can stand before them: set ``AWS_ENDPOINT_URL``. The trial before all work
+(:mod:`counterpoise.storage.trial`) refuses gateways that ignore the condition.
 """
 
 from __future__ import annotations
@@ -51,21 +52,23 @@ def open_store(uri: str | os.PathLike[str]) -> Store:
 def _s3_store(rest: str, text: str) -> S3Store:
     bucket, _, prefix = rest.partition("/")
     if not _BUCKET.fullmatch(bucket):
-        message = f"{bucket!r} is not the name of a bucket" if bucket else "there is no bucket in the address"
-        found = without_passwords(text)
-        raise StoreError(without_passwords(message), where="store", found=found, allowed="s3://bucket/prefix")
+        message = (
+            "the bucket's name has characters that no bucket has" if bucket else "there is no bucket in the address"
+        )
+        raise StoreError(message, where="store", found=without_passwords(text), allowed="s3://bucket/prefix")
     return S3Store(bucket, prefix.strip("/"))
 
 
 def _file_path(rest: str, text: str) -> str:
     host, _, path = rest.partition("/")
     if host.lower() not in ("", "localhost"):
+        folder = unquote(without_passwords(text).partition("//")[2])
         raise StoreError(
             "a file address cannot name another machine",
             where="store",
             found=without_passwords(text),
             allowed="file:///folder, with three slashes",
-            remedy=f"write file:///{unquote(rest)} if you mean this machine's folder /{unquote(rest)}",
+            remedy=f"if you mean this machine's folder /{folder}, write it so",
         )
     return unquote(f"/{path}")
 

@@ -16,6 +16,7 @@ import json
 import logging
 import os
 import re
+import sqlite3
 import tempfile
 import time
 import warnings
@@ -29,6 +30,7 @@ from filelock import FileLock
 from jaxtyping import Shaped
 
 from counterpoise import __version__, config
+from counterpoise.core.addresses import without_passwords
 from counterpoise.core.digest import digest
 from counterpoise.core.environment import environment
 from counterpoise.core.progress import warn as _warn
@@ -79,8 +81,8 @@ class Tracker:
         if experiment.tracking.enabled:
             self.uri = os.environ.get("MLFLOW_TRACKING_URI")
             if not self.uri:
-                folder = Path.cwd() if "://" in store_uri else Path(store_uri).absolute()
-                self.uri, self._artifacts = f"sqlite:///{folder / 'mlflow.db'}", (folder / "mlruns").as_uri()
+                folder = Path.cwd() if store_uri.startswith("s3://") else Path(store_uri).absolute()
+                self.uri, self._artifacts = _sqlite_uri(folder / "mlflow.db"), (folder / "mlruns").as_uri()
 
     def check(self) -> None:
         """Connect, and find or create the experiment, within a few seconds.
@@ -103,7 +105,7 @@ class Tracker:
         except Exception as error:  # MLflow lets through whatever its database and HTTP libraries raise
             raise TrackingError(
                 "the tracking server cannot be used",
-                where=self.uri,
+                where=without_passwords(self.uri),
                 found=_one_line(error),
                 remedy="start the server, correct MLFLOW_TRACKING_URI, unset it to use a file in the store, "
                 "or set tracking.enabled=false",
@@ -258,7 +260,7 @@ class _Link:
 
     def __init__(self, client: MlflowClient | None) -> None:
         self.client = client
-        self.uri = client.tracking_uri if client else None
+        self.uri = without_passwords(client.tracking_uri) if client else None
 
     def __call__(self, action: Callable[[MlflowClient], T]) -> T | None:
         if self.client is None:
@@ -339,14 +341,32 @@ def _log_model(
 
 @contextlib.contextmanager
 def _alone(uri: str) -> Iterator[None]:
-    """Hold a lock file for a SQLite database: two processes that set up a fresh one at once would break it."""
-    if not uri.startswith("sqlite:///"):
+    """Hold a lock file for a SQLite database: two processes that set up a fresh one at once would break it.
+
+    The database is opened first: MLflow would try for minutes to open one that cannot be.
+    """
+    from sqlalchemy import make_url
+
+    path = make_url(uri).database if uri.startswith("sqlite") else None
+    if not path or path == ":memory:":
         yield
         return
-    path = Path(uri.removeprefix("sqlite:///"))
-    path.parent.mkdir(parents=True, exist_ok=True)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{path}.lock", timeout=_LOCK_SECONDS):
+        with contextlib.closing(sqlite3.connect(path, timeout=CHECK_SECONDS)) as database:
+            database.execute("PRAGMA schema_version")
         yield
+
+
+def _sqlite_uri(path: Path) -> str:
+    """Return the address of a SQLite database, whose path may hold any characters."""
+    from sqlalchemy import URL
+
+    uri = URL.create("sqlite", database=str(path)).render_as_string(hide_password=False)
+    if uri == f"sqlite:///{path}":
+        return uri
+    # MLflow makes the folder that it reads, still quoted, out of "sqlite:///…"; with the driver named, it makes none
+    return URL.create("sqlite+pysqlite", database=str(path)).render_as_string(hide_password=False)
 
 
 @contextlib.contextmanager
@@ -384,4 +404,4 @@ def _batches(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
 
 
 def _one_line(error: BaseException) -> str:
-    return next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+    return without_passwords(next(iter(str(error).strip().splitlines()), "") or type(error).__name__)
