@@ -78,7 +78,7 @@ def test_no_bucket_named(uri):
 
 @pytest.mark.parametrize("uri", ["s3://a#b/x", "s3://a b/x", "s3://a?b"])
 def test_what_is_no_bucket(uri):
-    with pytest.raises(StoreError, match="characters that no bucket has"):
+    with pytest.raises(StoreError, match="characters that none has"):
         open_store(uri)
 
 

@@ -17,7 +17,8 @@ class Rule:
     Args:
         fault: ``cut`` closes the connection after ``after`` bytes of the body, ``stall`` waits there, ``flip`` changes
             the byte there, ``lose`` closes the connection after the server has done its work, ``refuse`` before that,
-            ``answer`` answers with ``status`` and ``code`` or ``body`` instead of the server, ``ignore`` hides conditions from it.
+            ``answer`` answers with ``status`` and ``code`` or ``body`` instead of the server, ``ignore`` hides
+            conditions from the server.
     """
 
     fault: Literal["cut", "stall", "flip", "lose", "refuse", "answer", "ignore"]

@@ -71,9 +71,7 @@ def _machine() -> Iterator[Check]:
     yield Check(
         "mlflow",
         "ok",
-        f"MLFLOW_TRACKING_URI={uri}"
-        if uri
-        else "no MLFLOW_TRACKING_URI: runs go to mlflow.db next to the store",
+        f"MLFLOW_TRACKING_URI={uri}" if uri else "no MLFLOW_TRACKING_URI: runs go to mlflow.db next to the store",
     )
 
 

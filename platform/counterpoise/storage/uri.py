@@ -52,9 +52,7 @@ def open_store(uri: str | os.PathLike[str]) -> Store:
 def _s3_store(rest: str, text: str) -> S3Store:
     bucket, _, prefix = rest.partition("/")
     if not _BUCKET.fullmatch(bucket):
-        message = (
-            "the bucket's name has characters that no bucket has" if bucket else "there is no bucket in the address"
-        )
+        message = "this bucket's name has characters that none has" if bucket else "there is no bucket in the address"
         raise StoreError(message, where="store", found=without_passwords(text), allowed="s3://bucket/prefix")
     return S3Store(bucket, prefix.strip("/"))
 

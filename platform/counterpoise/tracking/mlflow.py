@@ -16,7 +16,6 @@ import json
 import logging
 import os
 import re
-import sqlite3
 import tempfile
 import time
 import warnings
@@ -26,7 +25,6 @@ from typing import TYPE_CHECKING, SupportsFloat, TypeVar
 
 import numpy as np
 import yaml
-from filelock import FileLock
 from jaxtyping import Shaped
 
 from counterpoise import __version__, config
@@ -36,6 +34,7 @@ from counterpoise.core.environment import environment
 from counterpoise.core.progress import warn as _warn
 from counterpoise.errors import TrackingError
 from counterpoise.storage.view import ImageView
+from counterpoise.tracking.database import opened_alone, sqlite_uri
 
 if TYPE_CHECKING:
     import torch
@@ -45,7 +44,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 CHECK_SECONDS = 5  # timeout of the first request, before any work
-_LOCK_SECONDS = 120  # time for another process to set up a fresh database
 _PARAMS_PER_BATCH, _METRICS_PER_BATCH, _PARAM_LENGTH, _KEY_LENGTH = 100, 1000, 500, 250
 _ENVIRONMENT = {  # defaults; values set by the user take precedence
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -82,7 +80,7 @@ class Tracker:
             self.uri = os.environ.get("MLFLOW_TRACKING_URI")
             if not self.uri:
                 folder = Path.cwd() if store_uri.startswith("s3://") else Path(store_uri).absolute()
-                self.uri, self._artifacts = _sqlite_uri(folder / "mlflow.db"), (folder / "mlruns").as_uri()
+                self.uri, self._artifacts = sqlite_uri(folder / "mlflow.db"), (folder / "mlruns").as_uri()
 
     def check(self) -> None:
         """Connect, and find or create the experiment, within a few seconds.
@@ -99,7 +97,7 @@ class Tracker:
 
             logging.getLogger("mlflow").setLevel(os.environ["MLFLOW_LOGGING_LEVEL"])  # it may have been imported before
             impatient = {"MLFLOW_HTTP_REQUEST_TIMEOUT": f"{CHECK_SECONDS}", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
-            with environment(impatient), _alone(self.uri), _without_foreign_warnings():
+            with environment(impatient), opened_alone(self.uri, CHECK_SECONDS), _without_foreign_warnings():
                 client = MlflowClient(self.uri)
                 self._experiment_id = _experiment_id(client, self.name, self._artifacts)
         except Exception as error:  # MLflow lets through whatever its database and HTTP libraries raise
@@ -204,7 +202,7 @@ class TrackedRun:
         """
         counts = {view.names.cell(*cell): int(count) for cell, count in np.ndenumerate(view.counts) if count}
         profile = json.dumps({"num_rows": len(view), "cells": counts}, ensure_ascii=False)
-        kind, source = "s3" if "://" in view.store.uri else "local", json.dumps({"uri": view.store.uri})
+        kind, source = "s3" if view.store.uri.startswith("s3://") else "local", json.dumps({"uri": view.store.uri})
         address = view.digest
 
         def log(client: MlflowClient, run_id: str) -> None:
@@ -337,36 +335,6 @@ def _log_model(
     client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
     client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
     return model.model_uri
-
-
-@contextlib.contextmanager
-def _alone(uri: str) -> Iterator[None]:
-    """Hold a lock file for a SQLite database: two processes that set up a fresh one at once would break it.
-
-    The database is opened first: MLflow would try for minutes to open one that cannot be.
-    """
-    from sqlalchemy import make_url
-
-    path = make_url(uri).database if uri.startswith("sqlite") else None
-    if not path or path == ":memory:":
-        yield
-        return
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{path}.lock", timeout=_LOCK_SECONDS):
-        with contextlib.closing(sqlite3.connect(path, timeout=CHECK_SECONDS)) as database:
-            database.execute("PRAGMA schema_version")
-        yield
-
-
-def _sqlite_uri(path: Path) -> str:
-    """Return the address of a SQLite database, whose path may hold any characters."""
-    from sqlalchemy import URL
-
-    uri = URL.create("sqlite", database=str(path)).render_as_string(hide_password=False)
-    if uri == f"sqlite:///{path}":
-        return uri
-    # MLflow makes the folder that it reads, still quoted, out of "sqlite:///…"; with the driver named, it makes none
-    return URL.create("sqlite+pysqlite", database=str(path)).render_as_string(hide_password=False)
 
 
 @contextlib.contextmanager
