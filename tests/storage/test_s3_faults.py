@@ -20,17 +20,12 @@ from faulty_proxy import Rule
 DATA = np.random.default_rng(0).bytes(3_000_000)
 
 
-@pytest.fixture(autouse=True)
-def told_nothing(monkeypatch):
-    """No warning has been printed just before."""
-    monkeypatch.setattr(s3_requests, "_told_at", float("-inf"))
-
-
 @pytest.fixture
-def stored(behind, proxy):
-    """A store with 3 MB at "data"; what was asked to put them there is forgotten."""
+def stored(behind, proxy, monkeypatch):
+    """A store with 3 MB at "data"; what was asked and told to put them there is forgotten."""
     assert behind.create("data", DATA)
     proxy.requests.clear()
+    monkeypatch.setattr(s3_requests, "_told_at", float("-inf"))
     return behind
 
 
@@ -97,6 +92,7 @@ def test_a_creation_is_one_put(behind, proxy):
         Rule("cut", after=900_000, times=3),
         Rule("stall", after=0),
         Rule("stall", after=1_500_000),
+        Rule("drip", after=1_500_000),
         Rule("refuse"),
         Rule("lose"),
         Rule("answer", status=500, code="InternalError"),
@@ -147,6 +143,7 @@ def test_a_reader_of_an_object_that_is_replaced(stored):
     [
         (Rule("cut", after=9), "cut in the middle", "check the network"),
         (Rule("stall", after=9), "no answer in time", "check the network"),
+        (Rule("drip", after=9), "no answer in time", "check the network"),
         (Rule("refuse"), "closed without an answer", "check the network"),
         (Rule("answer", status=503, code="SlowDown"), "503 SlowDown", "overloaded"),
         (Rule("answer", status=500, code="InternalError"), "500 InternalError", "run again later"),
@@ -193,15 +190,17 @@ def test_progress_earns_new_tries(behind, proxy, monkeypatch):
 
 
 def test_long_waits_are_told(stored, proxy, monkeypatch, capfd):
-    store = S3Store(stored.bucket, stored.prefix, replace(stored.limits, read_seconds=4.0))
+    store = S3Store(stored.bucket, stored.prefix, replace(stored.limits, read_seconds=2.0, total_seconds=10.0))
     monkeypatch.setattr(s3_requests, "_QUIET_SECONDS", 0.5)
-    proxy.rules.append(Rule("stall"))
+    proxy.rules.append(Rule("stall", times=2))
     assert store.read("data") == DATA
-    lines = capfd.readouterr().err.splitlines()
-    assert 3 <= len([line for line in lines if "waiting for the server" in line]) <= 8
+    lines = [line for line in capfd.readouterr().err.splitlines() if "waiting for the server" in line]
+    assert len(lines) >= 4
+    assert lines[-1].endswith("; try 2 of 4, before: no answer in time")
 
 
-def test_many_threads_complain_once(stored, proxy, capfd):
+def test_many_threads_complain_once(stored, proxy, monkeypatch, capfd):
+    monkeypatch.setattr(s3_requests, "_QUIET_SECONDS", 60.0)
     proxy.rules.append(Rule("answer", times=8))
     with ThreadPoolExecutor(8) as threads:
         assert list(threads.map(stored.read, ["data"] * 8)) == [DATA] * 8

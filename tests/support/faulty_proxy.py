@@ -15,13 +15,13 @@ class Rule:
     """Fault of the next ``times`` requests with this method whose path contains ``path``.
 
     Args:
-        fault: ``cut`` closes the connection after ``after`` bytes of the body, ``stall`` waits there, ``flip`` changes
-            the byte there, ``lose`` closes the connection after the server has done its work, ``refuse`` before that,
-            ``answer`` answers with ``status`` and ``code`` or ``body`` instead of the server, ``ignore`` hides
-            conditions from the server.
+        fault: ``cut`` closes the connection after ``after`` bytes of the body, ``stall`` waits there, ``drip`` sends
+            ten bytes a second from there on, ``flip`` changes the byte there, ``lose`` closes the connection after
+            the server has done its work, ``refuse`` before that, ``answer`` answers with ``status`` and ``code`` or
+            ``body`` instead of the server, ``ignore`` hides conditions from the server.
     """
 
-    fault: Literal["cut", "stall", "flip", "lose", "refuse", "answer", "ignore"]
+    fault: Literal["cut", "stall", "drip", "flip", "lose", "refuse", "answer", "ignore"]
     method: str = "GET"
     path: str = ""
     times: int = 1
@@ -127,12 +127,15 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if rule and rule.fault == "flip":
             data = data[: rule.after] + bytes([data[rule.after] ^ 255]) + data[rule.after + 1 :]
-        part = data[: rule.after] if rule and rule.fault in ("cut", "stall") else data
+        part = data[: rule.after] if rule and rule.fault in ("cut", "stall", "drip") else data
         self.wfile.write(part)
         self.wfile.flush()
         request.sent = len(part)
         if len(part) < len(data):
             self.close_connection = True
+            while rule and rule.fault == "drip" and not self.proxy.closing.wait(0.1):
+                self.wfile.write(data[request.sent : request.sent + 1])
+                request.sent += 1
             if rule and rule.fault == "stall":
                 self.proxy.closing.wait(60)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import re
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,7 @@ from counterpoise.storage.s3_errors import PRECONDITION_FAILED, RANGE_NOT_SATISF
 from counterpoise.storage.s3_requests import Attempt, Bucket
 
 _BLOCK = 1 << 20
+_SLOW_BYTES = 1 << 14  # fewer in the time of one wait are no answer
 _TAIL = 1 << 18  # a Parquet file's footer, and often all of a small file
 
 
@@ -63,7 +65,7 @@ class Download:
         self._read(reply, resumed, attempt)
 
     def _read(self, reply: dict[str, Any], resumed: bool, attempt: Attempt) -> None:
-        from botocore.exceptions import FlexibleChecksumError, IncompleteReadError
+        from botocore.exceptions import FlexibleChecksumError, IncompleteReadError, ReadTimeoutError
 
         span = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+)", reply.get("ContentRange", ""))
         length = reply.get("ContentLength")
@@ -72,10 +74,16 @@ class Download:
             self.etag, self.begin = reply.get("ETag", ""), int(span[1]) if span else 0
             self._end = None if length is None else self.begin + length
         try:
-            with contextlib.closing(reply["Body"]) as body:
+            with contextlib.closing(_as_it_arrives(reply["Body"])) as body:
+                fresh, since = 0, time.monotonic()
                 while block := body.read(_BLOCK):
                     self._buffer.write(block)
-                    attempt.alive(len(block) if self.etag and self._end else 0)
+                    fresh, now = fresh + len(block), time.monotonic()
+                    if fresh >= _SLOW_BYTES:
+                        attempt.alive(fresh if self.etag and self._end else 0)
+                        fresh, since = 0, now
+                    elif now - since > attempt.limits.read_seconds:  # as good as silent
+                        raise ReadTimeoutError(endpoint_url=self._request["Key"])
         except FlexibleChecksumError:
             self._restart()
             attempt.discard()
@@ -84,6 +92,25 @@ class Download:
         if expected is not None and self._buffer.tell() != expected:
             raise IncompleteReadError(actual_bytes=self._buffer.tell(), expected_bytes=expected)
         self.total = int(span[3]) if span else self.begin + self._buffer.tell()
+
+
+def _as_it_arrives(body: Any) -> Any:
+    """Let a body's reads return what has arrived: botocore's wait for a full block, however slowly it comes."""
+    stream = body._raw_stream  # botocore has no public way, and its own reads compare the checksum
+    if hasattr(stream, "read1"):
+        body._raw_stream = _Arriving(stream)
+    return body
+
+
+class _Arriving:
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def read(self, size: int) -> bytes:
+        return self._stream.read1(size)
+
+    def close(self) -> None:
+        self._stream.close()
 
 
 def download_range(bucket: Bucket, path: str, start: int, stop: int, etag: str | None = None) -> bytes:

@@ -41,10 +41,11 @@ class Limits:
 
     No try begins later than ``total_seconds`` after the last sign of life of the server, and none waits longer than
     ``read_seconds`` for a part of its answer: an operation that gets nowhere ends within the sum of both, a minute.
+    MiB that the network takes of a large upload are signs of life, too.
 
     Args:
         connect_seconds: Time for a connection, and for the network to take a part of a request.
-        read_seconds: Time without a byte of an answer.
+        read_seconds: Time without an answer, or for the next 16 KiB of one.
         tries: Number of tries.
         total_seconds: Time in which tries begin.
         pause: Pause after the first try; each next one is twice as long, of which a random half is left out.
@@ -69,7 +70,7 @@ class Attempt:
 
     def __init__(self, where: str, limits: Limits) -> None:
         self.where, self.limits, self.tries, self.is_retry = where, limits, 0, False
-        self.all_tries, self.start = 0, time.monotonic()
+        self.all_tries, self.start, self._trouble = 0, time.monotonic(), ""
         self._alive_at, self._bytes, self._timer = self.start, 0, _timer(_QUIET_SECONDS, self._waiting)
 
     def __enter__(self) -> Attempt:
@@ -103,7 +104,8 @@ class Attempt:
         late = time.monotonic() + seconds > self._alive_at + limits.total_seconds
         if not is_transient(error) or late or (self.tries >= limits.tries and self._bytes < _PROGRESS_BYTES):
             return False
-        _tell(f"{self.where}: {describe(error)}; trying again ({self.tries} of {limits.tries} tries)")
+        self._trouble = describe(error)
+        _tell(f"{self.where}: {self._trouble}; trying again after try {self.tries} of {limits.tries}")
         time.sleep(seconds)
         return True
 
@@ -113,7 +115,8 @@ class Attempt:
         now = time.monotonic()
         silent = now - max(self._alive_at, _told_at)
         if silent >= _QUIET_SECONDS:
-            _tell(f"{self.where}: waiting for the server for {now - self._alive_at:.0f} s")
+            history = f"; try {self.tries} of {self.limits.tries}, before: {self._trouble}" if self._trouble else ""
+            _tell(f"{self.where}: waiting for the server for {now - self._alive_at:.0f} s{history}")
             silent = 0.0
         timer = _timer(_QUIET_SECONDS - silent, self._waiting)
         if self._timer is not None:
@@ -150,11 +153,15 @@ class Bucket:
             StoreError: The server refuses, or the limits are reached.
         """
         where = self.uri(path)
+        try:
+            client = _client(self.endpoint, self.limits)
+        except error_types() as error:
+            raise store_error(error, where, 1, 0.0) from error
         with Attempt(where, self.limits) as attempt:
             while True:
                 attempt.begin()
                 try:
-                    return action(_client(self.endpoint, self.limits), attempt)
+                    return action(client, attempt)
                 except error_types() as error:
                     if not attempt.pause(error):
                         seconds = time.monotonic() - attempt.start

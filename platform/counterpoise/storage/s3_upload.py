@@ -21,6 +21,7 @@ IF_ABSENT: Mapping[str, str] = {"IfNoneMatch": "*"}
 MULTIPART_BYTES = 256 << 20  # larger objects go up in parts; a single put ends at 5 GB
 PART_BYTES = 64 << 20
 _MAX_PARTS = 10_000
+_ALIVE_BYTES = 1 << 20
 _ROUNDS = 3  # after a conflict of two completions S3 wants all parts anew
 _TOKEN = "counterpoise-writer"
 
@@ -170,10 +171,10 @@ def is_absent(bucket: Bucket, path: str) -> bool:
 
 
 class _Body(io.RawIOBase):
-    """Request body that reports each block that is taken from it: a long upload is no silence."""
+    """Request body that reports each MiB that is taken from it: a long upload is no silence."""
 
     def __init__(self, source: io.BufferedIOBase, attempt: Attempt) -> None:
-        self._source, self._attempt = source, attempt
+        self._source, self._attempt, self._taken = source, attempt, 0
 
     def readable(self) -> bool:
         return True
@@ -188,8 +189,12 @@ class _Body(io.RawIOBase):
         return self._source.tell()
 
     def read(self, size: int | None = -1, /) -> bytes:
-        self._attempt.alive()
-        return self._source.read(-1 if size is None else size)
+        block = self._source.read(-1 if size is None else size)
+        self._taken += len(block)
+        if self._taken >= _ALIVE_BYTES:
+            self._taken = 0
+            self._attempt.alive()
+        return block
 
 
 @contextlib.contextmanager
