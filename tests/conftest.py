@@ -4,10 +4,12 @@ Tests that take long are marked ``slow``: all of end_to_end and faults, all that
 those that say so themselves. The others cannot reach Ray, so one that starts it without the mark fails.
 """
 
+import functools
 import os
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 
 import pytest
@@ -89,11 +91,25 @@ def ray_cluster():
     cluster.disconnect()
 
 
+def _one_at_a_time(function, lock):
+    @functools.wraps(function)
+    def locked(*arguments, **keywords):
+        with lock:
+            return function(*arguments, **keywords)
+
+    return locked
+
+
 @pytest.fixture(scope="session")
 def s3_server():
     """The address of an S3 server over HTTP; buckets and objects live as long as the session."""
+    from moto.s3.responses import S3Response
     from moto.server import ThreadedMotoServer
 
+    # S3 decides on a conditional put at once; moto looks first and puts then, and another thread may come between
+    deciding = threading.Lock()
+    for name in ("_key_response_put", "_key_response_post"):
+        setattr(S3Response, name, _one_at_a_time(getattr(S3Response, name), deciding))
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()

@@ -225,6 +225,40 @@ def test_a_server_lost_midway_costs_one_warning(tracker, client, store_folder, c
     assert client.get_run(run.id).data.metrics == {"before": 1.0}
 
 
+@pytest.mark.parametrize("name", ["my store #1", "what?x=1", "pc 100%41", "ü@b:c", "a://b"])
+def test_a_store_with_odd_characters_in_its_name(name, tmp_path, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    tracker = Tracker(experiment(), str(tmp_path / name))
+    with tracker.run("run") as run:
+        run.file("note.txt", "kept")
+    folder = Path(tmp_path / name)
+    assert {path.name for path in folder.iterdir()} == {"mlflow.db", "mlflow.db.lock", "mlruns"}
+    assert (folder / "mlruns" / run.id / "artifacts/note.txt").read_text() == "kept"
+    assert [path.name for path in tmp_path.iterdir()] == [name.partition("/")[0]]
+
+
+@pytest.mark.parametrize("kind", ["text", "folder"])
+def test_a_database_that_cannot_be_opened_is_told_at_once(kind, tmp_path, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    if kind == "text":
+        (tmp_path / "mlflow.db").write_text("this is no database, and long enough to be read as the header of one" * 9)
+    else:
+        (tmp_path / "mlflow.db").mkdir()
+    started = time.monotonic()
+    with pytest.raises(TrackingError, match="database"):
+        Tracker(experiment(), str(tmp_path)).check()
+    assert time.monotonic() - started < 10
+
+
+def test_passwords_are_not_printed(closed_port, monkeypatch, tmp_path, capfd):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:hunter2@127.0.0.1:{closed_port}")
+    with pytest.raises(TrackingError) as caught:
+        Tracker(experiment(), str(tmp_path)).check()
+    assert "***@127.0.0.1" in str(caught.value)
+    output = capfd.readouterr()
+    assert "hunter2" not in str(caught.value) + output.out + output.err
+
+
 def test_switched_off_leaves_no_trace(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     tracker = Tracker(experiment(enabled=False), str(tmp_path / "store"))

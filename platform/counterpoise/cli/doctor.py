@@ -16,6 +16,7 @@ from typing import TypeVar
 
 from counterpoise.config import Experiment, Generator, Llm, Scorer, Section
 from counterpoise.config.compose import load
+from counterpoise.core.addresses import without_passwords
 from counterpoise.core.model_source import locate
 from counterpoise.errors import CounterpoiseError, ModelError, did_you_mean, one_of
 from counterpoise.generators.identity import check_pipeline_folder
@@ -69,7 +70,7 @@ def _machine() -> Iterator[Check]:
         "ok",
         f"RAY_ADDRESS={address}" if address else "no RAY_ADDRESS: a run starts a cluster of its own on this machine",
     )
-    uri = os.environ.get("MLFLOW_TRACKING_URI")
+    uri = without_passwords(os.environ.get("MLFLOW_TRACKING_URI", ""))
     yield Check(
         "mlflow",
         "ok",
@@ -194,7 +195,7 @@ def _tracking(experiment: Experiment) -> str:
 
     tracker = Tracker(experiment, open_store(experiment.store).uri)
     tracker.check()
-    return str(tracker.uri)
+    return without_passwords(tracker.uri)
 
 
 def _dataset(experiment: Experiment) -> str:

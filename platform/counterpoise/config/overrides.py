@@ -10,18 +10,47 @@ from counterpoise.config.schema import default_at, variants_at
 from counterpoise.config.trees import KeyPath, Sources, Tree, dotted
 from counterpoise.errors import ConfigError
 
+_TEXT_SIGNS = ("#", "%", "@", "`", "&", "*", "|", ">")  # no one-line value begins with one of these in YAML
+
 
 def parse_override(text: str) -> tuple[KeyPath, Any]:
-    """Parse ``key.path=value``; the value is YAML. Raises ConfigError if it has no ``=`` or is not YAML."""
+    """Parse ``key.path=value``; the value is YAML. Raises ConfigError if it has no ``=`` or is not YAML.
+
+    Text is taken whole, also where a file would need quotes: with `` #`` in it, which begins a comment there, or with a
+    sign at its start that YAML reserves.
+    """
     key, equals, value = text.partition("=")
     if not equals or not key:
         remedy = "write key.path=value, for example training.epochs=5"
         raise ConfigError("this override has no value", where="the command line", found=text, remedy=remedy)
+    return tuple(int(part) if part.isdigit() else part for part in key.split(".")), _parse_value(key, value)
+
+
+def _parse_value(key: str, value: str) -> Any:
+    if value.startswith(_TEXT_SIGNS):
+        return value
+    where, remedy = f"the command line: {key}", "write text with such signs in quotes: key='\"value\"'"
     try:
-        parsed = yaml.safe_load(value)
+        parsed, node = yaml.safe_load(value), yaml.compose(value, yaml.SafeLoader)
+        has_comment = _has_comment(value)
     except yaml.YAMLError as error:
-        raise ConfigError("this override's value is not YAML", where=f"the command line: {key}", found=value) from error
-    return tuple(int(part) if part.isdigit() else part for part in key.split(".")), parsed
+        raise ConfigError("this override's value is not YAML", where=where, found=value, remedy=remedy) from error
+    is_plain = isinstance(node, yaml.ScalarNode) and node.style is None and not value.startswith("!")
+    if is_plain and (has_comment or isinstance(parsed, str)):
+        return value
+    if has_comment:
+        raise ConfigError("an override has no comments", where=where, found=value, remedy=remedy)
+    return parsed
+
+
+def _has_comment(value: str) -> bool:
+    """Return True if something stands between the tokens of YAML that is not white space."""
+    end = 0
+    for token in yaml.scan(value, yaml.SafeLoader):
+        if value[end : token.start_mark.index].strip():
+            return True
+        end = max(end, token.end_mark.index)
+    return bool(value[end:].strip())
 
 
 def apply_override(trees: list[tuple[Tree, Sources]], keys: KeyPath, value: Any, only_method: str | None) -> None:

@@ -24,15 +24,16 @@ from typing import TYPE_CHECKING, SupportsFloat, TypeVar
 
 import numpy as np
 import yaml
-from filelock import FileLock
 from jaxtyping import Shaped
 
 from counterpoise import __version__, config
+from counterpoise.core.addresses import without_passwords
 from counterpoise.core.digest import digest
 from counterpoise.core.environment import environment
 from counterpoise.core.progress import warn as _warn
 from counterpoise.errors import TrackingError
 from counterpoise.storage.view import ImageView
+from counterpoise.tracking.database import opened_alone, sqlite_uri
 from counterpoise.tracking.exported_model import log_model
 
 if TYPE_CHECKING:
@@ -43,7 +44,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 CHECK_SECONDS = 5  # timeout of the first request, before any work
-_LOCK_SECONDS = 120  # time for another process to set up a fresh database
 _PARAMS_PER_BATCH, _METRICS_PER_BATCH, _PARAM_LENGTH, _KEY_LENGTH = 100, 1000, 500, 250
 _RUNS_PER_SEARCH = 100
 _ENVIRONMENT = {  # defaults; values set by the user take precedence
@@ -80,8 +80,8 @@ class Tracker:
         if experiment.tracking.enabled:
             self.uri = os.environ.get("MLFLOW_TRACKING_URI")
             if not self.uri:
-                folder = Path.cwd() if "://" in store_uri else Path(store_uri).absolute()
-                self.uri, self._artifacts = f"sqlite:///{folder / 'mlflow.db'}", (folder / "mlruns").as_uri()
+                folder = Path.cwd() if store_uri.startswith("s3://") else Path(store_uri).absolute()
+                self.uri, self._artifacts = sqlite_uri(folder / "mlflow.db"), (folder / "mlruns").as_uri()
 
     def check(self) -> None:
         """Connect, and find or create the experiment, within a few seconds.
@@ -98,13 +98,13 @@ class Tracker:
 
             logging.getLogger("mlflow").setLevel(os.environ["MLFLOW_LOGGING_LEVEL"])  # it may have been imported before
             impatient = {"MLFLOW_HTTP_REQUEST_TIMEOUT": f"{CHECK_SECONDS}", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
-            with environment(impatient), _alone(self.uri), _without_foreign_warnings():
+            with environment(impatient), opened_alone(self.uri, CHECK_SECONDS), _without_foreign_warnings():
                 client = MlflowClient(self.uri)
                 self._experiment_id = _experiment_id(client, self.name, self._artifacts)
         except Exception as error:  # MLflow lets through whatever its database and HTTP libraries raise
             raise TrackingError(
                 "the tracking server cannot be used",
-                where=self.uri,
+                where=without_passwords(self.uri),
                 found=_one_line(error),
                 remedy="start the server, correct MLFLOW_TRACKING_URI, unset it to use a file in the store, "
                 "or set tracking.enabled=false",
@@ -225,7 +225,7 @@ class TrackedRun:
         """
         counts = {view.names.cell(*cell): int(count) for cell, count in np.ndenumerate(view.counts) if count}
         profile = json.dumps({"num_rows": len(view), "cells": counts}, ensure_ascii=False)
-        kind, source = "s3" if "://" in view.store.uri else "local", json.dumps({"uri": view.store.uri})
+        kind, source = "s3" if view.store.uri.startswith("s3://") else "local", json.dumps({"uri": view.store.uri})
         address = view.digest
 
         def log(client: MlflowClient, run_id: str) -> None:
@@ -281,7 +281,7 @@ class _Link:
 
     def __init__(self, client: MlflowClient | None) -> None:
         self.client = client
-        self.uri = client.tracking_uri if client else None
+        self.uri = without_passwords(client.tracking_uri) if client else None
 
     def __call__(self, action: Callable[[MlflowClient], T]) -> T | None:
         if self.client is None:
@@ -331,18 +331,6 @@ def _experiment_id(client: MlflowClient, name: str, artifacts: str | None) -> st
 
 
 @contextlib.contextmanager
-def _alone(uri: str) -> Iterator[None]:
-    """Hold a lock file for a SQLite database: two processes that set up a fresh one at once would break it."""
-    if not uri.startswith("sqlite:///"):
-        yield
-        return
-    path = Path(uri.removeprefix("sqlite:///"))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{path}.lock", timeout=_LOCK_SECONDS):
-        yield
-
-
-@contextlib.contextmanager
 def _without_foreign_warnings() -> Iterator[None]:
     """Silence warnings: MLflow uses deprecated parts of SQLAlchemy, torch and itself, which a user cannot mend."""
     with warnings.catch_warnings():
@@ -377,4 +365,4 @@ def _batches(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
 
 
 def _one_line(error: BaseException) -> str:
-    return next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+    return without_passwords(next(iter(str(error).strip().splitlines()), "") or type(error).__name__)
