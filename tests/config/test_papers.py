@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from counterpoise.config import Experiment, compose
+from counterpoise.training.backbones import check_backbone
 from counterpoise.training.loading.augmentation import check_transforms
-from counterpoise.training.models import check_backbone
 from counterpoise.workflow.run import Run
 
 PAPERS = sorted(path.stem for path in (compose.CONFIGS / "papers").glob("*.yaml"))

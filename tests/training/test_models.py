@@ -8,16 +8,14 @@ from torchvision.transforms import v2
 from counterpoise.config import Training
 from counterpoise.errors import ConfigError, ModelError
 from counterpoise.training import models
+from counterpoise.training.backbones import BUILT_IN, backbones, check_backbone, weights_name
 from counterpoise.training.models import (
     Classifier,
     CosineHead,
-    backbones,
     build_model,
-    check_backbone,
     fresh_head,
     last_linear,
     small_cnn,
-    weights_name,
 )
 
 
@@ -256,7 +254,11 @@ def test_a_fresh_head_depends_on_the_seed_and_leaves_the_rest(head):
     assert layer.weight.requires_grad
 
 
-@pytest.mark.parametrize("name", models.BUILT_IN)
+def test_built_in_backbones_are_those_that_have_a_network():
+    assert list(models.BUILT_IN) == list(BUILT_IN)
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
 @pytest.mark.parametrize("size", [1, 2, 5, 33])
 def test_built_in_backbones_take_images_of_any_size(name, size):
     model = models.Classifier(models.BUILT_IN[name](3)).eval()

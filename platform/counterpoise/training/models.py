@@ -13,7 +13,7 @@ from safetensors.torch import load as load_safetensors
 from torch import Tensor, nn
 
 from counterpoise.config import Training
-from counterpoise.errors import ConfigError, ModelError, did_you_mean, one_of
+from counterpoise.errors import ConfigError, ModelError
 from counterpoise.storage.store import Store, read
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -212,64 +212,22 @@ def _convolution(channels: int, out: int, stride: int = 1) -> list[nn.Module]:
     return [convolution, nn.GroupNorm(8, out), nn.ReLU(inplace=True)]
 
 
+# Their names are those of counterpoise.training.backbones; a test keeps the two equal.
 BUILT_IN: dict[str, Callable[[int], nn.Module]] = {"small_cnn": small_cnn, "small_resnet": small_resnet}
-
-# In training these two also return auxiliary logits; none of the papers uses them.
-_UNUSABLE = {"googlenet", "inception_v3"}
-
-
-def backbones() -> list[str]:
-    """Return the allowed names of ``training.backbone``."""
-    from torchvision import models  # takes more than a second, which built-in backbones need not wait for
-
-    return [*BUILT_IN, *sorted(set(models.list_models(module=models)) - _UNUSABLE)]
-
-
-def check_backbone(training: Training) -> None:
-    """Raise ConfigError unless the backbone exists, has the requested weights and head, and takes such images."""
-    name = training.backbone
-    if name not in BUILT_IN and name not in (known := backbones()):
-        raise ConfigError(
-            "unknown backbone",
-            where="training.backbone",
-            found=name,
-            allowed=one_of(known) + "; all classification models of torchvision",
-            remedy=did_you_mean(name, known),
-        )
-    if training.pretrained and name in BUILT_IN:
-        remedy = "use a torchvision model, or training.pretrained=false"
-        raise ConfigError(
-            "this backbone has no pretrained weights", where="training.pretrained", found=name, remedy=remedy
-        )
-    if name in BUILT_IN:  # they have a linear head and take images of any size
-        return
-    size, backbone = training.image_size, without_data(name)
-    if training.head == "cosine":
-        last_linear(backbone)
-    try:
-        with torch.device("meta"), torch.no_grad():
-            Classifier(backbone).eval()(torch.empty(1, 3, size, size, dtype=torch.uint8))
-    except (RuntimeError, AssertionError) as error:
-        remedy = "224 works for all torchvision models; small_cnn and small_resnet take any size"
-        raise ConfigError(
-            f"{name} cannot take images of this size", where="training.image_size", found=size, remedy=remedy
-        ) from error
 
 
 def build_model(training: Training, classes: int, seed: int) -> Classifier:
     """Return a classifier with fresh weights, on the CPU.
 
     Args:
-        training: Names the backbone and its head; with ``pretrained`` all but the head are torchvision's default
-            weights.
+        training: Names the backbone and its head, which :func:`counterpoise.training.backbones.check_backbone` finds
+            right; with ``pretrained`` all but the head are torchvision's default weights.
         classes: Number of logits.
         seed: Seed of the fresh weights; torch's global generator keeps its state.
 
     Raises:
-        ConfigError: See :func:`check_backbone`.
         ModelError: The pretrained weights cannot be loaded.
     """
-    check_backbone(training)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         backbone = _untrained(training.backbone, classes)
@@ -296,15 +254,6 @@ def restored_model(training: Training, classes: int, seed: int, store: Store, ke
 def load_weights(store: Store, key: str) -> dict[str, Tensor]:
     """Return the state dict of a :class:`Classifier` at ``key``."""
     return load_safetensors(read(store, key))
-
-
-def weights_name(training: Training) -> str | None:
-    """Return the name of the published initial weights, such as ``ResNet50_Weights.IMAGENET1K_V2``, or None."""
-    if not training.pretrained:
-        return None
-    from torchvision import models
-
-    return str(models.get_model_weights(training.backbone).DEFAULT)
 
 
 def _untrained(name: str, classes: int) -> nn.Module:

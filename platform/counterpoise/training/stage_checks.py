@@ -1,4 +1,7 @@
-"""Checks of a stage before anything is fitted."""
+"""Checks of a stage before anything is fitted: of its images, and of its training.
+
+Those of its training build models and transforms, which needs torch. A stage that the store holds has passed them.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +9,13 @@ from counterpoise import config
 from counterpoise.config.trainable import AllButBlocks, Blocks, LastLayer
 from counterpoise.errors import ConfigError, DataError, PlanError
 from counterpoise.storage.view import ImageView
-from counterpoise.training.loading.augmentation import check_transforms
-from counterpoise.training.models import Classifier, without_data
-from counterpoise.training.parameters.trainable import prepare
+from counterpoise.training.backbones import check_backbone
 
 
-def check_stage(
+def check_images(
     experiment: config.Experiment, stage: config.Stage, where: str, images: list[ImageView], validation: ImageView
 ) -> None:
-    """Raise ConfigError, DataError or PlanError unless the stage can be fitted on these images.
+    """Raise DataError or PlanError unless the stage can be fitted on these images.
 
     Args:
         experiment: The experiment; its training section applies.
@@ -23,14 +24,6 @@ def check_stage(
         images: The non-empty views that the stage names.
         validation: The images that select the stage's epoch.
     """
-    _check_images(experiment, stage, where, images, validation)
-    _check_groups(stage, where, images, validation)
-    _check_training(experiment.training, stage, where)
-
-
-def _check_images(
-    experiment: config.Experiment, stage: config.Stage, where: str, images: list[ImageView], validation: ImageView
-) -> None:
     if not images:
         raise PlanError(
             f"stage {stage.name!r} has no images to train on",
@@ -54,6 +47,7 @@ def _check_images(
             found=", ".join(stage.data),
             remedy="the plan asks for none, perhaps because the dataset is balanced already: use another strategy",
         )
+    _check_groups(stage, where, images, validation)
 
 
 def _check_groups(stage: config.Stage, where: str, images: list[ImageView], validation: ImageView) -> None:
@@ -69,7 +63,19 @@ def _check_groups(stage: config.Stage, where: str, images: list[ImageView], vali
         )
 
 
-def _check_training(training: config.Training, stage: config.Stage, where: str) -> None:
+def check_training(training: config.Training, stage: config.Stage, where: str) -> None:
+    """Raise ConfigError unless the stage can be fitted with these settings: backbone, batch, transforms, parameters.
+
+    Args:
+        training: The experiment's training section.
+        stage: One of the experiment's stages.
+        where: The stage's key path.
+    """
+    from counterpoise.training.loading.augmentation import check_transforms
+    from counterpoise.training.models import Classifier, without_data
+    from counterpoise.training.parameters.trainable import prepare
+
+    check_backbone(training)
     if training.batch_size < training.num_workers:
         remedy = "every worker needs at least one image of each batch"
         raise ConfigError(

@@ -1,6 +1,7 @@
 """Training stages in order, each stored under the digest of its inputs and reused from the store.
 
 A study that varies the last stage therefore never repeats the first, and methods share their common first stages.
+Addresses and results are known without torch, which is imported where a stage is fitted or its classifier is loaded.
 """
 
 from __future__ import annotations
@@ -9,10 +10,9 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from jaxtyping import Float
 
 from counterpoise import config
@@ -26,15 +26,14 @@ from counterpoise.storage.schema import LabelSpace
 from counterpoise.storage.store import Store, read
 from counterpoise.storage.uri import open_store
 from counterpoise.storage.view import ImageView
-from counterpoise.training.engine import loop
-from counterpoise.training.engine.fit import fit
-from counterpoise.training.engine.process_group import Worker
+from counterpoise.training.backbones import weights_name
 from counterpoise.training.engine.task import Fit, OnEpoch
-from counterpoise.training.loading.pixel_cache import PixelCache
-from counterpoise.training.loading.stage_dataset import epochs_of
-from counterpoise.training.models import Classifier, build_model, load_weights, weights_name, with_normalized_head
 from counterpoise.training.parameters.view_gradients import Gradients
-from counterpoise.training.stage_checks import check_stage
+from counterpoise.training.recipe import Row, StageRecipe, recipe_of
+from counterpoise.training.stage_checks import check_images, check_training
+
+if TYPE_CHECKING:
+    from counterpoise.training.models import Classifier
 
 FORMAT = 2  # version of stored stages and their training: raise it when the same config trains differently
 
@@ -46,11 +45,15 @@ class StageFit(Fit):
         """Fit the stage, unless the store has it: in this process, or in ``training.num_workers`` Ray Train workers."""
         if self.done():
             return
+        from counterpoise.training.engine.process_group import Worker
+
         if self.stage.dfr:
             from counterpoise.training.engine.head_refit import refit  # scikit-learn takes a second to import
 
             refit(self, Worker())
         elif self.training.num_workers == 1:
+            from counterpoise.training.engine.fit import fit
+
             fit(self, Worker(), on_epoch)
         else:
             from counterpoise.training.engine.distributed import fit_with_ray  # Ray Train takes seconds to import
@@ -77,7 +80,7 @@ class Fitted:
     digest: str
     key: str
     epoch: int
-    history: list[loop.Row]
+    history: list[Row]
     seconds: float
     reused: bool
     moved: dict[str, bool] | None = None
@@ -134,6 +137,10 @@ def digests(experiment: config.Experiment, views: Mapping[str, ImageView], valid
 
 def predict(experiment: config.Experiment, fitted: Fitted, view: ImageView) -> Float[np.ndarray, "n classes"]:
     """Return class probabilities of the view's images, in its order."""
+    from counterpoise.training.engine import loop
+    from counterpoise.training.engine.process_group import Worker
+    from counterpoise.training.loading.pixel_cache import PixelCache
+
     worker = Worker()
     model = load(experiment, fitted, view.names).to(worker.device)
     return loop.predict(model, PixelCache([view], experiment.training.image_size), experiment.training, worker)
@@ -141,6 +148,8 @@ def predict(experiment: config.Experiment, fitted: Fitted, view: ImageView) -> F
 
 def load(experiment: config.Experiment, fitted: Fitted, names: LabelSpace) -> Classifier:
     """Return the fitted classifier, on the CPU and in evaluation mode; it takes uint8 images (n, 3, height, width)."""
+    from counterpoise.training.models import build_model, load_weights, with_normalized_head
+
     fresh = experiment.training.model_copy(update={"pretrained": False})
     model = build_model(fresh, len(names.classes), seed=0)
     stage = next(stage for stage in experiment.stages if stage.name == fitted.name)
@@ -156,8 +165,10 @@ def tasks(experiment: config.Experiment, views: Mapping[str, ImageView], validat
     views = {**views, "validation": validation}
     for index, stage in enumerate(experiment.stages):
         images = [views[name] for name in stage.data if len(views[name])]
-        check_stage(experiment, stage, f"stages.{index}", images, validation)
-        tasks[stage.name] = _task(experiment, stage, f"stages.{index}", images, views, tasks, store)
+        check_images(experiment, stage, f"stages.{index}", images, validation)
+        task = tasks[stage.name] = _task(experiment, stage, f"stages.{index}", images, views, tasks, store)
+        if not task.done():
+            check_training(experiment.training, stage, f"stages.{index}")
     return list(tasks.values())
 
 
@@ -171,13 +182,7 @@ def _task(
     store: Store,
 ) -> StageFit:
     training, validation = experiment.training, views["validation"]
-    recipe = loop.StageRecipe(
-        stage=stage,
-        training=training,
-        optimizer=stage.optimizer or training.optimizer,
-        transforms=training.augmentation if stage.augmentation is None else stage.augmentation,
-        epochs=epochs_of(stage, training, images),
-    )
+    recipe = recipe_of(stage, training, images)
     start, before, start_digest = _start(stage, where, training, earlier, store)
     reference = earlier[stage.reference] if stage.reference else None
     steps = {
@@ -212,7 +217,7 @@ def _task(
         gradients=gradients,
         store=store,
         digest=digest(address),
-        about={"address": address, "versions": {"torch": torch.__version__}},
+        about={"address": address},
     )
 
 
@@ -237,7 +242,7 @@ def _start(
 
 
 def _gradients(
-    recipe: loop.StageRecipe,
+    recipe: StageRecipe,
     where: str,
     views: Mapping[str, ImageView],
     seed: int,

@@ -13,7 +13,7 @@ from typing import Any
 from counterpoise.config import Experiment, Optimizer, Stage
 from counterpoise.config.training import Step
 from counterpoise.storage.view import ImageView
-from counterpoise.training.loading.stage_dataset import epoch_size, epochs_of
+from counterpoise.training.recipe import epoch_size, epochs_of
 from counterpoise.workflow.suite import Suite
 
 NAME = "control"

@@ -43,12 +43,17 @@ class MethodRun:
     store: Store
 
     @cached_property
+    def fits(self) -> list[StageFit]:
+        """The fits of its stages, with their addresses."""
+        return stages.tasks(self.experiment, self.views, self.validation)
+
+    @cached_property
     def key(self) -> str:
         """Store key of the result."""
         experiment = self.experiment
         address = {
             "format": _FORMAT,
-            "stages": stages.digests(experiment, self.views, self.validation),
+            "stages": [fit.digest for fit in self.fits],
             "seed": experiment.seed,
             "validation": self.validation.digest,
             "test": self.test.digest,
@@ -217,12 +222,12 @@ class _Measurement:
 
 
 def _measurement(task: MethodRun) -> _Measurement:
-    return _Measurement(task, tuple(stages.tasks(task.experiment, task.views, task.validation)))
+    return _Measurement(task, tuple(task.fits))
 
 
 def _measure(task: MethodRun) -> None:
     experiment = task.experiment
-    fitted = [stages.fitted(fit, True) for fit in stages.tasks(experiment, task.views, task.validation)]
+    fitted = [stages.fitted(fit, True) for fit in task.fits]
     train_counts = task.views["real"].counts
     measured: dict[str, Any] = {}
     for name, view in (("validation", task.validation), ("test", task.test)):

@@ -13,9 +13,12 @@ from counterpoise.scoring.identity import identify_scorer
 from counterpoise.storage.uri import open_store
 from counterpoise.synthesis.selection import filters
 from counterpoise.tracking.mlflow import TrackedRun, Tracker
+from counterpoise.training.backbones import check_backbone
 from counterpoise.workflow.suite import Suite
 
 UNTRACKED = ("audit", "plan")  # commands that compute nothing: they log no MLflow run and do not import MLflow
+_OF_POOLS = ("synthesize", "preview", "export", "verify")  # these train no method
+_OF_REALISM = ("run", "report")  # these measure realism
 
 
 class Session:
@@ -32,8 +35,8 @@ class Session:
         seconds: Wall-clock seconds of each step so far.
 
     Raises:
-        CounterpoiseError: The store, the tracking server, a model's path or a backbone's name is wrong. All are checked
-            before any work begins; ``audit`` and ``plan`` skip the checks that only training needs.
+        CounterpoiseError: The store, the tracking server, a model's path or a backbone's name is wrong. What the
+            command needs is checked before any work begins; ``audit`` and ``plan`` need neither training nor tracking.
     """
 
     tracked: TrackedRun
@@ -46,7 +49,7 @@ class Session:
         for experiment in suite.planned.values():
             _check_models(experiment)
         if step not in UNTRACKED:
-            _check_training(suite)
+            _check_training(suite, step)
         self._tracker = Tracker(_tracked(suite.shared, step), self.store.uri)
         self._tracker.check()
 
@@ -82,14 +85,21 @@ def _check_models(experiment: Experiment) -> None:
         identify_scorer(experiment.scorer)
 
 
-def _check_training(suite: Suite) -> None:
-    from counterpoise.synthesis.feedback.criteria import weighted_criterion
-    from counterpoise.training.models import check_backbone
-    from counterpoise.workflow import realism
+def _check_training(suite: Suite, step: str) -> None:
+    """Check the classifiers that the command trains: its methods', and those that guide the sampling of their images.
 
-    for experiment in suite.methods.values():
+    Reading results needs no torch, which is imported only for what is checked with it.
+    """
+    guided = {method: experiment for method, experiment in suite.planned.items() if experiment.feedback}
+    for experiment in (guided if step in _OF_POOLS else suite.methods).values():
         check_backbone(experiment.training)
-        if experiment.plans and experiment.feedback:
+    if guided:
+        from counterpoise.synthesis.feedback.criteria import weighted_criterion
+
+        for experiment in guided.values():
+            assert experiment.feedback is not None
             weighted_criterion(experiment.feedback.weights)
-    if suite.planned:
+    if suite.planned and step in _OF_REALISM:
+        from counterpoise.workflow import realism
+
         realism.compared_by(list(suite.planned.values()))

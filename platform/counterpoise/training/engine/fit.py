@@ -19,7 +19,7 @@ from counterpoise.config.trainable import Selective
 from counterpoise.errors import ConfigError
 from counterpoise.storage.store import read
 from counterpoise.training.engine import loop
-from counterpoise.training.engine.loop import Row, Trainer
+from counterpoise.training.engine.loop import Trainer
 from counterpoise.training.engine.process_group import Worker
 from counterpoise.training.engine.task import Fit, OnEpoch
 from counterpoise.training.loading.pixel_cache import PixelCache
@@ -27,6 +27,7 @@ from counterpoise.training.loading.stage_dataset import StageImages
 from counterpoise.training.models import Classifier, fresh_head, restored_model
 from counterpoise.training.parameters.gradient_mask import ranked_mask
 from counterpoise.training.parameters.trainable import merged_state_dict, prepare, trainable_mask
+from counterpoise.training.recipe import Row
 
 
 @dataclass

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -32,29 +31,9 @@ from counterpoise.training.models import Classifier
 from counterpoise.training.objectives.losses import make_loss
 from counterpoise.training.objectives.risks import make_risk
 from counterpoise.training.parameters.trainable import set_mode
-
-Row = dict[str, Any]  # an epoch's number, loss and metrics on the validation images
+from counterpoise.training.recipe import Row, StageRecipe
 
 _INFERENCE_BATCH = 512
-
-
-@dataclass
-class StageRecipe:
-    """Training settings of a stage, apart from its model.
-
-    Attributes:
-        stage: Mixture, objective, mix and batch-norm policy.
-        training: Batch size and precision.
-        optimizer: Rate and schedule.
-        transforms: Augmentation of each image.
-        epochs: Total number, which is the schedule's length.
-    """
-
-    stage: config.Stage
-    training: config.Training
-    optimizer: config.Optimizer
-    transforms: list[config.Transform]
-    epochs: int
 
 
 class Trainer:

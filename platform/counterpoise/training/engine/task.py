@@ -5,17 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
-
-from safetensors.torch import save as save_safetensors
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from counterpoise import config
 from counterpoise.storage.store import Store
 from counterpoise.storage.view import ImageView
-from counterpoise.training.engine import loop
-from counterpoise.training.engine.loop import Row
 from counterpoise.training.parameters.view_gradients import Gradients
+from counterpoise.training.recipe import Row, StageRecipe
+
+if TYPE_CHECKING:  # imported where weights are stored: results are read without torch
+    from torch import Tensor
 
 OnEpoch = Callable[[str, Row], None]  # (stage name, row); called where the fit runs, in worker 0
 
@@ -38,7 +37,7 @@ class Fit:
         about: Additional entries of the stage's record, such as the content of its digest.
     """
 
-    recipe: loop.StageRecipe
+    recipe: StageRecipe
     views: list[ImageView]
     validation: ImageView
     seed: int
@@ -117,10 +116,12 @@ class Fit:
         moved: dict[str, bool] | None = None,
     ) -> None:
         """Store the weights and then the record, so that a record implies its weights."""
-        self.store.create(
-            self.weights_key, save_safetensors({name: value.contiguous() for name, value in weights.items()})
-        )
+        import torch
+        from safetensors.torch import save
+
+        self.store.create(self.weights_key, save({name: value.contiguous() for name, value in weights.items()}))
         record = {"name": self.stage.name, "epoch": epoch, "history": history, "seconds": round(seconds, 3)}
         record |= {} if moved is None else {"moved": moved}
-        self.store.create(self.record_key, json.dumps(record | self.about, indent=1).encode())
+        record |= self.about | {"versions": {"torch": torch.__version__}}
+        self.store.create(self.record_key, json.dumps(record, indent=1).encode())
         self.store.delete(self.checkpoint_key)

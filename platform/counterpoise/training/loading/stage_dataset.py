@@ -15,28 +15,6 @@ from counterpoise.training.loading.batches import epoch_batches, image_weights, 
 from counterpoise.training.loading.pixel_cache import PixelCache
 
 
-def epoch_size(stage: config.Stage, views: Sequence[ImageView]) -> int:
-    """Return the number of images that an epoch shows: all, or those of the stage's subsample."""
-    if stage.mixture.subsample is None:
-        return sum(map(len, views))
-    counts = np.sum([view.counts for view in views], axis=0)
-    sizes = counts.sum(1) if stage.mixture.subsample == "class" else counts
-    present = sizes[sizes > 0]
-    return int(present.min() * len(present)) if len(present) else 0
-
-
-def epochs_of(stage: config.Stage, training: config.Training, views: Sequence[ImageView]) -> int:
-    """Return the number of epochs of a stage: from its own ``epochs`` or ``steps``, or the training section's.
-
-    Steps are rounded to whole epochs, at least one, because the validation images select an epoch.
-    """
-    section = stage if stage.epochs or stage.steps else training
-    if section.epochs is not None:
-        return section.epochs
-    batches = -(-epoch_size(stage, views) // training.batch_size)
-    return max(round((section.steps or 0) / max(batches, 1)), 1)
-
-
 class StageImages:
     """Pixels, labels, groups and sampling weights of a stage's images.
 

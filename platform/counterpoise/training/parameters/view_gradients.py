@@ -5,22 +5,20 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from counterpoise import config
 from counterpoise.config.trainable import Selective
 from counterpoise.storage.store import Store, read
 from counterpoise.storage.view import ImageView
-from counterpoise.training.engine import loop
-from counterpoise.training.engine.process_group import Worker
-from counterpoise.training.loading.augmentation import Augmenter
-from counterpoise.training.loading.stage_dataset import StageImages
-from counterpoise.training.models import restored_model
-from counterpoise.training.parameters.gradient_mask import differences, mean_gradients
+from counterpoise.training.recipe import StageRecipe
+
+if TYPE_CHECKING:  # imported where gradients are computed: addresses are known without torch
+    from torch import Tensor
+
+    from counterpoise.training.engine.process_group import Worker
 
 
 @dataclass(frozen=True)
@@ -38,7 +36,7 @@ class Gradients:
         digest: Its address in the store.
     """
 
-    recipe: loop.StageRecipe
+    recipe: StageRecipe
     views: dict[str, ImageView]
     classes: int
     seed: int
@@ -85,6 +83,10 @@ class Gradients:
         """Compute the gradients and store their differences, unless the store has them."""
         if self.done():
             return
+        from counterpoise.training.engine import loop
+        from counterpoise.training.engine.process_group import Worker
+        from counterpoise.training.parameters.gradient_mask import differences
+
         worker, trainable = Worker(), self.recipe.stage.trainable
         assert isinstance(trainable, Selective), "only a selective stage compares gradients"
         with loop.reproducible():
@@ -96,11 +98,19 @@ class Gradients:
         self.store.create(self.record_key, json.dumps(result, indent=1).encode())
 
     def _gradients(self, view: ImageView, worker: Worker) -> dict[str, Tensor]:
+        from counterpoise.training.models import restored_model
+        from counterpoise.training.parameters.gradient_mask import mean_gradients
+
         model = restored_model(self.training, self.classes, self.seed, self.store, self.start)
         return mean_gradients(model.to(worker.device), self.recipe.stage, self._batches(view, worker), self.seed)
 
     def _batches(self, view: ImageView, worker: Worker) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield one pass through a view's images, shuffled and transformed as in the stage's first epoch."""
+        import torch
+
+        from counterpoise.training.loading.augmentation import Augmenter
+        from counterpoise.training.loading.stage_dataset import StageImages
+
         plain = config.Stage(name="pass", data=["real"])
         images = StageImages(plain, [view], self.training.image_size, self.seed)
         augmenter = Augmenter(self.recipe.transforms, self.training.image_size)
