@@ -2,7 +2,8 @@
 
 Three kinds cover everything that a store holds:
 
-- a *record* is JSON whose last key, ``sha256``, is the hash of the rest: results, stage records, descriptions;
+- a *record* is JSON whose last key, ``sha256``, is the hash of the rest: results, stage records, descriptions. One
+  that :func:`create_record` wrote also names its key, so that it counts at no other;
 - a *file* is bytes whose hash stands in a record or in an index: weights, statistics, tables, shards;
 - a *disposable* may be lost: checkpoints and caches. A damaged one is discarded with a line that says so, and made
   again.
@@ -35,6 +36,21 @@ def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+def create_record(store: Store, key: str, value: Mapping[str, Any]) -> bool:
+    """Store a record that names its key, unless something is stored there. True if this call stored it."""
+    return store.create(key, to_record({**value, "stored_at": key}))
+
+
+def put_file(store: Store, key: str, data: bytes, record_key: str) -> str:
+    """Store a file before the record that will hold its SHA-256, and return this hash.
+
+    A file without a record was left by a process that was killed in between. It may hold other bytes and is replaced.
+    """
+    if not store.create(key, data) and not store.exists(record_key):
+        store.replace(key, data)
+    return sha256(data)
+
+
 def to_record(value: Mapping[str, Any]) -> bytes:
     """Return the bytes of a record: the value as JSON, and its hash as the last key."""
     body = dict(value)
@@ -42,23 +58,26 @@ def to_record(value: Mapping[str, Any]) -> bytes:
 
 
 def read_record(store: Store, key: str) -> dict[str, Any]:
-    """Return the value of a record, without its hash.
+    """Return the value of a record, without its hash and its key.
 
     Raises:
         DamagedError: It is not what was stored.
         StoreError: Nothing is stored at this key, or the store cannot be read.
     """
-    return from_record(read(store, key), f"{store.uri}/{key}")
+    value = from_record(read(store, key), f"{store.uri}/{key}")
+    if (own := value.pop("stored_at", key)) != key:
+        raise damaged(f"{store.uri}/{key}", f"the record of another artifact, {own}")
+    return value
 
 
 def from_record(data: bytes, where: str) -> dict[str, Any]:
     """Return the value of a record's bytes; see :func:`read_record`."""
     try:
         value = json.loads(data)
-        stored = value.pop("sha256")
+        value.pop("sha256")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise damaged(where, f"not a record: {error or type(error).__name__}") from error
-    if stored != _hash(value):
+    if data != to_record(value):  # byte for byte, so that no change of the file counts as none
         raise damaged(where, "the content does not match its SHA-256")
     return value
 
@@ -67,10 +86,15 @@ def read_file(store: Store, key: str, expected: str) -> bytes:
     """Return the bytes at ``key``, whose SHA-256 must be ``expected``.
 
     Raises:
-        DamagedError: It is another one.
-        StoreError: Nothing is stored at this key, or the store cannot be read.
+        DamagedError: It is another one, or nothing is stored at this key.
+        StoreError: The store cannot be read.
     """
-    data = read(store, key)
+    try:
+        data = read(store, key)
+    except StoreError as error:
+        if store.exists(key):
+            raise
+        raise damaged(f"{store.uri}/{key}", "nothing, although the file's record is there") from error
     if sha256(data) != expected:
         raise damaged(f"{store.uri}/{key}", f"the content does not match the SHA-256 of its record, {expected[:16]}…")
     return data

@@ -6,7 +6,6 @@ The distinct images of all of a method's plans are compared with the real traini
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -29,15 +28,16 @@ from counterpoise.scoring import features
 from counterpoise.scoring.features import Extractor, Images
 from counterpoise.scoring.identity import identify_scorer
 from counterpoise.scoring.realism import realism
+from counterpoise.storage.records import create_record, read_record
 from counterpoise.storage.schema import LabelSpace
-from counterpoise.storage.store import Store, read
+from counterpoise.storage.store import Store
 from counterpoise.storage.view import ImageView
 from counterpoise.training import stages
 from counterpoise.workflow.outcomes import TrainingSummary
 from counterpoise.workflow.suite import Suite
 from counterpoise.workflow.synthesis import Synthesized
 
-_FORMAT = 2  # of stored measurements: raise it when the same images would get other values
+_FORMAT = 3  # of stored measurements: raise it when the same images would get other values
 _LIBRARIES = ("torch", "torchvision", "open_clip_torch", "numpy", "scikit-learn")
 
 
@@ -166,10 +166,10 @@ def measure(
             views[key] = view
             if clip is not None and scorers is not None and scorers.get(method) == clip:
                 scored.add(key)
-    missing = {key: view for key, view in views.items() if not store.exists(_place(key))}
+    missing = {key: view for key, view in views.items() if not store.exists(place(key))}
     graph.run_all([_Scoring(experiment, real, missing, frozenset(scored), store, judge)])
     return [
-        {"methods": methods[key], **json.loads(read(store, _place(key))), "digest": key, "reused": key not in missing}
+        {"methods": methods[key], **read_record(store, place(key)), "digest": key, "reused": key not in missing}
         for key in views
     ]
 
@@ -208,7 +208,7 @@ class _Scoring:
         return "realism"
 
     def done(self) -> bool:
-        return all(self.store.exists(_place(key)) for key in self.missing)
+        return all(self.store.exists(place(key)) for key in self.missing)
 
     def run(self) -> None:
         _, open_extractor = _source(self.experiment, self.real.names, self.classifier)
@@ -246,10 +246,11 @@ def _measure(
                 "rows": rows,
                 "versions": {name: version(name) for name in _LIBRARIES},
             }
-            store.create(_place(key), json.dumps(measured, indent=1).encode())
+            create_record(store, place(key), measured)
 
 
-def _place(key: str) -> str:
+def place(key: str) -> str:
+    """Return the key of a measurement in the store."""
     return f"realism/{key}.json"
 
 

@@ -94,11 +94,12 @@ class GuideTraining:
         """Train the classifier, unless the store holds it, and take the statistics that it needs."""
         from counterpoise.execution import graph
         from counterpoise.synthesis.feedback.classifier import FeatureStatistics, guide_fits
+        from counterpoise.training.stages import with_gradients
 
         fits: list[Any] = []
         if self.stage is not None:
             fits = list(guide_fits(self.experiment, self.views, self.validation, self.stage))
-        graph.run_all([*fits, FeatureStatistics(guide, self.views["real"], tuple(fits[-1:]))])
+        graph.run_all([*with_gradients(fits), FeatureStatistics(guide, self.views["real"], tuple(fits[-1:]))])
 
 
 def synthesize(
