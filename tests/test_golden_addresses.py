@@ -20,7 +20,6 @@ import pytest
 from counterpoise.config import compose
 from counterpoise.data import dataset
 from counterpoise.data.procedural import world
-from counterpoise.storage.local import LocalStore
 from counterpoise.storage.uri import open_store
 from counterpoise.storage.view import ImageView
 from counterpoise.synthesis.feedback import classifier as feedback
@@ -55,16 +54,6 @@ def integer_image(shape, color, background, *, rendering, seed, start=0):
     return ((value[:, None, None, None] + ramp * (2 if rendering == "web" else 1)) % 256).astype(np.uint8)
 
 
-class Measured(LocalStore):
-    """A store in which every measurement of realism is there: asked for one, the caller learns its address."""
-
-    def exists(self, key):
-        return key.startswith("realism/")
-
-    def open(self, key):
-        return (self.root / "nothing").open("rb")
-
-
 def first_images(counts, pool, skip):
     """The view of a plan that takes the first images of each cell after ``skip``, all of which are usable."""
     rows = [
@@ -95,8 +84,6 @@ class Addresses:
         loaded = dataset.load(self.experiments[0].data, self.store)
         self.table, self.all = loaded.key, loaded.view
         self.train, self.validation, self.test = (loaded.view.where(split=s) for s in ("train", "validation", "test"))
-        (folder / "nothing").write_text("{}")
-        self.measured = Measured(folder)
 
     def to_json(self):
         methods = {}
@@ -120,8 +107,8 @@ class Addresses:
         found["result"] = outcomes.MethodRun(experiment, views, self.validation, self.test, self.store).key
         if experiment.plans:
             made = {experiment.method: [views[name] for name in experiment.plans]}
-            (realism,) = likeness.measure(experiment, self.train, made, self.measured)
-            found["realism"] = realism["digest"]
+            extractor = likeness.identify_extractor(experiment, None)
+            (found["realism"],) = likeness.comparisons(experiment, self.train, made, extractor)
         return {key: value for key, value in found.items() if value}
 
     def _pool(self, experiment, views, stage=None):

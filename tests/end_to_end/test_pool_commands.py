@@ -63,16 +63,17 @@ def test_export(call, sampled, tmp_path):
 
 def test_verify_and_repair(call, sampled, store):
     done = call("verify", "--regenerate", "9", "--json")
-    assert (done["ok"], done["bad"], done["regenerated"], done["equal"]) == (True, [], 9, 9)
+    assert (done["ok"], done["damaged"], done["regenerated"], done["equal"]) == (True, [], 9, 9)
     shard = sorted(store.glob("pool/*/*/*.parquet"))[0]
     sound = shard.read_bytes()
     torn = bytearray(sound)
     torn[len(torn) // 3] ^= 1
     shard.write_bytes(torn)
     done = call("verify", "--json", status=1)
-    assert [bad["key"] for bad in done["bad"]] == [shard.relative_to(store).as_posix()]
-    assert "remove its file" in call("verify", status=1)
-    shard.unlink()
+    key = shard.relative_to(store).as_posix()
+    assert [damage["key"] for damage in done["damaged"]] == [key]
+    assert "add --repair" in call("verify", status=1)
+    assert call("verify", "--repair", "--json")["repaired"] == [f"removed {key}"]
     call("synthesize")
     assert shard.read_bytes() == sound
     assert call("verify", "--json")["ok"]

@@ -41,9 +41,15 @@ def test_a_fit_leaves_its_weights_and_its_record_and_is_reused(store, views, val
     again = stages.run(experiment, views, validation, lambda name, row: seen.append(row))
     assert seen == []
     assert [fitted.reused for fitted in again] == [True, True]
-    assert [(f.digest, f.history, f.epoch, f.seconds) for f in again] == [
-        (f.digest, f.history, f.epoch, f.seconds) for f in first
+    assert [(f.digest, f.history, f.epoch, f.cost) for f in again] == [
+        (f.digest, f.history, f.epoch, f.cost) for f in first
     ]
+    assert {key: value for key, value in first[1].cost.items() if key != "seconds"} == {
+        "device": "cpu",
+        "num_workers": 1,
+        "devices": 1.0,
+        "images": 3 * len(views["real"]),
+    }
     assert stages.digests(experiment, views, validation) == [fitted.digest for fitted in first]
     record = json.loads(read(store, f"stages/{first[1].digest}/stage.json"))
     assert record["address"]["start"] == first[0].digest

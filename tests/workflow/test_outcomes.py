@@ -85,3 +85,11 @@ def test_the_regime_is_what_selection_had_to_know(select_by, stages, grouped, ex
         "stages": [{"name": str(number), "data": ["real"], **stage} for number, stage in enumerate(stages)],
     }
     assert outcomes.selection_regime(Experiment.model_validate(tree), grouped) == expected
+
+
+def test_costs_are_those_of_the_fit_whoever_shares_it(task):
+    """A method that would train on four workers shares a stage that one worker trained."""
+    (first,) = outcomes.run_all([task(FIRST, method="first")]).outcomes
+    (other,) = outcomes.run_all([task(FIRST, method="other", num_workers=4)]).outcomes
+    assert other.stages == first.stages
+    assert other.seconds == other.device_seconds == first.device_seconds > 0

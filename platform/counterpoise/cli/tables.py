@@ -201,12 +201,22 @@ def export(written: Mapping[str, Any]) -> Iterator[RenderableType]:
 
 
 def verify(found: Mapping[str, Any]) -> Iterator[RenderableType]:
-    """Yield the bad shards, and how many regenerated images are equal."""
-    for bad in found["bad"]:
-        yield Text.assemble(("bad ", _STATES["fail"]), f"{bad['key']}: {bad['wrong']}")
-    if found["bad"]:
-        yield "To repair a shard, remove its file from the store and run synthesize: it is sampled again."
-    yield f"{found['shards']:,} shards, {len(found['bad']):,} bad"
+    """Yield the artifacts checked by kind, the damaged ones, what was repaired, and how many images are equal."""
+    table = _table("", "", "checked", "damaged", "not yet made")
+    for kind, counted in found["kinds"].items():
+        if any(counted.values()):
+            damaged = Text(count(counted["damaged"]), style=_STATES["fail"] if counted["damaged"] else "")
+            table.add_row(kind, count(counted["checked"]), damaged, count(counted["missing"]))
+    yield table
+    for damage in found["damaged"]:
+        yield Text.assemble(("damaged ", _STATES["fail"]), f"{damage['key']}: {damage['wrong']}")
+    yield from found.get("repaired", ())
+    if found["damaged"]:
+        repaired = "repaired" in found
+        yield "The next run makes it again." if repaired else "To repair, add --repair: it removes what is damaged."
+    for reason in dict.fromkeys(found["not_checked"].values()):
+        methods = [method for method, why in found["not_checked"].items() if why == reason]
+        yield f"{len(methods):,} methods not checked ({', '.join(methods)}): {reason}"
     if found["unhashed"]:
         yield f"{found['unhashed']:,} shards have no hash: their pixels decode, but were not compared"
     if found["regenerated"]:

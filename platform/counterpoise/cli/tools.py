@@ -125,11 +125,17 @@ def export(run: Run, form: str, out: Path, plans: tuple[str, ...], with_real: bo
 
 @command(
     "verify",
-    "Check the pool's files; regenerate some images.",
+    "Check stored artifacts against their hashes; repair.",
     click.option("--regenerate", type=click.IntRange(0), default=0, help="Images to sample again and compare [0]."),
+    click.option("--repair", is_flag=True, help="Remove what is damaged, so that the next run makes it again."),
+    control=True,
 )
-def verify(run: Run, regenerate: int) -> tuple[dict, Any]:
-    """Check every shard of the pools: hash, rows, seeds, and that pixels decode. Exit with status 1 if one is bad.
+def verify(run: Run, regenerate: int, repair: bool) -> tuple[dict, Any]:
+    """Check everything in the store that the methods use: that each file is what was stored, and that none is missing.
+
+    These are the dataset's table, prompts of language models, images (hash, rows, seeds, and that pixels decode),
+    classifiers, results, and measurements of realism. Exit with status 1 if one is damaged. With --repair, what is
+    damaged is removed and nothing else; the next run makes it again.
 
     With --regenerate, images are sampled again in this process and must equal those in the pool. The first method's
     seed chooses them; for example, seeds=[1] chooses others.
@@ -137,11 +143,16 @@ def verify(run: Run, regenerate: int) -> tuple[dict, Any]:
     \b
     Example:  counterpoise verify demo
               counterpoise verify demo --method ffr --regenerate 64 --json
+              counterpoise verify demo --repair && counterpoise run demo
     """
     from counterpoise.cli import tables
-    from counterpoise.workflow.synthesis import verify
+    from counterpoise.workflow import findings, verification
 
-    checked = verify(run.pools, regenerate, run.suite.shared.seed)
+    found = verification.verify(run, regenerate)
+    checked = found.to_json()
+    if repair:
+        checked["repaired"] = findings.repair(found)
+        checked["ok"] = checked["equal"] == checked["regenerated"]
     run.session.tracked.json("verify.json", checked)
     return checked, tables.verify(checked)
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from counterpoise.config import ActorResources, Experiment, compose
+from counterpoise.config import Experiment, compose
 from counterpoise.core.files import make_folder, write_files
 from counterpoise.errors import ConfigError, did_you_mean, one_of
 from counterpoise.evaluation import catalogue
@@ -148,22 +148,17 @@ def costs(run: Run, outcome: MethodResult, experiment: Experiment) -> dict[str, 
 
     Returns:
         Images drawn: images in the pool's shards that its plans took images from, in every round of feedback.
-        Device time: seconds of its stages × workers, and of one sampler for these images, × GPUs of each (1
-        if it has none); None if the pool has no record of the sampling rate.
+        Device time: seconds of its stages × the devices that each was fitted on, and of one sampler for these
+        images × its GPUs (1 if it has none); None if the pool has no record of the sampling rate.
     """
-    training = experiment.training
-    seconds: float | None = outcome.seconds * training.num_workers * _devices(training.resources)
+    seconds: float | None = outcome.device_seconds
     drawn = 0
     for one in run.synthesized.rounds.get(experiment.method, ()):
         views = one.images.methods[experiment.method].views.values()
         shards = {key for view in views for key in view.index["key"].to_pylist()}
         images = len(shards) * experiment.pool.shard_size
         per_image = sampler_seconds(run.store, one.pool.digest) if images else 0.0
-        sampling = None if per_image is None else images * per_image * _devices(experiment.pool.sampling)
+        sampling = None if per_image is None else images * per_image * (experiment.pool.sampling.num_gpus or 1.0)
         seconds = None if seconds is None or sampling is None else seconds + sampling
         drawn += images
     return {IMAGES_DRAWN.name: drawn, DEVICE_TIME.name: None if seconds is None else round(seconds, 2)}
-
-
-def _devices(workers: ActorResources) -> float:
-    return workers.num_gpus or 1.0

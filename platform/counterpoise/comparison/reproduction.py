@@ -134,9 +134,10 @@ def _seconds_before(file: Path, rows: list[dict[str, Any]]) -> float:
     """Return the seconds that a file records for the same results; 0 if it holds others."""
     try:
         before = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        same = [_result(row) for row in before["rows"]] == [_result(row) for row in rows]
+        return float(before["seconds"]) if same else 0.0
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):  # there is none, or it is no such file
         return 0.0
-    return before["seconds"] if [_result(row) for row in before["rows"]] == [_result(row) for row in rows] else 0.0
 
 
 def _result(row: dict[str, Any]) -> dict[str, Any]:

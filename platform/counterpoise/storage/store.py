@@ -38,7 +38,7 @@ class Store(Protocol):
         """Put bytes, or a file's content, at ``key`` if nothing is there yet. Atomic. True if this call put it."""
 
     def replace(self, key: str, data: bytes | Path) -> None:
-        """Put bytes at ``key``, whatever is there. Atomic; for progress markers and reports, never for results."""
+        """Put bytes at ``key``, whatever is there. Atomic; for checkpoints and estimates, not for results."""
 
     def swap(self, key: str, expected: bytes | None, data: bytes) -> bool:
         """Put bytes at ``key`` if its content is ``expected``; None expects that nothing is there. Atomic.
@@ -50,7 +50,7 @@ class Store(Protocol):
         """
 
     def delete(self, key: str) -> None:
-        """Remove ``key`` if it is there; for checkpoints that a finished stage no longer needs."""
+        """Remove ``key`` if it is there: a checkpoint that is no longer needed, or what is damaged."""
 
     def exists(self, key: str) -> bool:
         """Return True if something is stored at ``key``."""

@@ -9,12 +9,14 @@ from urllib.error import URLError
 
 import torch
 from jaxtyping import Float, UInt8
+from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from torch import Tensor, nn
 
 from counterpoise.config import Training
 from counterpoise.errors import ConfigError, ModelError
-from counterpoise.storage.store import Store, read
+from counterpoise.storage.records import read_file, read_record
+from counterpoise.storage.store import Store
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 COSINE_SCALE = 64.0  # the s of Deng et al. 2019 and Kim et al. 2022
@@ -252,8 +254,29 @@ def restored_model(training: Training, classes: int, seed: int, store: Store, ke
 
 
 def load_weights(store: Store, key: str) -> dict[str, Tensor]:
-    """Return the state dict of a :class:`Classifier` at ``key``."""
-    return load_safetensors(read(store, key))
+    """Return the state dict of a :class:`Classifier` at ``key``.
+
+    Raises:
+        DamagedError: It is not what was stored.
+        ModelError: A file that a stage starts from is not in the format safetensors.
+    """
+    try:
+        return load_safetensors(read_weights(store, key))
+    except SafetensorError as error:
+        remedy = "name a state dict of the backbone, saved as safetensors"
+        raise ModelError("these weights cannot be read", where=key, found=error, remedy=remedy) from error
+
+
+def read_weights(store: Store, key: str) -> bytes:
+    """Return the bytes of weights, whose SHA-256 is in the record of their stage, or their name if a user gave them.
+
+    Raises:
+        DamagedError: They are not what was stored.
+    """
+    folder, _, name = key.rpartition("/")
+    if folder == "weights":
+        return read_file(store, key, name.removesuffix(".safetensors"))
+    return read_file(store, key, read_record(store, f"{folder}/stage.json")["weights_sha256"])
 
 
 def _untrained(name: str, classes: int) -> nn.Module:

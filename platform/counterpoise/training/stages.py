@@ -6,8 +6,7 @@ Addresses and results are known without torch, which is imported where a stage i
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,8 +21,9 @@ from counterpoise.core.digest import digest
 from counterpoise.core.model_source import hash_of_file
 from counterpoise.errors import ModelError, PlanError
 from counterpoise.execution import graph
+from counterpoise.storage.records import read_record
 from counterpoise.storage.schema import LabelSpace
-from counterpoise.storage.store import Store, read
+from counterpoise.storage.store import Store
 from counterpoise.storage.uri import open_store
 from counterpoise.storage.view import ImageView
 from counterpoise.training.backbones import weights_name
@@ -35,7 +35,7 @@ from counterpoise.training.stage_checks import check_images, check_training
 if TYPE_CHECKING:
     from counterpoise.training.models import Classifier
 
-FORMAT = 2  # version of stored stages and their training: raise it when the same config trains differently
+FORMAT = 3  # version of stored stages and their training: raise it when the same config trains differently
 
 
 class StageFit(Fit):
@@ -71,7 +71,7 @@ class Fitted:
         key: Key of the weights (safetensors) in the store.
         epoch: The selected epoch, from 1.
         history: Loss and validation metrics of each epoch.
-        seconds: Duration of the training, in this call or an earlier one.
+        cost: Seconds, device, workers and images shown; see :meth:`counterpoise.training.engine.task.Fit.cost`.
         reused: True if the store already had it.
         moved: For each of the model's parameter tensors True if training moved it; None if it moved all.
     """
@@ -81,7 +81,7 @@ class Fitted:
     key: str
     epoch: int
     history: list[Row]
-    seconds: float
+    cost: dict[str, Any]
     reused: bool
     moved: dict[str, bool] | None = None
 
@@ -115,16 +115,21 @@ def run(
     return [fitted(goal, goal.digest not in pending) for goal in goals]
 
 
+def with_gradients(fits: Sequence[StageFit]) -> list[StageFit | Gradients]:
+    """Return fits, and the nodes that measure gradients for their masks: all that is stored of them."""
+    return [*fits, *(fit.gradients for fit in fits if fit.gradients is not None)]
+
+
 def fitted(task: Fit, reused: bool) -> Fitted:
     """Return the result of a fit that is done."""
-    record: dict[str, Any] = json.loads(read(task.store, task.record_key))
+    record = read_record(task.store, task.record_key)
     return Fitted(
         name=task.stage.name,
         digest=task.digest,
         key=task.weights_key,
         epoch=record["epoch"],
         history=record["history"],
-        seconds=record["seconds"],
+        cost=record["cost"],
         reused=reused,
         moved=record.get("moved"),
     )

@@ -1,12 +1,12 @@
 """Training and measurement of methods: a graph in which each stage is fitted once, then metrics on validation and test.
 
 Methods with the same first stages share these fits, also when they are trained at the same time. The result of a fit
-is stored under the digest of all its inputs, and so is the result of a method with one seed.
+is stored under the digest of all its inputs, and so are the metrics of a method with one seed. What a fit cost is in
+its own record, so a method's costs do not depend on who trained its stages first.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -21,14 +21,15 @@ from counterpoise.core.progress import Progress
 from counterpoise.evaluation import catalogue
 from counterpoise.evaluation.scores import evaluate
 from counterpoise.execution import graph
-from counterpoise.storage.store import Store, read
+from counterpoise.storage.records import create_record, read_record
+from counterpoise.storage.store import Store
 from counterpoise.storage.view import ImageView
 from counterpoise.training import stages
 from counterpoise.training.stages import StageFit
 from counterpoise.workflow.planning import Dataset
 from counterpoise.workflow.synthesis import Synthesized
 
-_FORMAT = 1
+_FORMAT = 2
 _NOTHING = Synthesized({})
 
 
@@ -68,10 +69,9 @@ class MethodResult:
     """Result of a method with one seed.
 
     Attributes:
-        stages: The fitted stages: name, digest, key, epoch, history, seconds.
+        stages: The fitted stages, as of :class:`counterpoise.training.stages.Fitted`.
         validation: ``metrics``, ``intervals`` and ``cells`` on the validation split.
         test: The same on the test split.
-        seconds: Training time, measured when the stages were fitted.
         regime: The validation labels used for model selection; see :func:`selection_regime`.
         images_sampled: Images of its views that this run sampled, and that no earlier result has counted.
         images_reused: The other synthetic images of its views.
@@ -82,10 +82,19 @@ class MethodResult:
     stages: list[dict[str, Any]]
     validation: dict[str, Any]
     test: dict[str, Any]
-    seconds: float
     regime: str = field(default="")
     images_sampled: int = field(default=0)
     images_reused: int = field(default=0)
+
+    @property
+    def seconds(self) -> float:
+        """Training time of the stages, measured when they were fitted."""
+        return sum(stage["cost"]["seconds"] for stage in self.stages)
+
+    @property
+    def device_seconds(self) -> float:
+        """The same times the accelerators, or the workers without one, that each stage was fitted on."""
+        return sum(stage["cost"]["seconds"] * stage["cost"]["devices"] for stage in self.stages)
 
     def table_row(self, split: str) -> dict[str, Any]:
         """Return method, seed, metrics and cells on a split."""
@@ -127,8 +136,8 @@ def run_all(tasks: Sequence[MethodRun], synthesized: Synthesized = _NOTHING) -> 
     Measurements and stages of one worker run in parallel as Ray tasks, or in this process if there is never more than
     one to run. Stages of several workers are Ray Train jobs and run one at a time.
     """
-    goals = [_measurement(task) for task in tasks]
-    all_stages = {stage.digest for goal in goals for stage in goal.parents}
+    goals = [_Measurement(task) for task in tasks]
+    all_stages = {fit.digest for task in tasks for fit in task.fits}
     todo = graph.needed(goals)
     total = len(all_stages | todo.keys() | {goal.digest for goal in goals})
     with Progress("training", total, "stages and measurements") as progress:
@@ -196,8 +205,11 @@ class _Measurement:
     """Graph node that measures a method once its stages are fitted: a :class:`counterpoise.execution.graph.Node`."""
 
     task: MethodRun
-    parents: tuple[StageFit, ...]
     num_workers = 1
+
+    @property
+    def parents(self) -> tuple[Any, ...]:
+        return tuple(stages.with_gradients(self.task.fits))
 
     @property
     def digest(self) -> str:
@@ -215,14 +227,12 @@ class _Measurement:
         return f"{outcome.method} seed {outcome.seed}: {by.title} {value}"
 
     def done(self) -> bool:
-        return self.task.store.exists(self.task.key)
+        """Return True if the store has the metrics, and all that they rest on: what is lost is made again."""
+        return self.task.store.exists(self.task.key) and all(parent.done() for parent in self.parents)
 
     def run(self) -> None:
-        _measure(self.task)
-
-
-def _measurement(task: MethodRun) -> _Measurement:
-    return _Measurement(task, tuple(task.fits))
+        if not self.task.store.exists(self.task.key):
+            _measure(self.task)
 
 
 def _measure(task: MethodRun) -> None:
@@ -236,11 +246,7 @@ def _measure(task: MethodRun) -> None:
             view.labels, view.groups, probabilities, view.names, train_counts, experiment.evaluation, experiment.seed
         )
         measured[name] = {"metrics": scores.metrics, "intervals": scores.intervals, "cells": scores.cells}
-    seconds = sum(stage.seconds for stage in fitted)
-    outcome = MethodResult(
-        experiment.method, experiment.seed, [asdict(stage) for stage in fitted], seconds=seconds, **measured
-    )
-    task.store.create(task.key, json.dumps(asdict(outcome), indent=1).encode())
+    create_record(task.store, task.key, measured)
 
 
 def _outcome(task: MethodRun) -> MethodResult:
@@ -249,11 +255,7 @@ def _outcome(task: MethodRun) -> MethodResult:
     Methods with the same stages on the same images share a result. The names of the methods and of their stages may
     differ.
     """
-    experiment, stored = task.experiment, _read(task)
-    named = [fit | {"name": stage.name} for fit, stage in zip(stored.stages, experiment.stages, strict=True)]
-    grouped = bool(task.test.names.groups)
-    return replace(stored, method=experiment.method, stages=named, regime=selection_regime(experiment, grouped))
-
-
-def _read(task: MethodRun) -> MethodResult:
-    return MethodResult(**json.loads(read(task.store, task.key)))
+    experiment, measured = task.experiment, read_record(task.store, task.key)
+    fitted = [asdict(stages.fitted(fit, True)) for fit in task.fits]
+    regime = selection_regime(experiment, bool(task.test.names.groups))
+    return MethodResult(experiment.method, experiment.seed, fitted, **measured, regime=regime)

@@ -6,7 +6,6 @@ The distinct images of all of a method's plans are compared with the real traini
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -29,15 +28,16 @@ from counterpoise.scoring import features
 from counterpoise.scoring.features import Extractor, Images
 from counterpoise.scoring.identity import identify_scorer
 from counterpoise.scoring.realism import realism
+from counterpoise.storage.records import create_record, read_record
 from counterpoise.storage.schema import LabelSpace
-from counterpoise.storage.store import Store, read
+from counterpoise.storage.store import Store
 from counterpoise.storage.view import ImageView
 from counterpoise.training import stages
 from counterpoise.workflow.outcomes import TrainingSummary
 from counterpoise.workflow.suite import Suite
 from counterpoise.workflow.synthesis import Synthesized
 
-_FORMAT = 2  # of stored measurements: raise it when the same images would get other values
+_FORMAT = 3  # of stored measurements: raise it when the same images would get other values
 _LIBRARIES = ("torch", "torchvision", "open_clip_torch", "numpy", "scikit-learn")
 
 
@@ -116,16 +116,21 @@ def of_suite(
     if kind == "none":
         return []
     images = {method: list(synthesized.views(method).values()) for method in suite.planned}
-    classifier = _feature_classifier(suite, train()) if kind == "model" else None
+    classifier = None
+    if kind == "model":
+        index = feature_experiment(suite)
+        last = train().outcomes[index].stages[-1]
+        classifier = FeatureClassifier(suite.experiments[index], stages.Fitted(**last))
     scorers = {method: synthesized.pool(method).generation["scorer"] for method in images}
     return measure(experiment, real, images, store, classifier, scorers)
 
 
-def _feature_classifier(suite: Suite, trained: TrainingSummary) -> FeatureClassifier:
-    """Return the first classifier that saw no synthetic images; the first of all if there is none."""
-    experiments = suite.experiments
-    index = next((n for n, experiment in enumerate(experiments) if not experiment.plans), 0)
-    return FeatureClassifier(experiments[index], stages.Fitted(**trained.outcomes[index].stages[-1]))
+def feature_experiment(suite: Suite) -> int:
+    """Return the number of the experiment whose classifier gives the features of the extractor ``model``.
+
+    It is the first that sees no synthetic images, or the first of all if there is none.
+    """
+    return next((number for number, experiment in enumerate(suite.experiments) if not experiment.plans), 0)
 
 
 def measure(
@@ -152,26 +157,40 @@ def measure(
         as of :func:`counterpoise.scoring.realism.realism`, ``versions``, ``digest`` and ``reused``.
     """
     settings = experiment.realism
-    extractor, _ = _source(experiment, real.names, judge)
+    extractor = identify_extractor(experiment, judge.fitted.digest if judge else None)
+    compared, clip = comparisons(experiment, real, made, extractor), extractor.get("clip")
+    missing = {key: view for key, (_, view) in compared.items() if not store.exists(place(key))}
+    scored = {  # a pool holds features of its scorer
+        key for key in missing if clip and any((scorers or {}).get(method) == clip for method in compared[key][0])
+    }
     real = subsample_per_class(real, settings.max_images, settings.seed)
-    methods: dict[str, list[str]] = {}
-    views: dict[str, ImageView] = {}
-    scored, clip = set[str](), extractor.get("clip")  # a pool holds features of its scorer
+    graph.run_all([_Scoring(experiment, real, missing, frozenset(scored), store, judge)])
+    return [
+        {"methods": methods, **read_record(store, place(key)), "digest": key, "reused": key not in missing}
+        for key, (methods, _) in compared.items()
+    ]
+
+
+def comparisons(
+    experiment: Experiment, real: ImageView, made: Mapping[str, Sequence[ImageView]], extractor: Mapping[str, Any]
+) -> dict[str, tuple[list[str], ImageView]]:
+    """Return the methods and the images of each measurement, by its address.
+
+    Args:
+        experiment: The experiment whose ``realism`` section applies.
+        real: The real training images.
+        made: Method -> its plans' views. A method without images is left out.
+        extractor: As of :func:`identify_extractor`.
+    """
+    settings, compared = experiment.realism, dict[str, tuple[list[str], ImageView]]()
+    real = subsample_per_class(real, settings.max_images, settings.seed)
     for method, plans in made.items():
         view = subsample_per_class(reduce(add, plans).distinct(), settings.max_images, settings.seed)
         if len(view):
             address = {"format": _FORMAT, "real": real.digest, "synthetic": view.digest, "extractor": extractor}
             key = digest(address | identity(settings, "metrics"))
-            methods.setdefault(key, []).append(method)
-            views[key] = view
-            if clip is not None and scorers is not None and scorers.get(method) == clip:
-                scored.add(key)
-    missing = {key: view for key, view in views.items() if not store.exists(_place(key))}
-    graph.run_all([_Scoring(experiment, real, missing, frozenset(scored), store, judge)])
-    return [
-        {"methods": methods[key], **json.loads(read(store, _place(key))), "digest": key, "reused": key not in missing}
-        for key in views
-    ]
+            compared.setdefault(key, ([], view))[0].append(method)
+    return compared
 
 
 @dataclass(frozen=True)
@@ -208,11 +227,11 @@ class _Scoring:
         return "realism"
 
     def done(self) -> bool:
-        return all(self.store.exists(_place(key)) for key in self.missing)
+        return all(self.store.exists(place(key)) for key in self.missing)
 
     def run(self) -> None:
-        _, open_extractor = _source(self.experiment, self.real.names, self.classifier)
-        _measure(open_extractor(), self.experiment.realism, self.real, self.missing, self.scored, self.store)
+        extractor = _extractor(self.experiment, self.real.names, self.classifier)
+        _measure(extractor, self.experiment.realism, self.real, self.missing, self.scored, self.store)
 
 
 def subsample_per_class(view: ImageView, most: int, seed: int) -> ImageView:
@@ -246,26 +265,39 @@ def _measure(
                 "rows": rows,
                 "versions": {name: version(name) for name in _LIBRARIES},
             }
-            store.create(_place(key), json.dumps(measured, indent=1).encode())
+            create_record(store, place(key), measured)
 
 
-def _place(key: str) -> str:
+def place(key: str) -> str:
+    """Return the key of a measurement in the store."""
     return f"realism/{key}.json"
 
 
-def _source(
-    experiment: Experiment, names: LabelSpace, judge: FeatureClassifier | None
-) -> tuple[dict[str, Any], Callable[[], Extractor]]:
-    """Return the identity of the extractor, for the address, and a function that loads it."""
+def identify_extractor(experiment: Experiment, classifier: str | None) -> dict[str, Any]:
+    """Return the identity of the extractor, for the address.
+
+    Args:
+        experiment: The experiment whose ``realism`` and ``scorer`` sections apply.
+        classifier: Address of the trained stage, for the extractor ``model``.
+    """
+    kind = resolve_extractor(experiment)
+    if kind == "inception":
+        return {kind: features.INCEPTION}
+    if kind == "clip":
+        assert experiment.scorer is not None
+        return {kind: identify_scorer(experiment.scorer)}
+    return {kind: classifier}
+
+
+def _extractor(experiment: Experiment, names: LabelSpace, judge: FeatureClassifier | None) -> Extractor:
     kind, device = resolve_extractor(experiment), "cuda" if torch.cuda.is_available() else "cpu"
     if kind == "inception":
-        return {kind: features.INCEPTION}, lambda: features.inception(device)
+        return features.inception(device)
     if kind == "clip":
-        scorer = experiment.scorer
-        assert scorer is not None
-        return {kind: identify_scorer(scorer)}, lambda: features.clip(scorer, device)
+        assert experiment.scorer is not None
+        return features.clip(experiment.scorer, device)
     assert judge is not None
-    return {kind: judge.fitted.digest}, lambda: _classifier(judge, names, device)
+    return _classifier(judge, names, device)
 
 
 def _classifier(judge: FeatureClassifier, names: LabelSpace, device: str) -> Extractor:

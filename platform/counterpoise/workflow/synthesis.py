@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 PoolOf = Callable[[Experiment, "GuideClassifier"], Pool]
 Timed = Callable[[str], AbstractContextManager[None]]
+# (pool, its guide's training, the requests to it) -> images of the methods that have all; None if no method has
+Take = Callable[[Pool, "GuideTraining | None", Sequence[PlanRequest]], SelectedImages | None]
 
 
 @dataclass(frozen=True)
@@ -94,11 +96,12 @@ class GuideTraining:
         """Train the classifier, unless the store holds it, and take the statistics that it needs."""
         from counterpoise.execution import graph
         from counterpoise.synthesis.feedback.classifier import FeatureStatistics, guide_fits
+        from counterpoise.training.stages import with_gradients
 
         fits: list[Any] = []
         if self.stage is not None:
             fits = list(guide_fits(self.experiment, self.views, self.validation, self.stage))
-        graph.run_all([*fits, FeatureStatistics(guide, self.views["real"], tuple(fits[-1:]))])
+        graph.run_all([*with_gradients(fits), FeatureStatistics(guide, self.views["real"], tuple(fits[-1:]))])
 
 
 def synthesize(
@@ -121,37 +124,46 @@ def synthesize(
         ConfigError: Methods that share a pool have different sampling settings.
         CounterpoiseError: See :func:`counterpoise.synthesis.selection.select.select_images`; or training failed.
     """
+
+    def take(pool: Pool, training: GuideTraining | None, asked: Sequence[PlanRequest]) -> SelectedImages:
+        if pool.guide is not None and training is not None:
+            with timed("teach"):
+                training.train(pool.guide)
+        with timed("synthesize"):
+            return select_images(pool, asked)
+
+    return each_round(pools, guides, requests, pool_of, take)
+
+
+def each_round(
+    pools: Mapping[str, Pool],
+    guides: Mapping[str, GuideTraining],
+    requests: Sequence[PlanRequest],
+    pool_of: PoolOf,
+    take: Take,
+) -> Synthesized:
+    """Take the images of all requests, round by round; arguments as of :func:`synthesize`.
+
+    A method whose images ``take`` does not return has no further rounds.
+    """
     rounds: dict[str, list[Round]] = {method: [] for method in pools}
+    turn = 0
     while pools:
+        turn += 1
         for pool, methods in sharing(pools):
-            if pool.guide is not None:
-                with timed("teach"):
-                    guides[methods[0]].train(pool.guide)
-            with timed("synthesize"):
-                images = select_images(pool, [request for request in requests if request.method in methods])
-            for method in methods:
-                rounds[method].append(Round(pool, images))
+            asked = [request for request in requests if request.method in methods]
+            images = take(pool, guides.get(methods[0]), asked)
+            if images is not None:
+                for method in images.methods:
+                    rounds[method].append(Round(pool, images))
         synthesized = Synthesized(rounds)
         guides = {
             method: _next(guides[method], synthesized.views(method))
             for method in pools
-            if method in guides and len(rounds[method]) < _rounds(guides[method].experiment)
+            if method in guides and len(rounds[method]) == turn < number_of_rounds(guides[method].experiment)
         }
         pools = {method: pool_of(guide.experiment, guide.guide()) for method, guide in guides.items()}
     return Synthesized(rounds)
-
-
-def verify(pools: Mapping[str, Pool], regenerate: int, seed: int) -> dict[str, Any]:
-    """Check the pools' shards, and whether regenerated images are equal.
-
-    Args:
-        pools: By method.
-        regenerate: Images of each pool to sample again and compare.
-        seed: Chooses these images.
-    """
-    from counterpoise.synthesis.pool import verify as verifying
-
-    return verifying.summary([verifying.verify(pool, regenerate, seed) for pool, _ in sharing(pools)])
 
 
 def sharing(pools: Mapping[str, Pool]) -> Iterator[tuple[Pool, list[str]]]:
@@ -180,7 +192,8 @@ def _check_runtime(one: Mapping[str, object], two: Mapping[str, object], first: 
             )
 
 
-def _rounds(experiment: Experiment) -> int:
+def number_of_rounds(experiment: Experiment) -> int:
+    """Return the rounds of feedback; one without feedback."""
     return experiment.feedback.rounds if experiment.feedback else 1
 
 

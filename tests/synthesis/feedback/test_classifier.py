@@ -133,7 +133,10 @@ def test_statistics_are_computed_once(guided_pool, real):
     key = pool.guide.statistics_key
     assert pool.store.exists(key)
     assert guided_pool(criterion={"hardness": 0.5, "loss": 1.0}, taught=True).guide.statistics_key == key
-    assert guided_pool(criterion="entropy", seed=4, taught=True).store.list("statistics/") == [key]
+    assert guided_pool(criterion="entropy", seed=4, taught=True).store.list("statistics/") == [
+        pool.guide.statistics_record,
+        key,
+    ]
 
 
 def test_a_tiny_decoder_takes_the_autoencoders_place(guided_pool, real, tmp_path):

@@ -4,11 +4,14 @@ import pytest
 
 from chat_server import chat, obedient
 from counterpoise.config import Prompts
-from counterpoise.errors import ConfigError, ModelError, StoreError, SynthesisError
+from counterpoise.errors import ConfigError, ModelError, SynthesisError
+from counterpoise.storage.records import DamagedError
 from counterpoise.storage.schema import LabelSpace
+from counterpoise.storage.store import read
 from counterpoise.storage.uri import open_store
 from counterpoise.synthesis.prompts.prompt_file import read_prompts
-from counterpoise.synthesis.prompts.resolve import resolve
+from counterpoise.synthesis.prompts.resolve import answer_keys, resolve
+from damage import DAMAGES
 
 
 @pytest.fixture
@@ -102,13 +105,16 @@ def test_an_edited_file_is_kept_and_said_so(tmp_path, store, names, serve):
     assert mine.digest != first.digest
 
 
-@pytest.mark.parametrize("content", [b"", b"- [", b"prompts: 3\nrefused: []\n", b"{}"])
-def test_damaged_answers(store, serve, content):
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_answers(store, serve, damage):
     prompts, names = llm_prompts(serve(obedient)), LabelSpace(("star",))
     resolve(prompts, names, store)
     (key,) = store.list("prompts/")
-    store.replace(key, content)
-    with pytest.raises(StoreError, match="damaged"):
+    assert answer_keys(prompts, names) == [key]
+    resolve(prompts, LabelSpace(("moon",)), store)
+    (other,) = {*store.list("prompts/")} - {key}
+    store.replace(key, DAMAGES[damage](read(store, key), read(store, other)))
+    with pytest.raises(DamagedError, match="--repair"):
         resolve(prompts, names, store)
 
 

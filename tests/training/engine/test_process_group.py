@@ -43,6 +43,7 @@ def test_two_workers_end_where_one_does(store, views, validation, tmp_path):
         assert [row["loss"] for row in two.history] == pytest.approx([row["loss"] for row in one.history], abs=1e-5)
         first = models.load_weights(store, one.key)
         second = models.load_weights(open_store(together.store), two.key)
+        assert (one.cost["num_workers"], two.cost["num_workers"], two.cost["devices"]) == (1, 2, 2.0)
         for name in first:
             torch.testing.assert_close(second[name], first[name], atol=1e-5, rtol=1e-4)
 

@@ -24,8 +24,9 @@ from counterpoise.core.digest import digest
 from counterpoise.core.model_source import fingerprint, hash_of_file, is_folder, locate
 from counterpoise.errors import ModelError
 from counterpoise.generators.guidance import Guide
+from counterpoise.storage.records import create_record, put_file, read_file, read_record, sha256
 from counterpoise.storage.schema import LabelSpace
-from counterpoise.storage.store import Store, read
+from counterpoise.storage.store import Store
 from counterpoise.storage.view import ImageView
 from counterpoise.synthesis.feedback.criteria import (
     ClassifierContext,
@@ -37,9 +38,9 @@ from counterpoise.synthesis.feedback.criteria import (
 )
 from counterpoise.training import stages
 from counterpoise.training.loading.pixel_cache import PixelCache
-from counterpoise.training.models import Classifier, build_model
+from counterpoise.training.models import Classifier, build_model, load_weights
 
-_FORMAT = 1
+_FORMAT = 2
 _BATCH = 256
 
 
@@ -85,21 +86,43 @@ class GuideClassifier:
     @property
     def statistics_key(self) -> str:
         """Key of the statistics in the store."""
-        return f"statistics/{digest({'format': _FORMAT, 'classifier': self.address, 'images': self.real})}.safetensors"
+        return f"{self._statistics}.safetensors"
+
+    @property
+    def statistics_record(self) -> str:
+        """Key of the record of the statistics, which holds their hash."""
+        return f"{self._statistics}.json"
+
+    @property
+    def _statistics(self) -> str:
+        return f"statistics/{digest({'format': _FORMAT, 'classifier': self.address, 'images': self.real})}"
+
+    def read_statistics(self) -> bytes:
+        """Return the bytes of the statistics.
+
+        Raises:
+            DamagedError: They are not what was stored.
+        """
+        expected = read_record(self.store, self.statistics_record)["statistics_sha256"]
+        return read_file(self.store, self.statistics_key, expected)
 
     def classifier(self) -> Classifier:
         """Return the network, on the CPU.
 
         Raises:
-            ModelError: The checkpoint does not fit ``training.backbone``.
+            DamagedError: The weights in the store are not what was stored.
+            ModelError: The checkpoint does not fit ``training.backbone``, or has changed since the run began.
         """
         fresh = self.training.model_copy(update={"pretrained": False})
         model = build_model(fresh, len(self.names.classes), seed=0)
         if self.weights is not None:
-            model.load_state_dict(load_safetensors(read(self.store, self.weights)))
+            model.load_state_dict(load_weights(self.store, self.weights))
             return model.eval()
         try:
-            model.load_state_dict(load_safetensors(_path(self.settings).read_bytes()))
+            data = _path(self.settings).read_bytes()
+            if sha256(data) != self.address:
+                raise OSError("the file has changed since the run began")
+            model.load_state_dict(load_safetensors(data))
         except (OSError, RuntimeError, SafetensorError) as error:
             remedy = f"use the state dict of a classifier with training.backbone {self.training.backbone}"
             raise ModelError(
@@ -114,19 +137,21 @@ class GuideClassifier:
         """Return the classifier as criteria use it, with its statistics if a criterion needs them."""
         statistics = None
         if self.needs_statistics:
-            values = load_safetensors(read(self.store, self.statistics_key))
+            values = load_safetensors(self.read_statistics())
             statistics = ClassStatistics(**{name: value.to(device) for name, value in values.items()})
         return ClassifierContext(self.classifier().to(device), self.training.image_size, statistics)
 
     def compute_statistics(self, real: ImageView) -> None:
         """Store the statistics of the real images' features, if they are needed and not stored yet."""
-        if not self.needs_statistics or self.store.exists(self.statistics_key):
+        if not self.needs_statistics or self.store.exists(self.statistics_record):
             return
         model, pixels = self.classifier(), PixelCache([real], self.training.image_size)
         with torch.inference_mode():
             features = torch.cat([_features(model, pixels, low) for low in range(0, len(pixels), _BATCH)])
         statistics = class_statistics(features, torch.from_numpy(real.labels.copy()), len(self.names.classes))
-        self.store.create(self.statistics_key, save_safetensors(vars(statistics)))
+        data = save_safetensors(vars(statistics))
+        stored = {"statistics_sha256": put_file(self.store, self.statistics_key, data, self.statistics_record)}
+        create_record(self.store, self.statistics_record, stored)
 
 
 @dataclass(frozen=True)
@@ -160,7 +185,7 @@ class FeatureStatistics:
 
     def done(self) -> bool:
         """Return whether they are in the store, or not needed."""
-        return not self.guide.needs_statistics or self.guide.store.exists(self.guide.statistics_key)
+        return not self.guide.needs_statistics or self.guide.store.exists(self.guide.statistics_record)
 
     def run(self) -> None:
         """Compute and store them."""

@@ -5,20 +5,18 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 
-import yaml
-
-from counterpoise.config import Contextual, Prompts
+from counterpoise.config import Contextual, Llm, Prompts
 from counterpoise.core.digest import digest
 from counterpoise.core.progress import Progress
-from counterpoise.errors import StoreError
+from counterpoise.storage.records import create_record, read_record
 from counterpoise.storage.schema import LabelSpace
-from counterpoise.storage.store import Store, read
+from counterpoise.storage.store import Store
 from counterpoise.synthesis.prompts.contextual import CellPrompts, Request, requests
 from counterpoise.synthesis.prompts.grammar import grammar_prompts
 from counterpoise.synthesis.prompts.prompt_file import read_prompts, write_prompts
 from counterpoise.synthesis.prompts.prompt_set import PromptSet, plain_prompts, template_prompts
 
-_FORMAT = 1  # version of stored answers
+_FORMAT = 2  # version of stored answers
 
 
 def resolve(prompts: Prompts, names: LabelSpace, store: Store) -> PromptSet:
@@ -31,6 +29,7 @@ def resolve(prompts: Prompts, names: LabelSpace, store: Store) -> PromptSet:
         ConfigError: Template, words or prompt file are wrong, or the prompts cannot be written to ``save_to``.
         ModelError, SynthesisError: The language model does not answer, or not enough; see
             :func:`counterpoise.synthesis.prompts.llm.answers`.
+        DamagedError: Stored prompts are not what was stored.
         StoreError: The store fails.
     """
     plain = plain_prompts(prompts, names)
@@ -51,18 +50,30 @@ def resolve(prompts: Prompts, names: LabelSpace, store: Store) -> PromptSet:
     return resolved
 
 
+def answer_keys(prompts: Prompts, names: LabelSpace) -> list[str]:
+    """Return the keys of a language model's answers in the store, one for each cell; none if none is asked."""
+    contextual = None if prompts.file else prompts.contextual
+    return _keys(requests(prompts, names), contextual.llm) if contextual and contextual.llm else []
+
+
+def _keys(cell_requests: Sequence[Request], llm: Llm) -> list[str]:
+    from counterpoise.synthesis.prompts.llm import identify
+
+    model = identify(llm)
+    return [
+        f"prompts/{digest({'format': _FORMAT, 'llm': model, **request.to_json()})}.json" for request in cell_requests
+    ]
+
+
 def _contextual(
     prompts: Prompts, contextual: Contextual, names: LabelSpace, store: Store, plain: list[list[str]]
 ) -> PromptSet:
-    from counterpoise.synthesis.prompts.llm import answers, identify
+    from counterpoise.synthesis.prompts.llm import answers
 
     llm = contextual.llm
     assert llm is not None
     cell_requests = requests(prompts, names)
-    asked = identify(llm)
-    keys = [
-        f"prompts/{digest({'format': _FORMAT, 'llm': asked, **request.to_json()})}.yaml" for request in cell_requests
-    ]
+    keys = _keys(cell_requests, llm)
     missing = [index for index, key in enumerate(keys) if not store.exists(key)]
     if missing:
         with Progress("asking", len(missing), "cells") as progress:
@@ -89,15 +100,9 @@ def _refused(cell_requests: Sequence[Request], cells: Sequence[CellPrompts]) -> 
 
 def _save(store: Store, key: str, request: Request, answer: CellPrompts) -> None:
     record = {"cell": request.cell, "prompts": answer.prompts, "refused": [list(pair) for pair in answer.refused]}
-    store.create(key, yaml.safe_dump(record, sort_keys=False, allow_unicode=True, width=1000).encode())
+    create_record(store, key, record)
 
 
 def _load(store: Store, key: str) -> CellPrompts:
-    try:
-        record = yaml.safe_load(read(store, key))
-        return CellPrompts([str(text) for text in record["prompts"]], [(str(a), str(b)) for a, b in record["refused"]])
-    except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
-        remedy = "remove the file: the language model is then asked again"
-        raise StoreError(
-            "stored prompts are damaged", where=f"{store.uri}/{key}", found=error, remedy=remedy
-        ) from error
+    record = read_record(store, key)
+    return CellPrompts(record["prompts"], [(prompt, reason) for prompt, reason in record["refused"]])

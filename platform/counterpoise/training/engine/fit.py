@@ -6,19 +6,17 @@ interruption (the same bytes, on a CPU with the same number of workers and threa
 
 from __future__ import annotations
 
-import io
 import math
 import time
 from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from counterpoise.config.trainable import Selective
 from counterpoise.errors import ConfigError
-from counterpoise.storage.store import read
 from counterpoise.training.engine import loop
+from counterpoise.training.engine.checkpoint import load_checkpoint, save_checkpoint
 from counterpoise.training.engine.loop import Trainer
 from counterpoise.training.engine.process_group import Worker
 from counterpoise.training.engine.task import Fit, OnEpoch
@@ -45,7 +43,7 @@ class _Progress:
 def fit(task: Fit, worker: Worker, on_epoch: OnEpoch | None = None) -> None:
     """Train a stage, then store the best epoch's weights and the stage's record.
 
-    Every worker calls this with the same task. A checkpoint in the store is resumed.
+    Every worker calls this with the same task. A checkpoint in the store is resumed; a damaged one is discarded.
 
     Raises:
         ConfigError: The loss is no longer finite, or the stage does not fit the backbone.
@@ -67,12 +65,13 @@ def fit(task: Fit, worker: Worker, on_epoch: OnEpoch | None = None) -> None:
             _remember(task, trainer.model, progress, row)
             progress.seconds += time.monotonic() - started
             if worker.rank == 0:
-                _checkpoint(task, trainer, progress)
+                save_checkpoint(task, {"trainer": trainer.state(), "progress": vars(progress)})
                 if on_epoch:
                     on_epoch(task.stage.name, row)
     if worker.rank == 0:
         moved = trainable_mask(trainer.model, task.stage)
-        task.finish(progress.best_model, progress.best_epoch, progress.history, progress.seconds, moved)
+        cost = task.cost(progress.seconds, worker)
+        task.finish(progress.best_model, progress.best_epoch, progress.history, cost, moved)
 
 
 def make_trainer(task: Fit, worker: Worker) -> Trainer:
@@ -123,21 +122,11 @@ def _remember(task: Fit, model: Classifier, progress: _Progress, row: Row) -> No
         progress.best_model = {name: value.clone() for name, value in merged_state_dict(model).items()}
 
 
-def _checkpoint(task: Fit, trainer: Trainer, progress: _Progress) -> None:
-    buffer = io.BytesIO()
-    torch.save({"trainer": trainer.state(), "progress": vars(progress)}, buffer)
-    task.store.replace(task.checkpoint_key, buffer.getvalue())
-
-
 def _restore(task: Fit, trainer: Trainer, progress: _Progress) -> None:
-    """Load the checkpoint, if there is one.
-
-    All workers of a group read the same one, because a group starts only after the last one has ended.
-    """
-    if not task.store.exists(task.checkpoint_key):
+    """Load the checkpoint, if there is one."""
+    saved = load_checkpoint(task, trainer.worker.device)
+    if saved is None:
         return
-    device = trainer.worker.device
-    saved = torch.load(io.BytesIO(read(task.store, task.checkpoint_key)), map_location=device, weights_only=True)
     trainer.load_state(saved["trainer"])
     vars(progress).update(saved["progress"])
     progress.best_model = {name: value.cpu() for name, value in progress.best_model.items()}

@@ -62,7 +62,7 @@ def refit(task: Fit, worker: Worker) -> None:
     metrics = loop.validation_metrics(task.validation, predicted)
     row = {"epoch": 1, "strength": head.best_strength, f"tuning_{WORST_GROUP.name}": head.score} | metrics
     weights = {name: value.cpu() for name, value in model.state_dict().items()}
-    task.finish(weights, 1, [row], time.monotonic() - started)
+    task.finish(weights, 1, [row], task.cost(time.monotonic() - started, worker))
 
 
 def _features(task: Fit, model: Classifier, views: list[ImageView], worker: Worker) -> Float[np.ndarray, "n d"]:

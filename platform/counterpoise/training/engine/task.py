@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from counterpoise import config
+from counterpoise.storage.records import create_record, put_file
 from counterpoise.storage.store import Store
 from counterpoise.storage.view import ImageView
 from counterpoise.training.parameters.view_gradients import Gradients
-from counterpoise.training.recipe import Row, StageRecipe
+from counterpoise.training.recipe import Row, StageRecipe, epoch_size
 
 if TYPE_CHECKING:  # imported where weights are stored: results are read without torch
     from torch import Tensor
+
+    from counterpoise.training.engine.process_group import Worker
 
 OnEpoch = Callable[[str, Row], None]  # (stage name, row); called where the fit runs, in worker 0
 
@@ -107,21 +109,41 @@ class Fit:
         """Return True if the store has the record."""
         return self.store.exists(self.record_key)
 
+    def cost(self, seconds: float, worker: Worker) -> dict[str, Any]:
+        """Return the cost of the fit: a fact of the stage, whichever methods share it.
+
+        Returns:
+            ``seconds`` of training in all calls; ``device`` of a worker; ``num_workers``; ``devices``, the
+            accelerators that they reserve together, or the workers if they reserve none; and the ``images`` that the
+            epochs showed, repeats counted.
+        """
+        import torch
+
+        gpu = worker.device.type == "cuda"
+        return {
+            "seconds": round(seconds, 3),
+            "device": torch.cuda.get_device_name(worker.device) if gpu else worker.device.type,
+            "num_workers": worker.size,
+            "devices": worker.size * (self.resources.num_gpus or 1.0),
+            "images": 0 if self.stage.dfr else self.recipe.epochs * epoch_size(self.stage, self.views),
+        }
+
     def finish(
         self,
         weights: dict[str, Tensor],
         epoch: int,
         history: list[Row],
-        seconds: float,
+        cost: dict[str, Any],
         moved: dict[str, bool] | None = None,
     ) -> None:
         """Store the weights and then the record, so that a record implies its weights."""
         import torch
         from safetensors.torch import save
 
-        self.store.create(self.weights_key, save({name: value.contiguous() for name, value in weights.items()}))
-        record = {"name": self.stage.name, "epoch": epoch, "history": history, "seconds": round(seconds, 3)}
+        data = save({name: value.contiguous() for name, value in weights.items()})
+        record: dict[str, Any] = {"name": self.stage.name, "epoch": epoch, "history": history, "cost": cost}
         record |= {} if moved is None else {"moved": moved}
         record |= self.about | {"versions": {"torch": torch.__version__}}
-        self.store.create(self.record_key, json.dumps(record, indent=1).encode())
+        record["weights_sha256"] = put_file(self.store, self.weights_key, data, self.record_key)
+        create_record(self.store, self.record_key, record)
         self.store.delete(self.checkpoint_key)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -11,7 +10,8 @@ import numpy as np
 
 from counterpoise import config
 from counterpoise.config.trainable import Selective
-from counterpoise.storage.store import Store, read
+from counterpoise.storage.records import create_record, read_record
+from counterpoise.storage.store import Store
 from counterpoise.storage.view import ImageView
 from counterpoise.training.recipe import StageRecipe
 
@@ -77,7 +77,7 @@ class Gradients:
 
     def read(self) -> dict[str, dict[str, float]]:
         """Return ``similar`` and ``different``: parameter name → distance of the two gradients."""
-        return json.loads(read(self.store, self.record_key))
+        return read_record(self.store, self.record_key)
 
     def run(self) -> None:
         """Compute the gradients and store their differences, unless the store has them."""
@@ -95,7 +95,7 @@ class Gradients:
             key: differences(gradients[pair[0]], gradients[pair[1]], trainable.distance)
             for key, pair in (("similar", trainable.similar), ("different", trainable.different))
         }
-        self.store.create(self.record_key, json.dumps(result, indent=1).encode())
+        create_record(self.store, self.record_key, result)
 
     def _gradients(self, view: ImageView, worker: Worker) -> dict[str, Tensor]:
         from counterpoise.training.models import restored_model
