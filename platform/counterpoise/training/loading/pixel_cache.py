@@ -1,37 +1,47 @@
-"""Cache of decoded images: a view at a size is a memory-mapped array in a local cache folder.
+"""Cache of decoded images in a local folder, shared by all views and processes.
 
-Every epoch of every method reads the same images. Decoding and resizing them once turns an epoch into reading memory:
-hot pages stay in the operating system's page cache, cold ones take no memory. Images that do not fit on the disk are
+Every epoch of every method reads the same images. Decoding and resizing them once turns an epoch into reading files:
+hot pages stay in the operating system's page cache, cold ones take no memory. Images that do not fit into the cache are
 decoded each time they are shown.
 """
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import functools
 import os
-import shutil
+import time
+import weakref
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from filelock import FileLock, Timeout
-from jaxtyping import Int, UInt8
+from jaxtyping import Bool, Int, UInt8
 
 from counterpoise.core.progress import warn
-from counterpoise.errors import ConfigError, StoreError
-from counterpoise.storage.view import ImageView
-from counterpoise.training.loading.pixel_stream import PixelStream
+from counterpoise.storage.view import ImageView, decoding_threads
+from counterpoise.training.loading.pixel_block import (
+    ROWS,
+    Block,
+    DiskFullError,
+    OpenBlocks,
+    block_name,
+    cache_errors,
+    checksum,
+)
+from counterpoise.training.loading.pixel_fill import BlockRows, fill
+from counterpoise.training.loading.pixel_room import cache_folder, cache_limit, reserve
 
-_HEADER = 128  # bytes of a .npy file before its values
-_FREE_SHARE, _FREE_BYTES = 0.1, 1 << 30  # the lesser of these two stays free on the disk
+_TOUCH_SECONDS = 600.0  # between notes of a block's use, and between searches for room
+_IDLE_SECONDS = 1800.0  # without a note: nobody uses the block
+_PARALLEL_BYTES = 4 << 20  # from here on, threads read a batch faster than one
+_MOST_READERS = 8
 
 
 class PixelCache:
-    """The decoded images of several views, concatenated, as one array (n, size, size, 3).
+    """The decoded images of several views, concatenated, readable like an array (n, size, size, 3).
 
-    Each view is decoded separately, so that "real" is decoded once for all mixtures that it is part of.
+    Missing images are decoded at once, in the order of their files, as far as they fit.
 
     Args:
         views: At least one.
@@ -40,127 +50,207 @@ class PixelCache:
     Raises:
         ConfigError: COUNTERPOISE_CACHE_LIMIT is not a number.
         DataError: An image cannot be read.
-        StoreError: The cache folder cannot be written.
+        StoreError: The store cannot be read, or the cache folder cannot be written.
     """
 
     def __init__(self, views: Sequence[ImageView], size: int) -> None:
-        self._parts = [_part(view, size) for view in views]
-        self._starts = np.cumsum([0, *(len(part) for part in self._parts)])
+        cache_limit()  # a wrong one is an error even if it does not matter today
+        self.shape = (sum(map(len, views)), size, size, 3)
+        self._starts = np.cumsum([0, *map(len, views)])
+        folder = cache_folder() / "pixels"
+        opened = OpenBlocks(folder, size)
+        self._parts = [_Part(view, size, folder, opened) if len(view) else None for view in views]
 
     def __len__(self) -> int:
-        return int(self._starts[-1])
+        return self.shape[0]
 
     def __getitem__(self, positions: Int[np.ndarray, " n"]) -> UInt8[np.ndarray, "n size size 3"]:
-        """Return copies of the images at these positions, in this order."""
-        if len(self._parts) == 1:
-            return self._parts[0][positions]
-        images = np.empty((len(positions), *self._parts[0].shape[1:]), np.uint8)
+        """Return copies of the images at these positions, in this order.
+
+        Raises:
+            DataError: An image cannot be read.
+            StoreError: The store cannot be read, or the cache folder cannot be used.
+        """
+        images = np.empty((len(positions), *self.shape[1:]), np.uint8)
         part_of = np.searchsorted(self._starts, positions, side="right") - 1
         for index, part in enumerate(self._parts):
-            inside = part_of == index
-            if inside.any():
-                images[inside] = part[positions[inside] - self._starts[index]]
+            places = np.flatnonzero(part_of == index)
+            if part is not None and len(places):
+                part.read(positions[places] - self._starts[index], images, places)
         return images
 
 
-def cache_folder() -> Path:
-    """Return the folder of decoded images: COUNTERPOISE_CACHE, or ``~/.cache/counterpoise``.
+class _Part:
+    """One view's images. Where they are missing in the cache, they are decoded, and cached if there is room."""
 
-    It may be deleted at any time. Its files take at most COUNTERPOISE_CACHE_LIMIT bytes, if that is set, and never the
-    last tenth of the disk (of large disks the last GiB). Images that do not fit are decoded each time they are shown.
-    """
-    return Path(os.environ.get("COUNTERPOISE_CACHE") or Path.home() / ".cache" / "counterpoise")
-
-
-def _part(view: ImageView, size: int) -> np.ndarray | PixelStream:
-    if not len(view):
-        return np.empty((0, size, size, 3), np.uint8)
-    path = cache_folder() / "pixels" / f"{view.digest}-{size}.npy"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{path}.lock"):  # fits that start together decode once
-            if path.exists() or _decode(view, size, path):
-                return np.load(path, mmap_mode="r")
-    except OSError as error:
-        remedy = "set COUNTERPOISE_CACHE to a writable folder with free space"
-        raise StoreError(
-            "decoded images cannot be cached in this folder", where=path.parent, found=error, remedy=remedy
-        ) from error
-    _warn_uncached(len(view), _size(view, size), path.parent)
-    return PixelStream(view, size)
-
-
-def _decode(view: ImageView, size: int, path: Path) -> bool:
-    """Decode the view into the file, which appears when complete; return False if the disk is too full."""
-    temporary = path.with_name(f".{path.name}")
-    temporary.unlink(missing_ok=True)  # left by a killed process, as this one holds the lock
-    _sweep(path.parent)
-    if _size(view, size) > _room(path.parent):
-        return False
-    try:
-        array = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=(len(view), size, size, 3))
-        if not _reserved(temporary):
-            return False
-        for position, image in view.decoded(size):
-            array[position] = image
-        array.flush()
-        os.replace(temporary, path)
-        return True
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _size(view: ImageView, size: int) -> int:
-    return len(view) * size * size * 3 + _HEADER
-
-
-def _room(folder: Path) -> int:
-    """Return the number of bytes by which the cache may still grow."""
-    disk, limit = shutil.disk_usage(folder), os.environ.get("COUNTERPOISE_CACHE_LIMIT")
-    room = disk.free - int(min(disk.total * _FREE_SHARE, _FREE_BYTES))
-    if not limit:
-        return room
-    if not limit.isdecimal():
-        raise ConfigError(
-            "the cache limit is not a number",
-            where="COUNTERPOISE_CACHE_LIMIT",
-            found=limit,
-            allowed="a number of bytes, such as 20000000000",
-        )
-    used = 0
-    for file in folder.iterdir():
-        with contextlib.suppress(FileNotFoundError):  # another process has just renamed it
-            used += file.stat().st_size
-    return min(room, int(limit) - used)
-
-
-def _reserved(path: Path) -> bool:
-    """Reserve the file's space on the disk; return False if there is too little.
-
-    A disk that is full when mapped memory is written would kill the process.
-    """
-    if not hasattr(os, "posix_fallocate"):
-        return True
-    with path.open("r+b") as file:
+    def __init__(self, view: ImageView, size: int, folder: Path, opened: OpenBlocks) -> None:
+        self._view, self._size, self._folder, self._opened = view, size, folder, opened
+        self.names, self._block, self._row = _addresses(view, size)
+        self._checked = np.zeros(len(view), bool)  # read once by this object, and equal to their checksums
+        self._touched = np.zeros(len(self.names))  # when this object last noted the use of each block
+        self._kept = np.zeros(len(self.names), bool)  # blocks that have the space for all their rows
+        self._next_search = 0.0
+        _live.add(self)
+        granted = self._search(idle_seconds=0.0)
         try:
-            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            return False
-    return True
+            fill(view, size, folder, self.names, granted)
+        except DiskFullError as error:
+            self._stop(error)
+
+    def read(
+        self,
+        positions: Int[np.ndarray, " n"],
+        images: UInt8[np.ndarray, "m size size 3"],
+        places: Int[np.ndarray, " n"],
+    ) -> None:
+        """Write the images at these positions of the view to these places in ``images``."""
+        order = np.argsort(self._block[positions], kind="stable")
+        positions, places = positions[order], places[order]
+        parallel = len(positions) * images[0].nbytes >= _PARALLEL_BYTES
+        threads = min(decoding_threads(), _MOST_READERS) if parallel else 1
+        with cache_errors(self._folder):
+            self._touch(self._block[positions])
+            if threads == 1:
+                missing = ~self._read_cached(positions, images, places)
+            else:
+                with ThreadPoolExecutor(threads) as pool:
+                    pieces = np.array_split(positions, threads), np.array_split(places, threads)
+                    found = pool.map(lambda *piece: self._read_cached(piece[0], images, piece[1]), *pieces)
+                    missing = ~np.concatenate(list(found))
+        if missing.any():
+            self._decode(positions[missing], images, places[missing])
+
+    def _read_cached(
+        self,
+        positions: Int[np.ndarray, " n"],
+        images: UInt8[np.ndarray, "m size size 3"],
+        places: Int[np.ndarray, " n"],
+    ) -> Bool[np.ndarray, " n"]:
+        """Read images in the order of their blocks; return the mask of those that are in the cache."""
+        found = np.zeros(len(positions), bool)
+        numbers, rows = self._block[positions].tolist(), self._row[positions].tolist()
+        checked, flat = self._checked[positions].tolist(), images.reshape(len(images), -1)
+        last, block, again = -1, None, False
+        for index, (number, row, place) in enumerate(zip(numbers, rows, places.tolist(), strict=True)):
+            if number != last:
+                last, block, again = number, self._opened.get(self.names[number]), False
+            mark = block.read(row, flat[place]) if block else 0
+            if not mark and not again:  # perhaps it has been decoded since the block was opened
+                block, again = self._opened.get(self.names[number], again=True), True
+                mark = block.read(row, flat[place]) if block else 0
+            found[index] = mark and (checked[index] or checksum(flat[place]) == mark)
+        self._checked[positions[found]] = True
+        return found
+
+    def _decode(
+        self,
+        positions: Int[np.ndarray, " n"],
+        images: UInt8[np.ndarray, "m size size 3"],
+        places: Int[np.ndarray, " n"],
+    ) -> None:
+        """Decode images that are not in the cache, each once; cache those for which there is room."""
+        if not self._kept[self._block[positions]].all() and time.monotonic() >= self._next_search:
+            self._search(_IDLE_SECONDS)
+        addresses = self._block[positions].astype(np.int64) * ROWS + self._row[positions]
+        _, first, copies = np.unique(addresses, return_index=True, return_inverse=True)
+        some = self._view.take(positions[first])
+        with ThreadPoolExecutor(decoding_threads()) as threads:  # decoding begins while the store is still read
+            futures = [(index, threads.submit(some.decode, index, data, self._size)) for index, data in some.images()]
+            pixels = {index: future.result() for index, future in futures}
+        for place, copy in zip(places, copies, strict=True):
+            images[place] = pixels[int(copy)]
+        self._write(positions[first], images[places[first]])
+
+    def _write(self, positions: Int[np.ndarray, " n"], images: UInt8[np.ndarray, "n size size 3"]) -> None:
+        """Write images, in the order of their blocks, to those blocks that have the space."""
+        last, block = -1, None
+        try:
+            for number, row, pixels in zip(
+                self._block[positions].tolist(), self._row[positions].tolist(), images, strict=True
+            ):
+                with cache_errors(self._folder):
+                    if number != last and self._kept[number]:
+                        last, block = number, Block.open(self._folder / self.names[number], self._size, writable=True)
+                        self._kept[number] = block is not None  # otherwise another process has evicted it
+                    if self._kept[number] and block is not None:
+                        block.write(row, pixels)
+        except DiskFullError as error:
+            self._stop(error)
+
+    def _search(self, idle_seconds: float) -> list[BlockRows]:
+        """Look for room for all missing images; return those for which there is."""
+        self._next_search = time.monotonic() + _TOUCH_SECONDS
+        with cache_errors(self._folder):
+            missing = self._missing()
+        self._kept[:] = True
+        if not missing:
+            return []
+        wanted = {self.names[number]: np.isin(np.arange(ROWS), rows) for number, rows, _ in missing}
+        spared = {name for part in _live for name in part.names}
+        reserved = reserve(self._folder, self._size, wanted, spared, idle_seconds)
+        granted = [block for block in missing if self.names[block.number] in reserved]
+        refused = [block for block in missing if self.names[block.number] not in reserved]
+        if refused:
+            self._kept[[block.number for block in refused]] = False
+            _warn_uncached(sum(len(block.rows) for block in refused), self._size, self._folder)
+        return granted
+
+    def _missing(self) -> list[BlockRows]:
+        """List the rows that are not decoded, and note the use of all blocks."""
+        addresses = self._block.astype(np.int64) * ROWS + self._row
+        addresses, positions = np.unique(addresses, return_index=True)
+        starts = np.searchsorted(addresses, np.arange(len(self.names) + 1) * ROWS)
+        self._touch(np.arange(len(self.names)))
+        missing = []
+        for number, name in enumerate(self.names):
+            own = slice(starts[number], starts[number + 1])
+            rows, block = addresses[own] % ROWS, Block.open(self._folder / name, self._size)
+            absent = np.ones(len(rows), bool) if block is None else block.marks[rows] == 0
+            if absent.any():
+                missing.append(BlockRows(number, rows[absent], positions[own][absent]))
+        return missing
+
+    def _touch(self, numbers: Int[np.ndarray, " n"]) -> None:
+        """Note the use of blocks, which are evicted in the order of last use; do so rarely for each of them."""
+        now = time.monotonic()
+        for number in np.unique(numbers[self._touched[numbers] < now - _TOUCH_SECONDS]).tolist():
+            self._touched[number] = now
+            try:
+                os.utime(self._folder / self.names[number])
+            except FileNotFoundError:
+                self._opened.drop(self.names[number])
+            except OSError:  # a cache that this user may only read
+                pass
+
+    def _stop(self, error: DiskFullError) -> None:
+        """Give up caching: the disk was filled by others."""
+        self._kept[:], self._next_search = False, float("inf")
+        _warn_full(self._folder, str(error))
 
 
-def _sweep(folder: Path) -> None:
-    """Remove partial files that killed processes left: a process that decodes a view holds its lock."""
-    for partial in folder.glob(".*.npy"):
-        with contextlib.suppress(Timeout), FileLock(folder / f"{partial.name[1:]}.lock", timeout=0):
-            partial.unlink(missing_ok=True)
+_live: weakref.WeakSet[_Part] = weakref.WeakSet()  # of this process, whose blocks it does not evict
+
+
+def _addresses(view: ImageView, size: int) -> tuple[list[str], Int[np.ndarray, " n"], UInt8[np.ndarray, " n"]]:
+    """Return the names of a view's blocks, file by file, and each image's block (its number) and row in the block."""
+    keys = view.index["key"].dictionary_encode().unify_dictionaries().combine_chunks()
+    files, rows = keys.indices.to_numpy().astype(np.int64), view.column("row")
+    span = int(rows.max()) // ROWS + 1
+    blocks, block = np.unique(files * span + rows // ROWS, return_inverse=True)
+    keys = keys.dictionary.to_pylist()
+    names = [block_name(size, view.store.uri, keys[number // span], number % span) for number in blocks.tolist()]
+    return names, block.astype(np.int32), (rows % ROWS).astype(np.uint8)
 
 
 @functools.cache  # once for each view, not for each fit
 def _warn_uncached(images: int, size: int, folder: Path) -> None:
     warn(
-        f"{images} decoded images need {size / 1e6:.0f} MB, more than is free in {folder}: they are decoded each time "
-        "they are shown, which is slower; free some space, or change COUNTERPOISE_CACHE or COUNTERPOISE_CACHE_LIMIT"
+        f"{images} decoded images need {images * size * size * 3 / 1e6:.0f} MB, more than is free in {folder}: they "
+        "are decoded each time they are shown, which is slower; free some space, or change COUNTERPOISE_CACHE or "
+        "COUNTERPOISE_CACHE_LIMIT"
     )
+
+
+@functools.cache
+def _warn_full(folder: Path, error: str) -> None:
+    warn(f"decoded images are no longer cached in {folder}: {error}")
