@@ -289,12 +289,13 @@ def test_an_error_of_the_disk_is_a_store_error(view, monkeypatch):
     def broken(*_):
         raise OSError(5, "Input/output error")
 
-    with monkeypatch.context() as patch, pytest.raises(StoreError, match="Input/output"):
+    with monkeypatch.context() as patch:
         patch.setattr(os, "pwrite", broken)
-        PixelCache([view], 16)
+        with pytest.raises(StoreError, match="Input/output"):
+            PixelCache([view], 16)
     cache = PixelCache([view], 16)
-    with monkeypatch.context() as patch, pytest.raises(StoreError, match="Input/output"):
-        patch.setattr(os, "preadv", broken)
+    monkeypatch.setattr(os, "preadv", broken)
+    with pytest.raises(StoreError, match="Input/output"):
         everything(cache)
 
 

@@ -41,7 +41,7 @@ class DiskFullError(Exception):
 
 
 class Block:
-    """An open block. Its descriptor is closed when nobody holds the object any more.
+    """An open block. It is closed when nobody holds the object any more, or by leaving a ``with`` statement.
 
     Args:
         descriptor: Descriptor of the file.
@@ -52,8 +52,16 @@ class Block:
         self.descriptor, self._bytes = descriptor, _row_bytes(size)
         self.marks = self.read_marks()
 
+    def __enter__(self) -> Block:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        descriptor, self.descriptor = self.descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
+
     def __del__(self) -> None:
-        os.close(self.descriptor)
+        self.__exit__()
 
     @classmethod
     def open(cls, path: Path, size: int, writable: bool = False) -> Block | None:

@@ -91,8 +91,13 @@ class _Filling:
     def _block(self, block: BlockRows, wait_seconds: float) -> bool:
         with cache_errors(self._folder):
             opened = Block.open(self._folder / self._names[block.number], self._size, writable=True)
-            if opened is None:
-                return True
+        if opened is None:
+            return True
+        with opened:  # closed at once also after an error, because other processes wait for it
+            return self._fill(opened, block, wait_seconds)
+
+    def _fill(self, opened: Block, block: BlockRows, wait_seconds: float) -> bool:
+        with cache_errors(self._folder):
             if not opened.claim(wait_seconds):
                 return False
             missing = opened.read_marks()[block.rows] == 0  # less than before, if another process has been here
