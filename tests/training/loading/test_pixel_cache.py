@@ -1,5 +1,6 @@
 """Decoded images in a cache that all views and processes share."""
 
+import errno
 import io
 import os
 import pickle
@@ -18,6 +19,7 @@ from counterpoise.storage.codec import decode_image
 from counterpoise.storage.schema import REAL, make_table
 from counterpoise.storage.uri import open_store
 from counterpoise.storage.view import ImageView
+from counterpoise.training.loading import pixel_cache
 from counterpoise.training.loading.pixel_block import ROWS, Block
 from counterpoise.training.loading.pixel_cache import PixelCache
 from counterpoise.training.loading.pixel_room import cache_folder
@@ -33,6 +35,14 @@ def view(store):
 def large(store):
     """Rows in three blocks, the last of 88."""
     return make_view(store, "large", [[200, 100], [100, 200]])
+
+
+@pytest.fixture(autouse=True, params=["files", "memory"])
+def sources(request, monkeypatch):
+    """Places that small views are read from after the first time. All warnings are new."""
+    if request.param == "files":
+        monkeypatch.setattr(pixel_cache, "_MEMORY_BYTES", 0)
+    pixel_cache._warn_uncached.cache_clear()
 
 
 @pytest.fixture
@@ -111,6 +121,22 @@ def test_a_view_with_the_same_image_twice(view, calls):
     found = everything(PixelCache([twice], 16))
     assert len(calls) == len(view)
     np.testing.assert_array_equal(found, decoded(twice, 16))
+
+
+def test_small_views_are_decoded_once_even_if_nothing_fits_into_the_cache(view, calls, capsys, monkeypatch):
+    monkeypatch.setattr(pixel_cache, "_MEMORY_BYTES", 37 * 16 * 16 * 3)
+    monkeypatch.setenv("COUNTERPOISE_CACHE_LIMIT", "0")
+    cache, order = PixelCache([view], 16), np.random.default_rng(0).integers(0, 37, 200)
+    np.testing.assert_array_equal(cache[order], decoded(view, 16)[order])
+    np.testing.assert_array_equal(everything(cache), decoded(view, 16))
+    assert len(calls) == 37
+    assert not capsys.readouterr().err
+    monkeypatch.setattr(pixel_cache, "_MEMORY_BYTES", 37 * 16 * 16 * 3 - 1)
+    cache = PixelCache([view], 16)
+    everything(cache)
+    everything(cache)
+    assert len(calls) == 3 * 37
+    assert len(capsys.readouterr().err.splitlines()) == 1
 
 
 # -- sharing -----------------------------------------------------------------------------------------------------------
@@ -278,6 +304,15 @@ def test_an_unreadable_image_names_its_row(store):
     assert len(PixelCache([broken.take(np.arange(1))], 16)) == 1
 
 
+def test_a_block_that_another_machine_has_evicted_is_decoded(view, monkeypatch):
+    def stale(*_):
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    cache, expected = PixelCache([view], 16), decoded(view, 16)
+    monkeypatch.setattr(os, "preadv", stale)
+    np.testing.assert_array_equal(everything(cache), expected)
+
+
 def test_a_cache_folder_that_cannot_be_written_is_a_store_error(view, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("COUNTERPOISE_CACHE", os.fspath(tmp_path / "file"))
@@ -317,8 +352,8 @@ def test_a_block_reads_what_it_has(tmp_path):
     opened, values = Block.open(tmp_path / "a" / "block", 5), np.empty(75, np.uint8)
     assert np.flatnonzero(opened.marks).tolist() == [0, 7, 255]
     for row, pixels in zip((0, 7, ROWS - 1), images, strict=True):
-        assert opened.read(row, values) == opened.marks[row]
+        assert opened.read(row, values.data) == opened.marks[row]
         np.testing.assert_array_equal(values, pixels.reshape(-1))
-    assert opened.read(8, values) == 0
+    assert opened.read(8, values.data) == 0
     assert Block.open(tmp_path / "none", 5) is None
     assert Block.open(tmp_path / "a" / "block", 6) is None

@@ -47,7 +47,9 @@ def calls(monkeypatch):
 
 
 @pytest.fixture(autouse=True)
-def warnings_are_new():
+def nothing_is_remembered(monkeypatch):
+    """Warnings are new, and no view is small enough to stay in memory."""
+    monkeypatch.setattr(pixel_cache, "_MEMORY_BYTES", 0)
     pixel_cache._warn_uncached.cache_clear()
     pixel_cache._warn_full.cache_clear()
 

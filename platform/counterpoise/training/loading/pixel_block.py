@@ -51,6 +51,7 @@ class Block:
     def __init__(self, descriptor: int, size: int) -> None:
         self.descriptor, self._bytes = descriptor, _row_bytes(size)
         self.marks = self.read_marks()
+        self._marks = self.marks.data  # single elements of it are found faster
 
     def __enter__(self) -> Block:
         return self
@@ -101,20 +102,25 @@ class Block:
 
     def read_marks(self) -> UInt32[np.ndarray, " rows"]:
         """Read the marks of all rows."""
-        return np.frombuffer(os.pread(self.descriptor, ROWS * 4, ROWS * self._bytes).ljust(ROWS * 4, b"\0"), "<u4")
+        return np.frombuffer(os.pread(self.descriptor, ROWS * 4, ROWS * self._bytes).ljust(ROWS * 4, b"\0"), "=u4")
 
-    def read(self, row: int, pixels: UInt8[np.ndarray, " values"]) -> int:
+    def read(self, row: int, pixels: memoryview) -> int:
         """Read a row's pixels into ``pixels``; return its mark, or 0 if it was not decoded at opening."""
-        mark = int(self.marks[row])
-        if mark and os.preadv(self.descriptor, (pixels.data,), row * self._bytes) != self._bytes:
-            return 0  # cut off by someone else
+        mark: int = self._marks[row]
+        try:
+            if mark and os.preadv(self.descriptor, (pixels,), row * self._bytes) != self._bytes:
+                return 0  # cut off by someone else
+        except OSError as error:
+            if error.errno != errno.ESTALE:  # on a network file system: evicted by another machine
+                raise
+            return 0
         return mark
 
     def write(self, row: int, pixels: UInt8[np.ndarray, "size size 3"]) -> None:
         """Write a row's pixels, then its mark."""
         values = np.ascontiguousarray(pixels)
         _write(self.descriptor, values.data.cast("B"), row * self._bytes)
-        mark = np.array(checksum(values), "<u4").tobytes()
+        mark = np.array(checksum(values.data), "=u4").tobytes()
         _write(self.descriptor, memoryview(mark), ROWS * self._bytes + 4 * row)
 
     def reserve(self, rows: Bool[np.ndarray, " rows"]) -> None:
@@ -206,9 +212,9 @@ def block_name(size: int, uri: str, key: str, number: int) -> str:
     return f"{size}/{digest[:2]}/{digest}.px"
 
 
-def checksum(pixels: UInt8[np.ndarray, ...]) -> int:
+def checksum(pixels: memoryview) -> int:
     """Return the mark of a row with these pixels: their CRC-32, or 1 where that is 0."""
-    return zlib.crc32(pixels.data) or 1
+    return zlib.crc32(pixels) or 1
 
 
 def allocation(rows: Bool[np.ndarray, " rows"], size: int) -> int:

@@ -36,6 +36,7 @@ _TOUCH_SECONDS = 600.0  # between notes of a block's use, and between searches f
 _IDLE_SECONDS = 1800.0  # without a note: nobody uses the block
 _PARALLEL_BYTES = 4 << 20  # from here on, threads read a batch faster than one
 _MOST_READERS = 8
+_MEMORY_BYTES = 256 << 20  # views up to this stay in memory: small images are shown so fast that system calls count
 
 
 class PixelCache:
@@ -71,6 +72,8 @@ class PixelCache:
             DataError: An image cannot be read.
             StoreError: The store cannot be read, or the cache folder cannot be used.
         """
+        if len(self._parts) == 1 and self._parts[0] is not None:
+            return self._parts[0].get(positions)
         images = np.empty((len(positions), *self.shape[1:]), np.uint8)
         part_of = np.searchsorted(self._starts, positions, side="right") - 1
         for index, part in enumerate(self._parts):
@@ -87,9 +90,12 @@ class _Part:
         self._view, self._size, self._folder, self._opened = view, size, folder, opened
         self.names, self._block, self._row = _addresses(view, size)
         self._checked = np.zeros(len(view), bool)  # read once by this object, and equal to their checksums
-        self._touched = np.zeros(len(self.names))  # when this object last noted the use of each block
+        self._touched = np.full(len(self.names), -np.inf)  # when this object last noted the use of each block
         self._kept = np.zeros(len(self.names), bool)  # blocks that have the space for all their rows
         self._next_search = 0.0
+        self._memory, self._held = None, np.zeros(len(view), bool)  # images in memory, and the mask of those read
+        if len(view) * size * size * 3 <= _MEMORY_BYTES:
+            self._memory = np.empty((len(view), size, size, 3), np.uint8)
         _live.add(self)
         granted = self._search(idle_seconds=0.0)
         try:
@@ -104,6 +110,31 @@ class _Part:
         places: Int[np.ndarray, " n"],
     ) -> None:
         """Write the images at these positions of the view to these places in ``images``."""
+        if self._memory is not None:
+            images[places] = self.get(positions)
+        else:
+            self._read(positions, images, places)
+
+    def get(self, positions: Int[np.ndarray, " n"]) -> UInt8[np.ndarray, "n size size 3"]:
+        """Return the images at these positions of the view."""
+        if self._memory is None:
+            images = np.empty((len(positions), self._size, self._size, 3), np.uint8)
+            self._read(positions, images, np.arange(len(positions)))
+            return images
+        if not self._held[positions].all():
+            new = np.unique(positions[~self._held[positions]])
+            self._read(new, self._memory, new)
+            self._held[new] = True
+        return self._memory[positions]
+
+    def _read(
+        self,
+        positions: Int[np.ndarray, " n"],
+        images: UInt8[np.ndarray, "m size size 3"],
+        places: Int[np.ndarray, " n"],
+    ) -> None:
+        if not len(positions):
+            return
         order = np.argsort(self._block[positions], kind="stable")
         positions, places = positions[order], places[order]
         parallel = len(positions) * images[0].nbytes >= _PARALLEL_BYTES
@@ -129,16 +160,17 @@ class _Part:
         """Read images in the order of their blocks; return the mask of those that are in the cache."""
         found = np.zeros(len(positions), bool)
         numbers, rows = self._block[positions].tolist(), self._row[positions].tolist()
-        checked, flat = self._checked[positions].tolist(), images.reshape(len(images), -1)
+        checked, data, step = self._checked[positions].tolist(), images.data.cast("B"), images[0].nbytes
         last, block, again = -1, None, False
-        for index, (number, row, place) in enumerate(zip(numbers, rows, places.tolist(), strict=True)):
+        for index, (number, row, start) in enumerate(zip(numbers, rows, (places * step).tolist(), strict=True)):
+            pixels = data[start : start + step]
             if number != last:
                 last, block, again = number, self._opened.get(self.names[number]), False
-            mark = block.read(row, flat[place]) if block else 0
+            mark = block.read(row, pixels) if block else 0
             if not mark and not again:  # perhaps it has been decoded since the block was opened
                 block, again = self._opened.get(self.names[number], again=True), True
-                mark = block.read(row, flat[place]) if block else 0
-            found[index] = mark and (checked[index] or checksum(flat[place]) == mark)
+                mark = block.read(row, pixels) if block else 0
+            found[index] = mark and (checked[index] or checksum(pixels) == mark)
         self._checked[positions[found]] = True
         return found
 
@@ -192,7 +224,8 @@ class _Part:
         refused = [block for block in missing if self.names[block.number] not in reserved]
         if refused:
             self._kept[[block.number for block in refused]] = False
-            _warn_uncached(sum(len(block.rows) for block in refused), self._size, self._folder)
+            if self._memory is None:
+                _warn_uncached(sum(len(block.rows) for block in refused), self._size, self._folder)
         return granted
 
     def _missing(self) -> list[BlockRows]:
@@ -213,7 +246,10 @@ class _Part:
     def _touch(self, numbers: Int[np.ndarray, " n"]) -> None:
         """Note the use of blocks, which are evicted in the order of last use; do so rarely for each of them."""
         now = time.monotonic()
-        for number in np.unique(numbers[self._touched[numbers] < now - _TOUCH_SECONDS]).tolist():
+        due = self._touched[numbers] < now - _TOUCH_SECONDS
+        if not due.any():
+            return
+        for number in np.unique(numbers[due]).tolist():
             self._touched[number] = now
             try:
                 os.utime(self._folder / self.names[number])

@@ -1,0 +1,126 @@
+"""Images per second from the cache of decoded images, as ratios to a bare memory-mapped array in one process.
+
+Random batches of 128 are read from the cache and from a NumPy array that maps one file with the same pixels. The two
+alternate, batch by batch, so that a machine that changes its speed changes it for both. *First* reads each image for
+the first time in the process, when the cache also compares checksums; *warm* has all files in memory; *cold* has none
+there (posix_fadvise drops them). Another line gives the images per second that are decoded into an empty cache, and the
+bytes that the cache then takes, relative to the pixels.
+
+    python benchmarks/pixel_cache.py
+
+Two CPU cores that other processes were using, one thread, local disk:
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from counterpoise.storage.codec import encode_image
+from counterpoise.storage.schema import REAL, LabelSpace, make_table
+from counterpoise.storage.uri import open_store
+from counterpoise.storage.view import ImageView
+from counterpoise.training.loading.pixel_cache import PixelCache
+
+BATCH = 128
+Gather = Callable[[np.ndarray], np.ndarray]
+
+
+def make_view(store: str, n: int, size: int) -> ImageView:
+    """Noise, 64 different images; the costs of reading and decoding do not depend on what is seen."""
+    random = np.random.default_rng(n)
+    encoded = [encode_image(random.integers(0, 256, (size, size, 3), np.uint8)) for _ in range(64)]
+    columns = {
+        "id": [str(number) for number in range(n)],
+        "image": [encoded[number % len(encoded)] for number in range(n)],
+        "label": [0] * n,
+        "group": [-1] * n,
+        "split": ["train"] * n,
+        "source": ["real"] * n,
+    }
+    buffer, names = io.BytesIO(), LabelSpace(("noise",))
+    pq.write_table(make_table(columns, REAL, names), buffer, compression="none", row_group_size=1024)
+    opened = open_store(store)
+    opened.create("noise.parquet", buffer.getvalue())
+    return ImageView.open(opened, ["noise.parquet"])
+
+
+def drop_pages(folder: Path) -> None:
+    """Drop the pages of all files in a folder from memory."""
+    os.sync()
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def race(ours: Gather, bare: Gather, batches: list[np.ndarray]) -> tuple[float, float]:
+    """Read the batches with both, in turns; return the images per second of each."""
+    seconds = [0.0, 0.0]
+    for number, batch in enumerate(batches):
+        for index in ((0, 1), (1, 0))[number % 2]:
+            started = time.perf_counter()
+            (ours, bare)[index](batch)
+            seconds[index] += time.perf_counter() - started
+    images = sum(map(len, batches))
+    return images / seconds[0], images / seconds[1]
+
+
+def measure(n: int, size: int, repeats: int, folder: Path) -> list[str]:
+    """Return lines of the table for n images of a size."""
+    os.environ["COUNTERPOISE_CACHE"] = str(folder / "cache")
+    view = make_view(str(folder / "store"), n, size)
+    started = time.perf_counter()
+    cache = PixelCache([view], size)
+    filling = n / (time.perf_counter() - started)
+    array = np.memmap(folder / "bare", np.uint8, "w+", shape=cache.shape)
+    for start in range(0, n, 1000):
+        array[start : start + 1000] = PixelCache([view], size)[np.arange(start, min(start + 1000, n))]
+    array.flush()
+    del array
+
+    def bare() -> Gather:
+        return np.memmap(folder / "bare", np.uint8, "r", shape=cache.shape).__getitem__
+
+    random = np.random.default_rng(0)
+    epoch = np.array_split(random.permutation(n), -(-n // BATCH))
+    results = {"first": race(cache.__getitem__, bare(), epoch)}
+    mapped = bare()
+    runs = [race(cache.__getitem__, mapped, epoch) for _ in range(repeats)]
+    results["warm"] = tuple(np.median(runs, axis=0).tolist())
+    del mapped
+    drop_pages(folder)
+    cache = PixelCache([view], size)
+    results["cold"] = race(cache.__getitem__, bare(), epoch)
+    taken = sum(path.stat().st_blocks for path in (folder / "cache").rglob("*.px")) * 512 / (n * size * size * 3)
+    title = f"{n:,} of {size} px"
+    lines = [
+        f"| {title} | {kind} | {ours:,.0f} | {mapped:,.0f} | {ours / mapped:.2f} |"
+        for kind, (ours, mapped) in results.items()
+    ]
+    return [*lines, f"| {title} | filling | {filling:,.0f} | | takes {taken:.3f} of its pixels' bytes |"]
+
+
+def main() -> None:
+    """Measure and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=5, help="warm epochs [%(default)s]")
+    options = parser.parse_args()
+    print("| images | read | ours/s | mapped/s | ratio |\n| --- | --- | --- | --- | --- |")
+    for n, size in ((20_000, 64), (2_000, 224)):
+        with tempfile.TemporaryDirectory(prefix="pixels-") as folder:
+            print("\n".join(measure(n, size, options.repeats, Path(folder))), flush=True)
+
+
+if __name__ == "__main__":
+    main()
