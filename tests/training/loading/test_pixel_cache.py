@@ -19,7 +19,7 @@ from counterpoise.storage.codec import decode_image
 from counterpoise.storage.schema import REAL, make_table
 from counterpoise.storage.uri import open_store
 from counterpoise.storage.view import ImageView
-from counterpoise.training.loading import pixel_cache
+from counterpoise.training.loading import pixel_view
 from counterpoise.training.loading.pixel_block import ROWS, Block
 from counterpoise.training.loading.pixel_cache import PixelCache
 from counterpoise.training.loading.pixel_room import cache_folder
@@ -41,8 +41,8 @@ def large(store):
 def sources(request, monkeypatch):
     """Places that small views are read from after the first time. All warnings are new."""
     if request.param == "files":
-        monkeypatch.setattr(pixel_cache, "_MEMORY_BYTES", 0)
-    pixel_cache._warn_uncached.cache_clear()
+        monkeypatch.setattr(pixel_view, "_MEMORY_BYTES", 0)
+    pixel_view._warn_uncached.cache_clear()
 
 
 @pytest.fixture
@@ -124,14 +124,14 @@ def test_a_view_with_the_same_image_twice(view, calls):
 
 
 def test_small_views_are_decoded_once_even_if_nothing_fits_into_the_cache(view, calls, capsys, monkeypatch):
-    monkeypatch.setattr(pixel_cache, "_MEMORY_BYTES", 37 * 16 * 16 * 3)
+    monkeypatch.setattr(pixel_view, "_MEMORY_BYTES", 37 * 16 * 16 * 3)
     monkeypatch.setenv("COUNTERPOISE_CACHE_LIMIT", "0")
     cache, order = PixelCache([view], 16), np.random.default_rng(0).integers(0, 37, 200)
     np.testing.assert_array_equal(cache[order], decoded(view, 16)[order])
     np.testing.assert_array_equal(everything(cache), decoded(view, 16))
     assert len(calls) == 37
     assert not capsys.readouterr().err
-    monkeypatch.setattr(pixel_cache, "_MEMORY_BYTES", 37 * 16 * 16 * 3 - 1)
+    monkeypatch.setattr(pixel_view, "_MEMORY_BYTES", 37 * 16 * 16 * 3 - 1)
     cache = PixelCache([view], 16)
     everything(cache)
     everything(cache)

@@ -16,7 +16,7 @@ import pytest
 import counterpoise.storage.view
 from counterpoise.errors import ConfigError, DataError
 from counterpoise.storage.codec import decode_image
-from counterpoise.training.loading import pixel_cache
+from counterpoise.training.loading import pixel_view
 from counterpoise.training.loading.pixel_block import Block, allocation
 from counterpoise.training.loading.pixel_cache import PixelCache
 from counterpoise.training.loading.pixel_room import cache_folder, reserve
@@ -49,9 +49,9 @@ def calls(monkeypatch):
 @pytest.fixture(autouse=True)
 def nothing_is_remembered(monkeypatch):
     """Warnings are new, and no view is small enough to stay in memory."""
-    monkeypatch.setattr(pixel_cache, "_MEMORY_BYTES", 0)
-    pixel_cache._warn_uncached.cache_clear()
-    pixel_cache._warn_full.cache_clear()
+    monkeypatch.setattr(pixel_view, "_MEMORY_BYTES", 0)
+    pixel_view._warn_uncached.cache_clear()
+    pixel_view._warn_full.cache_clear()
 
 
 def decoded(view):
@@ -193,7 +193,7 @@ def test_what_was_used_longest_ago_makes_room(view, others, monkeypatch, calls):
 
 def test_reading_counts_as_use(view, others, monkeypatch, calls):
     limit(monkeypatch, 2 * ROOM)
-    monkeypatch.setattr(pixel_cache, "_TOUCH_SECONDS", 0.0)
+    monkeypatch.setattr(pixel_view, "_TOUCH_SECONDS", 0.0)
     early = PixelCache([view], SIZE)
     PixelCache([others[0]], SIZE)
     age(5)
@@ -217,13 +217,13 @@ def test_a_reader_keeps_what_is_evicted_or_decodes_it(view, calls):
         path.unlink()  # as another process does
     check(cache, view)
     assert len(calls) == 37  # when the cache was filled
-    cache._parts[0]._opened = pixel_cache.OpenBlocks(cache_folder() / "pixels", SIZE)  # all have been closed
+    cache._parts[0]._opened = pixel_view.OpenBlocks(cache_folder() / "pixels", SIZE)  # all have been closed
     np.testing.assert_array_equal(cache[np.arange(37)], decoded(view))
     assert len(calls) == 2 * 37
 
 
 def test_evicted_images_come_back_when_there_is_room(view, monkeypatch, calls):
-    monkeypatch.setattr(pixel_cache, "_TOUCH_SECONDS", 0.0)
+    monkeypatch.setattr(pixel_view, "_TOUCH_SECONDS", 0.0)
     limit(monkeypatch, ROOM)
     cache = PixelCache([view], SIZE)
     (path,) = blocks()
