@@ -37,11 +37,10 @@ def large(store):
     return make_view(store, "large", [[200, 100], [100, 200]])
 
 
-@pytest.fixture(autouse=True, params=["files", "memory"])
-def sources(request, monkeypatch):
-    """Places that small views are read from after the first time. All warnings are new."""
-    if request.param == "files":
-        monkeypatch.setattr(pixel_view, "_MEMORY_BYTES", 0)
+@pytest.fixture(autouse=True)
+def nothing_is_remembered(monkeypatch):
+    """Warnings are new, and no view is small enough to be held in memory."""
+    monkeypatch.setattr(pixel_view, "_MEMORY_BYTES", 0)
     pixel_view._warn_uncached.cache_clear()
 
 
@@ -123,20 +122,30 @@ def test_a_view_with_the_same_image_twice(view, calls):
     np.testing.assert_array_equal(found, decoded(twice, 16))
 
 
-def test_small_views_are_decoded_once_even_if_nothing_fits_into_the_cache(view, calls, capsys, monkeypatch):
+def test_small_views_are_held_in_memory_from_the_second_time_on(view, calls, capsys, monkeypatch):
     monkeypatch.setattr(pixel_view, "_MEMORY_BYTES", 37 * 16 * 16 * 3)
     monkeypatch.setenv("COUNTERPOISE_CACHE_LIMIT", "0")
-    cache, order = PixelCache([view], 16), np.random.default_rng(0).integers(0, 37, 200)
-    np.testing.assert_array_equal(cache[order], decoded(view, 16)[order])
-    np.testing.assert_array_equal(everything(cache), decoded(view, 16))
-    assert len(calls) == 37
+    cache, expected, order = PixelCache([view], 16), decoded(view, 16), np.random.default_rng(0).integers(0, 37, 200)
+    for _ in range(4):
+        np.testing.assert_array_equal(everything(cache), expected)
+    np.testing.assert_array_equal(cache[order], expected[order])
+    assert len(calls) == 2 * 37
     assert not capsys.readouterr().err
     monkeypatch.setattr(pixel_view, "_MEMORY_BYTES", 37 * 16 * 16 * 3 - 1)
     cache = PixelCache([view], 16)
-    everything(cache)
-    everything(cache)
-    assert len(calls) == 3 * 37
+    for _ in range(4):
+        everything(cache)
+    assert len(calls) == (2 + 4) * 37
     assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_small_views_among_several(view, large, monkeypatch):
+    monkeypatch.setattr(pixel_view, "_MEMORY_BYTES", 37 * 16 * 16 * 3)
+    both, expected = PixelCache([large, view, view], 16), decoded(large + view + view, 16)
+    for seed in range(4):
+        order = np.random.default_rng(seed).integers(0, len(both), 900)
+        np.testing.assert_array_equal(both[order], expected[order])
+    assert [part._memory is None for part in both._parts] == [True, False, False]
 
 
 # -- sharing -----------------------------------------------------------------------------------------------------------

@@ -48,7 +48,7 @@ def calls(monkeypatch):
 
 @pytest.fixture(autouse=True)
 def nothing_is_remembered(monkeypatch):
-    """Warnings are new, and no view is small enough to stay in memory."""
+    """Warnings are new, and no view is small enough to be held in memory."""
     monkeypatch.setattr(pixel_view, "_MEMORY_BYTES", 0)
     pixel_view._warn_uncached.cache_clear()
     pixel_view._warn_full.cache_clear()

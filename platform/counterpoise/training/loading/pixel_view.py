@@ -30,7 +30,7 @@ _TOUCH_SECONDS = 600.0  # between notes of a block's use, and between searches f
 _IDLE_SECONDS = 1800.0  # without a note: nobody uses the block
 _PARALLEL_BYTES = 4 << 20  # from here on, threads read a batch faster than one
 _MOST_READERS = 8
-_MEMORY_BYTES = 256 << 20  # views up to this stay in memory: small images are shown so fast that system calls count
+_MEMORY_BYTES = 256 << 20  # views up to this are held in memory: small images are shown so fast that system calls count
 
 
 class ViewPixels:
@@ -58,9 +58,10 @@ class ViewPixels:
         self._touched = np.full(len(self.names), -np.inf)  # when this object last noted the use of each block
         self._kept = np.zeros(len(self.names), bool)  # blocks that have the space for all their rows
         self._next_search = 0.0
-        self._memory, self._held = None, np.zeros(len(view), bool)  # images in memory, and the mask of those read
-        if len(view) * size * size * 3 <= _MEMORY_BYTES:
-            self._memory = np.empty((len(view), size, size, 3), np.uint8)
+        self._small = len(view) * size * size * 3 <= _MEMORY_BYTES
+        self._shown = 0
+        self._memory: np.ndarray | None = None  # the images of a small view, as far as they are held
+        self._held = np.zeros(len(view), bool)
         _live.add(self)
         granted = self._search(idle_seconds=0.0)
         try:
@@ -75,17 +76,28 @@ class ViewPixels:
         places: Int[np.ndarray, " n"],
     ) -> None:
         """Write the images at these positions of the view to these places in ``images``."""
-        if self._memory is not None:
-            images[places] = self.get(positions)
+        if self._remembers(len(positions)):
+            images[places] = self._remembered(positions)
         else:
             self._read(positions, images, places)
 
     def get(self, positions: Int[np.ndarray, " n"]) -> UInt8[np.ndarray, "n size size 3"]:
         """Return the images at these positions of the view."""
-        if self._memory is None:
-            images = np.empty((len(positions), self._size, self._size, 3), np.uint8)
-            self._read(positions, images, np.arange(len(positions)))
-            return images
+        if self._remembers(len(positions)):
+            return self._remembered(positions)
+        images = np.empty((len(positions), self._size, self._size, 3), np.uint8)
+        self._read(positions, images, np.arange(len(positions)))
+        return images
+
+    def _remembers(self, count: int) -> bool:
+        """Return True if images are kept in memory: those of a small view, once it is shown a second time."""
+        self._shown += count
+        if self._memory is None and self._small and self._shown > len(self._view):
+            self._memory = np.empty((len(self._view), self._size, self._size, 3), np.uint8)
+        return self._memory is not None
+
+    def _remembered(self, positions: Int[np.ndarray, " n"]) -> UInt8[np.ndarray, "n size size 3"]:
+        assert self._memory is not None
         if not self._held[positions].all():
             new = np.unique(positions[~self._held[positions]])
             self._read(new, self._memory, new)
@@ -189,7 +201,7 @@ class ViewPixels:
         refused = [block for block in missing if self.names[block.number] not in reserved]
         if refused:
             self._kept[[block.number for block in refused]] = False
-            if self._memory is None:
+            if not self._small:
                 _warn_uncached(sum(len(block.rows) for block in refused), self._size, self._folder)
         return granted
 
