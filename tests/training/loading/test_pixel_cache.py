@@ -1,7 +1,6 @@
 """Decoded images in a cache that all views and processes share."""
 
 import errno
-import io
 import os
 import pickle
 import signal
@@ -10,13 +9,11 @@ import sys
 import threading
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 
 import counterpoise.storage.view
 from counterpoise.errors import DataError, StoreError
 from counterpoise.storage.codec import decode_image
-from counterpoise.storage.schema import REAL, make_table
 from counterpoise.storage.uri import open_store
 from counterpoise.storage.view import ImageView
 from counterpoise.training.loading import pixel_view
@@ -300,17 +297,21 @@ def test_a_block_that_is_cut_off_while_it_is_open_is_decoded(view):
     np.testing.assert_array_equal(everything(cache), expected)
 
 
-def test_an_unreadable_image_names_its_row(store):
-    columns = {"id": ["good", "bad/7"], "image": [b"", b"not an image"], "label": [0, 0], "group": [0, 0]}
-    columns |= {"split": ["train"] * 2, "source": ["real"] * 2}
-    columns["image"][0] = next(make_view(store, "one", [[1, 0], [0, 0]]).images())[1]
-    buffer = io.BytesIO()
-    pq.write_table(make_table(columns, REAL, NAMES), buffer)
-    store.create("broken.parquet", buffer.getvalue())
-    broken = ImageView.open(store, ["broken.parquet"])
-    with pytest.raises(DataError, match="bad/7"):
-        PixelCache([broken], 16)
-    assert len(PixelCache([broken.take(np.arange(1))], 16)) == 1
+def test_an_unreadable_image_names_its_row_and_ends_the_claim(view, monkeypatch):
+    decode, bad = decode_image, dict(view.images())[7]
+
+    def broken(data, size):
+        if data == bad:
+            raise OSError("truncated")
+        return decode(data, size)
+
+    monkeypatch.setattr(counterpoise.storage.view, "decode_image", broken)
+    with pytest.raises(DataError, match="some/7"):
+        PixelCache([view], 16)
+    with pytest.raises(DataError, match="some/7"):  # at once: nobody waits for the first attempt
+        PixelCache([view], 16)
+    others = view.take(np.delete(np.arange(37), 7))
+    np.testing.assert_array_equal(everything(PixelCache([others], 16)), decoded(others, 16))
 
 
 def test_a_block_that_another_machine_has_evicted_is_decoded(view, monkeypatch):
