@@ -50,7 +50,7 @@ def make_view(store: str, n: int, size: int) -> ImageView:
         "source": ["real"] * n,
     }
     buffer, names = io.BytesIO(), LabelSpace(("noise",))
-    pq.write_table(make_table(columns, REAL, names), buffer, compression="none", row_group_size=1024)
+    pq.write_table(make_table(columns, REAL, names), buffer, compression="none", row_group_size=256)
     opened = open_store(store)
     opened.create("noise.parquet", buffer.getvalue())
     return ImageView.open(opened, ["noise.parquet"])
