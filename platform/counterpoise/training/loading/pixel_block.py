@@ -116,6 +116,11 @@ class Block:
             return 0
         return mark
 
+    def announce(self, row: int) -> None:
+        """Tell the kernel that a row will be read soon, so that the disk reads several rows at a time."""
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(self.descriptor, row * self._bytes, self._bytes, os.POSIX_FADV_WILLNEED)
+
     def write(self, row: int, pixels: UInt8[np.ndarray, "size size 3"]) -> None:
         """Write a row's pixels, then its mark."""
         values = np.ascontiguousarray(pixels)

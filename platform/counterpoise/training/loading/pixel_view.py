@@ -118,6 +118,7 @@ class ViewPixels:
         threads = min(decoding_threads(), _MOST_READERS) if parallel else 1
         with cache_errors(self._folder):
             self._touch(self._block[positions])
+            self._announce(positions)
             if threads == 1:
                 missing = ~self._read_cached(positions, images, places)
             else:
@@ -127,6 +128,12 @@ class ViewPixels:
                     missing = ~np.concatenate(list(found))
         if missing.any():
             self._decode(positions[missing], images, places[missing])
+
+    def _announce(self, positions: Int[np.ndarray, " n"]) -> None:
+        for number, row in zip(self._block[positions].tolist(), self._row[positions].tolist(), strict=True):
+            block = self._opened.get(self.names[number])
+            if block:
+                block.announce(row)
 
     def _read_cached(
         self,
