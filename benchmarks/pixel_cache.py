@@ -2,10 +2,10 @@
 
 Random batches of 128 are read from the cache and from a NumPy array that maps one file with the same pixels. The two
 alternate, batch by batch, so that a machine that changes its speed changes it for both. Rates are per second of CPU
-time, because other processes use the cores; only *cold* is by the clock. *First* reads each image for
-the first time in the process, when the cache also compares checksums; *warm* has all files in memory; *cold* has none
-there (posix_fadvise drops them). *Filling* decodes into an empty cache, and the bare loop decodes into the mapped
-array; the last column then has the bytes that the cache takes, relative to those of the pixels.
+time, because other processes use the cores; only *cold* is by the clock. *First* reads each image for the first time in
+the process, when the cache also compares checksums; *warm* has all files in memory; *cold* has none there
+(posix_fadvise drops them). *Filling* decodes into an empty cache, and the bare loop decodes into the mapped array; the
+last column then has the bytes that the cache takes, relative to those of the pixels.
 
     python benchmarks/pixel_cache.py
 
