@@ -190,9 +190,10 @@ def test_fits_that_start_together_decode_once(large, calls):
 
 
 def test_a_cache_sees_what_another_has_decoded_since(view, calls, monkeypatch):
+    PixelCache([view.take(np.arange(10))], 16)
     monkeypatch.setenv("COUNTERPOISE_CACHE_LIMIT", "0")
     early = PixelCache([view], 16)
-    early[np.arange(5)]
+    early[np.arange(5)]  # the block is open, with ten rows
     monkeypatch.delenv("COUNTERPOISE_CACHE_LIMIT")
     PixelCache([view], 16)
     calls.clear()

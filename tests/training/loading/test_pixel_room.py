@@ -222,6 +222,18 @@ def test_a_reader_keeps_what_is_evicted_or_decodes_it(view, calls):
     assert len(calls) == 2 * 37
 
 
+def test_a_block_that_was_evicted_is_closed_so_that_its_space_is_free(view, monkeypatch):
+    monkeypatch.setattr(pixel_view, "_TOUCH_SECONDS", 0.0)
+    cache = PixelCache([view], SIZE)
+    cache[np.arange(3)]
+    (path,) = blocks()
+    opened = cache._parts[0]._opened
+    assert len(opened._open) == 1
+    path.unlink()
+    np.testing.assert_array_equal(cache[np.arange(37)], decoded(view))
+    assert len(opened._open) == 0
+
+
 def test_evicted_images_come_back_when_there_is_room(view, monkeypatch, calls):
     monkeypatch.setattr(pixel_view, "_TOUCH_SECONDS", 0.0)
     limit(monkeypatch, ROOM)
