@@ -28,7 +28,6 @@ Views of up to 256 MB, such as the first, are held in memory from the second tim
 from __future__ import annotations
 
 import argparse
-import io
 import os
 import tempfile
 import time
@@ -38,13 +37,13 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from counterpoise.storage.codec import encode_image
-from counterpoise.storage.schema import REAL, LabelSpace, make_table
+from counterpoise.storage.schema import LabelSpace
 from counterpoise.storage.uri import open_store
 from counterpoise.storage.view import ImageView
 from counterpoise.training.loading.pixel_cache import PixelCache
+from training import store_images
 
 BATCH = 128
 Gather = Callable[[np.ndarray], np.ndarray]
@@ -54,19 +53,8 @@ def make_view(store: str, n: int, size: int) -> ImageView:
     """Noise, 64 different images; the costs of reading and decoding do not depend on what is seen."""
     random = np.random.default_rng(n)
     encoded = [encode_image(random.integers(0, 256, (size, size, 3), np.uint8)) for _ in range(64)]
-    columns = {
-        "id": [str(number) for number in range(n)],
-        "image": [encoded[number % len(encoded)] for number in range(n)],
-        "label": [0] * n,
-        "group": [-1] * n,
-        "split": ["train"] * n,
-        "source": ["real"] * n,
-    }
-    buffer, names = io.BytesIO(), LabelSpace(("noise",))
-    pq.write_table(make_table(columns, REAL, names), buffer, compression="none", row_group_size=256)
-    opened = open_store(store)
-    opened.create("noise.parquet", buffer.getvalue())
-    return ImageView.open(opened, ["noise.parquet"])
+    images = [encoded[number % len(encoded)] for number in range(n)]
+    return store_images(open_store(store), "noise", images, np.zeros(n, np.int64), LabelSpace(("noise",)))
 
 
 def drop_pages(folder: Path) -> None:

@@ -10,7 +10,6 @@ one epoch after each epoch of ours, so that a machine that changes its speed cha
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import os
 import tempfile
@@ -22,13 +21,14 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
-import pyarrow.parquet as pq
+import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
 from counterpoise.config import Experiment
+from counterpoise.data.table import TableFiles, TableWriter, read_view
 from counterpoise.storage.codec import encode_image
-from counterpoise.storage.schema import REAL, LabelSpace, make_table
+from counterpoise.storage.schema import LabelSpace
 from counterpoise.storage.store import Store
 from counterpoise.storage.uri import open_store
 from counterpoise.storage.view import ImageView
@@ -66,18 +66,25 @@ def make_view(store: Store, key: str, n: int, size: int) -> ImageView:
     labels = np.arange(n) % 2
     squares = [random.integers(90 + 20 * label, 150 + 20 * label, (size, size, 3), np.uint8) for label in labels[:64]]
     encoded = [encode_image(square) for square in squares]
-    columns = {
-        "id": [f"{key}/{number}" for number in range(n)],
-        "image": [encoded[number % len(encoded)] for number in range(n)],
-        "label": labels,
-        "group": [-1] * n,
-        "split": ["train"] * n,
-        "source": ["real"] * n,
-    }
-    buffer = io.BytesIO()
-    pq.write_table(make_table(columns, REAL, NAMES), buffer, compression="none", row_group_size=1024)
-    store.create(f"{key}.parquet", buffer.getvalue())
-    return ImageView.open(store, [f"{key}.parquet"])
+    return store_images(store, key, [encoded[number % len(encoded)] for number in range(n)], labels, NAMES)
+
+
+def store_images(store: Store, key: str, images: list[bytes], labels: np.ndarray, names: LabelSpace) -> ImageView:
+    """Store encoded images without groups as a dataset, and return the view of all of them."""
+    numbers, group_size = np.arange(len(images)), 1024
+    with tempfile.TemporaryDirectory() as folder:
+        writer = TableWriter(store, TableFiles(key), Path(folder))
+        for start in range(0, len(images), group_size):
+            part = numbers[start : start + group_size]
+            columns = {
+                "id": pa.array([f"{key}/{number}" for number in part.tolist()], pa.string()),
+                "label": pa.array(labels[part], pa.int32()),
+                "group": pa.array(np.full(len(part), -1), pa.int32()),
+                "split": pa.array(["train"] * len(part), pa.string()),
+            }
+            writer.write(images[start : start + group_size], pa.table(columns))
+        writer.finish(names, pa.table({"id": pa.array([], pa.string())}))
+    return read_view(store, TableFiles(key))
 
 
 def make_experiment(options: argparse.Namespace, backbone: str, size: int, store: str) -> Experiment:

@@ -20,6 +20,7 @@ import pytest
 from counterpoise.config import compose
 from counterpoise.data import dataset
 from counterpoise.data.procedural import world
+from counterpoise.storage.schema import VIEW
 from counterpoise.storage.uri import open_store
 from counterpoise.storage.view import ImageView
 from counterpoise.synthesis.feedback import classifier as feedback
@@ -62,17 +63,22 @@ def first_images(counts, pool, skip):
         for index in range(skip, skip + counts[label, group])
     ]
     size = pool.shard_size
+    count, nothing = len(rows), [0] * len(rows)
     columns = {
         "id": [f"{pool.digest}-{label}-{group}-{index}" for label, group, index in rows],
         "label": [label for label, _, _ in rows],
         "group": [group if pool.names.groups else -1 for _, group, _ in rows],
-        "split": ["train"] * len(rows),
-        "source": ["synthetic"] * len(rows),
-        "key": [Shard(label, group, index // size).key(pool.digest) for label, group, index in rows],
+        "split": pa.array(["train"] * count, pa.string()).dictionary_encode(),
+        "source": pa.array(["synthetic"] * count, pa.string()).dictionary_encode(),
+        "key": pa.array(
+            [Shard(label, group, index // size).key(pool.digest) for label, group, index in rows], pa.string()
+        ).dictionary_encode(),
         "row": [index % size for _, _, index in rows],
+        "image_offset": nothing,
+        "image_length": nothing,
+        "image_sha256": [bytes(16)] * count,
     }
-    schema = ImageView.empty(pool.store, pool.names).index.schema
-    return ImageView(pool.store, pool.names, pa.table(columns, schema))
+    return ImageView(pool.store, pool.names, pa.table(columns, VIEW))
 
 
 class Addresses:
@@ -97,7 +103,7 @@ class Addresses:
         if experiment.plans:
             pool = self._pool(experiment, views)
             views |= self._planned(experiment, pool)
-            found["pool"] = {"digest": pool.digest, "image": seed(pool.digest, 1, 0, 5, 2)}
+            found["pool"] = {"digest": pool.digest, "image": seed(pool.recipe.noise, 1, 0, 5, 2)}
             found["plans"] = {name: views[name].digest for name in experiment.plans}
             if experiment.feedback:
                 found["second round"] = self._pool(experiment, views, experiment.stages[-1].name).digest

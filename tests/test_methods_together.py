@@ -190,6 +190,7 @@ CASES = [
     # how the pool is filled
     Case("pool.shard_size", 4, 8, "pixels"),
     Case("pool.max_attempts", 3, 2, "pixels"),
+    Case("pool.codec", "webp", "jpeg:90", "pixels"),
     *(Case(f"pool.{who}.workers", 1, 2, "refused") for who in ("sampling", "scoring")),
     *(Case(f"pool.{who}.num_cpus", 1.0, 2.0, "refused") for who in ("sampling", "scoring")),
     *(Case(f"pool.{who}.num_gpus", 0.0, 1.0, "refused", ON_CPU) for who in ("sampling", "scoring")),
@@ -461,7 +462,7 @@ def scores(label, group, index):
         "clip_similarity": float(random.uniform()),
         "clip_label": int(random.integers(2)),
         "clip_group": int(random.integers(2)),
-        "clip_embedding": random.normal(size=2).astype(np.float16),
+        "embedding": random.normal(size=2).astype(np.float16).tobytes(),
     }
 
 
@@ -517,7 +518,11 @@ def facts(job, method):
         "dataset": job.dataset.loaded.view.digest,
         "prompts": job.prompts[method].to_json(),
         "rounds": [
-            {"pool": found.pool.digest, "runtime": found.pool.runtime, **taken(found.images.methods[method])}
+            {
+                "pool": found.pool.digest,
+                "runtime": found.pool.runtime,
+                **taken(found.images.methods[method], found.pool.index),
+            }
             for found in job.synthesized.rounds[method]
         ],
         "stages": stages.digests(one.experiment, one.views, one.validation),
@@ -526,11 +531,11 @@ def facts(job, method):
     }
 
 
-def taken(images):
+def taken(images, index):
     return {
         "views": {plan: view.digest for plan, view in images.views.items()},
         "short": [(one.plan[1], one.cell, one.wanted, one.got) for one in images.short],
-        "looked into": sorted(images.shards),
+        "looked into": sorted(index.shard_at(rank) for rank in images.shards.tolist()),
         "quarantined": images.quarantined,
         "rejected": images.rejected,
         "reasons": images.rejects.index["reason"].to_pylist(),

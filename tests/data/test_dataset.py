@@ -1,12 +1,16 @@
 """The import: which bytes are kept, what is quarantined, when it is done again, tints and imbalance on top."""
 
+from pathlib import Path
+
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from counterpoise.data import table as table_files
 from counterpoise.data.dataset import encoded
 from counterpoise.data.tint import TINTS
+from counterpoise.errors import StoreError
 from counterpoise.storage.codec import decode_image
 
 
@@ -64,7 +68,7 @@ def test_bad_rows_are_set_aside_with_their_reasons(make, imported, table, store)
     assert loaded.quarantined == 4
     assert loaded.reasons == {"unreadable image": 2, "no label": 1, "unknown split 'sometimes'": 1}
     assert len(loaded.view) == 36
-    with store.open(loaded.key.replace(".parquet", ".quarantine.parquet")) as file:
+    with store.open(loaded.key.replace("table.json", "quarantine.parquet")) as file:
         aside = {row["id"]: row for row in pq.read_table(file).to_pylist()}
     assert aside["images/3.png"]["reason"] == "unreadable image"
     assert "cannot identify" in aside["images/3.png"]["detail"]
@@ -76,7 +80,7 @@ def test_a_dataset_is_imported_once_until_it_changes(make, imported, table, stor
     first = imported(**data)
     assert imported(**data).key == first.key
     assert imported(**data, imbalance={"kind": "counts", "counts": {"cat": 5}}).key == first.key
-    assert len(store.list("tables/")) == 2
+    assert len(store.list("tables/")) == 4
     assert imported(**data, seed=1).key != first.key
     (table / "images/3.png").write_bytes(make.encode(make.picture(99)))
     assert imported(**data).key != first.key
@@ -88,14 +92,48 @@ def test_a_dataset_that_moves_stays_the_same(imported, table):
     assert imported(adapter="csv", root=str(table.parent / "elsewhere"), splits={}).key == first.key
 
 
-def test_row_groups_hold_1024_rows_and_the_names_are_in_the_file(imported, store):
+def test_row_groups_hold_1024_rows_and_files_a_bounded_number_of_bytes(imported, store, monkeypatch):
+    monkeypatch.setattr(table_files, "PART_BYTES", 100_000)
     loaded = imported(
         adapter="testbed", classes=["star"], group=None, per_cell={"train": 1030, "validation": 1, "test": 1}
     )
-    with store.open(loaded.key) as file:
-        table = pq.ParquetFile(file)
-        assert [table.metadata.row_group(n).num_rows for n in range(table.num_row_groups)] == [1024, 8]
+    keys, files = loaded.view.files
+    assert len(keys) == 2
+    sizes = []
+    for key in keys:
+        with store.open(key) as file:
+            table = pq.ParquetFile(file)
+            sizes += [table.metadata.row_group(number).num_rows for number in range(table.num_row_groups)]
+    assert sizes == [1024, 8] == np.bincount(files).tolist()
     assert len(set(loaded.view.index["id"].to_pylist())) == 1032
+    assert len(list(loaded.view.decoded())) == 1032
+
+
+@pytest.mark.parametrize("damage", ["truncated", "emptied", "flipped", "replaced", "deleted"])
+@pytest.mark.parametrize("name", ["table.json", "rows.parquet", "quarantine.parquet"])
+def test_a_damaged_table_is_an_error_that_names_the_file(imported, table, store, name, damage):
+    first = imported(**(data := {"adapter": "csv", "root": str(table), "splits": {}}))
+    other = imported(**data, seed=1)
+    path = Path(store.uri, first.key).with_name(name)
+    whole = path.read_bytes()
+    damaged = {
+        "truncated": whole[: len(whole) // 2],
+        "emptied": b"",
+        "flipped": whole[:40] + bytes([whole[40] ^ 1]) + whole[41:],
+        "replaced": Path(store.uri, other.key).with_name(name).read_bytes(),
+        "deleted": None,
+    }[damage]
+    path.unlink()
+    if damaged is not None:
+        path.write_bytes(damaged)
+    if damaged == whole:
+        pytest.skip("the two tables have the same one")
+    if (name, damage) == ("table.json", "deleted"):
+        assert imported(**data).view.digest == first.view.digest  # imported again
+        assert path.read_bytes() == whole
+    else:
+        with pytest.raises(StoreError, match=name):
+            imported(**data)
 
 
 def test_tints_are_groups_spread_evenly_over_each_class_of_each_split(make, imported, tmp_path, images_by_id):

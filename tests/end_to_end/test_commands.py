@@ -77,12 +77,13 @@ def test_plan_says_what_is_left_to_sample(call, ran):
 def test_a_run_leaves_a_report_and_rows(ran):
     result, out = ran
     rows = json.loads((out / "results.json").read_text())
-    cost = {"images_sampled", "images_reused", "seconds"}
+    cost = {"synthetic_images", "images_drawn", "sampling_seconds", "seconds"}
     columns = {"method", "seed", "accuracy", "balanced_accuracy", "worst_group_accuracy"} | cost
     assert all(columns <= row.keys() for row in rows)
     assert [row["method"] for row in rows] == ["erm", "ffr", "control"]
-    assert rows[0]["images_sampled"] == rows[0]["images_reused"] == 0
-    assert rows[1]["images_sampled"] > 0
+    assert rows[0]["images_drawn"] == rows[0]["synthetic_images"] == rows[0]["sampling_seconds"] == 0
+    assert rows[1]["images_drawn"] == result["synthesize"]["sampled"] > rows[1]["synthetic_images"] > 0
+    assert rows[1]["sampling_seconds"] > 0
     page = (out / "report.html").read_text()
     assert "ffr" in page
     assert "data:image/" in page
@@ -105,17 +106,17 @@ def test_a_run_says_how_real_its_images_are(ran):
     assert found["extractor"]["resizer"] in page
 
 
-def test_a_second_run_computes_nothing(call, ran, tmp_path):
-    first, _ = ran
+def test_a_second_run_computes_nothing_and_says_the_same_costs(call, ran, tmp_path):
+    first, out = ran
     again = call("run", "methods=[erm, ffr]", "--out", str(tmp_path / "again"))
     assert again["synthesize"]["sampled"] == 0
     assert again["synthesize"]["reused"] == first["synthesize"]["sampled"]
     assert [row["metrics"] for row in again["rows"]] == [row["metrics"] for row in first["rows"]]
     assert [found["reused"] for found in again["realism"]] == [True]
     assert again["realism"][0]["rows"] == first["realism"][0]["rows"]
-    (row,) = (r for r in json.loads((tmp_path / "again" / "results.json").read_text()) if r["method"] == "ffr")
-    assert row["images_sampled"] == 0
-    assert row["images_reused"] > 0
+    assert json.loads((tmp_path / "again" / "results.json").read_text()) == json.loads(
+        (out / "results.json").read_text()
+    )
 
 
 def test_synthesize_speaks_of_the_pool(call, ran):
@@ -262,14 +263,14 @@ def test_feedback_in_two_rounds(call, store, tmp_path):
     assert all((store / "stages" / classifier / "stage.json").exists() for classifier in classifiers)
     assert first["rows"][0]["method"] == "twice"
     (row,) = json.loads((tmp_path / "results.json").read_text())
-    assert (row["images_sampled"], row["images_reused"]) == (first["synthesize"]["images"], 0)  # those of both rounds
+    assert row["synthetic_images"] == first["synthesize"]["images"]  # those of both rounds
+    assert row["images_drawn"] == first["synthesize"]["sampled"]
     again = call("run", *arguments)
     assert again["synthesize"]["sampled"] == 0
     assert again["rows"][0]["metrics"] == first["rows"][0]["metrics"]
-    (again,) = json.loads((tmp_path / "results.json").read_text())
-    assert (again["images_sampled"], again["images_reused"]) == (0, row["images_sampled"])
+    assert json.loads((tmp_path / "results.json").read_text()) == [row]
     exported = call("export", *settings, "--format", "parquet", "--out", str(tmp_path / "exported"))
-    assert 0 < exported["images"] < row["images_sampled"]  # the second round's alone
+    assert 0 < exported["images"] < row["synthetic_images"]  # the second round's alone
     card = (tmp_path / "exported" / "README.md").read_text()
     assert [pool in card for pool in pools] == [False, True]
 

@@ -55,7 +55,7 @@ def test_reference_and_control_are_added_and_named(compared, store):
     audited = CliRunner().invoke(main, ["audit", "demo", f"store={store}", *SMALL, "tracking.enabled=false", "--json"])
     real = sum(map(sum, json.loads(audited.stdout.splitlines()[-1])["counts"]))
     ffr = next(row for row in told["rows"] if row["method"] == "ffr")
-    shown = 2 * (ffr["images_sampled"] + ffr["images_reused"] + real)  # two epochs of either stage
+    shown = 2 * (ffr["synthetic_images"] + real)  # two epochs of either stage
     epochs = -(-shown // real)
     assert 2 * real < shown <= epochs * real
     assert told["control_of"] == {"method": "ffr", "base": "erm", "epochs": epochs, "images_shown": shown}

@@ -70,5 +70,5 @@ def test_a_submitted_job_runs_the_experiment(cluster, tmp_path, repository):
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     (row,) = json.loads((tmp_path / "out" / "results.json").read_text())
     assert row["method"] == "asb"
-    assert row["images_sampled"] > 0
+    assert row["images_drawn"] > 0
     assert list((tmp_path / "store" / "pool").rglob("*.parquet"))

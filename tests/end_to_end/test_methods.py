@@ -76,7 +76,7 @@ def test_the_methods_on_a_long_tail(tmp_path, methods, model, more):
     long_tail = "classes: [circle, ring, cross], imbalance: {kind: long_tailed, factor: 6}"
     outcomes, _ = run(tmp_path, methods, "shapes_long_tail", long_tail, f"{SHAPES}/{model}", more)
     assert [outcome.method for outcome in outcomes] == methods
-    assert all(outcome.images_sampled for outcome in outcomes)
+    assert all(outcome.images_drawn for outcome in outcomes)
 
 
 def test_synthetic_test_images_are_none_that_were_trained_on(tmp_path):

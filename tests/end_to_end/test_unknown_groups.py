@@ -91,7 +91,7 @@ def test_evaluate_trains_and_prints_what_there_is(trained):
 def test_progress_tells_the_metric_that_judges(trained):
     with Run(compose.load(str(trained))) as job:
         (outcome, *_), (task, *_) = job.outcomes, job.method_runs
-    note = outcomes._measurement(task).note()
+    note = outcomes._Measurement(task).note()
     assert note == f"erm seed 0: class mean {outcome.test['metrics']['class_balanced_accuracy']:.1%}"
 
 

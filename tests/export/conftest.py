@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from counterpoise.config.compose import load
-from counterpoise.synthesis.pool import shard as making
+from counterpoise.synthesis.pool import actors
 from counterpoise.synthesis.pool.address import Shard
 from counterpoise.synthesis.pool.in_process import sampler_here
 from counterpoise.synthesis.pool.sampling_spec import SamplingSpec
@@ -39,7 +39,7 @@ def fill(job):
                 for group in range(job.dataset.names.shape[1]):
                     for number in range(2):
                         shard = Shard(label, group, number)
-                        pool.store.create(shard.key(pool.digest), making.to_parquet(sample(shard)))
+                        actors.commit(pool.store, pool.digest, shard, sample(shard), {"device": "cpu"})
 
 
 @pytest.fixture(scope="package")

@@ -10,6 +10,7 @@ from collections import Counter
 
 import boto3
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -92,7 +93,7 @@ def test_files_of_a_folder_are_the_pools_own_bytes(job, tmp_path):
     assert len(rows) == len(stored) == 14
     for row in rows:
         assert (folder / row["file_name"]).read_bytes() == stored[row["id"]]
-        assert row["file_name"] == f"train/{row['label']}/{row['group']}/{row['id']}.png"
+        assert row["file_name"] == f"train/{row['label']}/{row['group']}/{row['id']}.webp"
         assert row["prompt"] == f"a {row['group']} {row['label']}"
     assert {row["plans"] for row in rows if (row["label"], row["group"]) == ("ring", "red")} == {"few,many", "many"}
 
@@ -109,12 +110,12 @@ def test_tar_files(job, tmp_path, images_of):
             members = tar.getmembers()
             assert all((member.mtime, member.uid, member.gid) == (0, 0, 0) for member in members)
             sizes.append(len(members) // 3)
-            for png, row, code in zip(members[::3], members[1::3], members[2::3], strict=True):
-                assert [m.name.partition(".")[2] for m in (png, row, code)] == ["png", "json", "cls"]
-                assert len({m.name.partition(".")[0] for m in (png, row, code)}) == 1
+            for image, row, code in zip(members[::3], members[1::3], members[2::3], strict=True):
+                assert [m.name.partition(".")[2] for m in (image, row, code)] == ["webp", "json", "cls"]
+                assert len({m.name.partition(".")[0] for m in (image, row, code)}) == 1
                 row = json.load(tar.extractfile(row))
                 assert one.dataset.names.classes[int(tar.extractfile(code).read())] == row["label"]
-                pixels = decode_image(tar.extractfile(png).read()).tobytes()
+                pixels = decode_image(tar.extractfile(image).read()).tobytes()
                 found.setdefault((row["label"], row["group"]), []).append(pixels)
     assert sizes == [4, 4, 4, 2]
     assert {cell: sorted(images) for cell, images in found.items()} == images_of(content(one, (), False).view)
@@ -176,6 +177,10 @@ def test_every_image_once(job):
     both = together(views)
     places = list(zip(both.index["key"].to_pylist(), both.index["row"].to_pylist(), strict=True))
     assert len(set(places)) == len(places) == 14
+    taken = dict(zip(places, both.index["plans"].to_pylist(), strict=True))
+    for name, view in views.items():
+        own = set(zip(view.index["key"].to_pylist(), view.index["row"].to_pylist(), strict=True))
+        assert own == {place for place, plans in taken.items() if name in plans.split(",")}
     assert together({"many": views["many"], "few": views["few"]}).digest == both.digest
     order = list(zip(both.labels, both.groups, both.column("index"), strict=True))
     assert order == sorted(order)
@@ -366,9 +371,8 @@ def test_a_store_that_fails_is_said_as_it_is(job, tmp_path):
     """Also through `datasets`, which wraps what a generator of rows raises."""
     one = job()
     some = content(one, (), False)
-    index = some.view.index.set_column(
-        some.view.index.schema.get_field_index("key"), "key", [["pool/nowhere.parquet"] * len(some)]
-    )
+    nowhere = pa.DictionaryArray.from_arrays(np.zeros(len(some), np.int32), ["pool/nowhere.parquet"])
+    index = some.view.index.set_column(some.view.index.schema.get_field_index("key"), "key", nowhere)
     lost = Content(some.experiment, some.pool, some.plans, ImageView(some.view.store, some.view.names, index))
     for form, write_form in formats.FORMATS.items():
         (tmp_path / form).mkdir()

@@ -3,16 +3,18 @@
 import hashlib
 import os
 import random
+import re
 import signal
 import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import fill_pool
-from counterpoise.synthesis.pool import sampling
-from fill_pool import SHARDS, fill
+from counterpoise.synthesis.pool import sampling, segments
+from fill_pool import SHARDS, fill, pool_of
 from processes import Run, descendants
 
 SCRIPT = Path(fill_pool.__file__)
@@ -33,12 +35,25 @@ def listed(store, pattern):
 
 
 def shards(store):
-    return listed(store, "pool/*/*/*.parquet")
+    return listed(store, "pool/*/*-*/*.parquet")
 
 
 def files(store):
     """Those that never change: shards, the pool's description, classifiers and their statistics."""
-    return {key: value for key, value in listed(store, "**/*").items() if not key.endswith("/rate.json")}
+    kept = re.compile(r"(?!pool/[^/]+/(rate\.json|notes/|index/))")
+    return {key: value for key, value in listed(store, "**/*").items() if kept.match(key)}
+
+
+def check_index(kind, models, store):
+    """The index describes the shards as they are: every image has its hash, and their costs are known."""
+    pool = pool_of(kind, models, store, 0)
+    keys = pool.store.list("pool/")
+    assert not [key for key in keys if "/notes/" in key]  # gathered
+    assert len(segments.keys(keys)) >= 1
+    assert {shard.key(pool.digest) for shard in pool.index.shards} == set(shards(store))
+    view = pool.view(np.arange(8 * len(pool.index)))
+    assert len([data for _, data in view.images() if data is not None]) == len(view)
+    assert np.isfinite(pool.index.by_shard("sample")).all()
 
 
 def hashes(store):
@@ -102,7 +117,7 @@ def test_bytes_do_not_depend_on_workers_or_kills(tiny_models, tmp_path, start):
     assert hashes(store) == expected  # none lost, none different
     assert first.items() <= second.items() <= last.items()  # none written twice: not a file was touched
     assert len(first) < len(second) < len(last)
-    assert done.fresh == set(last) - set(second)
+    check_index("plain", tiny_models, store)
     assert (done.sampled, done.reused) == (8 * (SHARDS["plain"] - len(second)), 8 * len(second))
     temporary = list((store / ".tmp").iterdir())
     assert len(temporary) <= 2  # what the killed were writing; swept after a day
@@ -144,6 +159,7 @@ def test_killed_with_two_workers_it_goes_on_to_the_same_bytes(filled, tiny_model
     left = SHARDS[kind] - len(hashes(tmp_path))
     assert left > 0
     done = fill(kind, tiny_models, tmp_path, workers=2)
-    assert (done.sampled, len(done.fresh)) == (8 * left, left)
+    assert done.sampled == 8 * left
+    check_index(kind, tiny_models, tmp_path)
     assert hashes(tmp_path) == hashes(store)
     assert first.items() <= files(tmp_path).items()  # neither a shard nor the classifier was written again

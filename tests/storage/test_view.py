@@ -2,17 +2,22 @@
 
 import io
 import pickle
+from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from counterpoise.core.digest import digest
+from counterpoise.storage import row_files
 from counterpoise.storage.codec import decode_image, encode_image
-from counterpoise.storage.schema import REAL, SYNTHETIC, LabelSpace, cell_counts, make_table
+from counterpoise.storage.records import DamagedError
+from counterpoise.storage.schema import LabelSpace, cell_counts
 from counterpoise.storage.uri import open_store
-from counterpoise.storage.view import ImageView
+from counterpoise.storage.view import ImageView, image_ids
+from image_table import store_images
 
 NAMES = LabelSpace(("cat", "dog"), ("day", "night", "dusk"))
 
@@ -22,34 +27,31 @@ def store(tmp_path):
     return open_store(tmp_path / "store")
 
 
-def put(store, key, labels, groups, first=0, row_group_size=3):
+def put(store, key, labels, groups, first=0, group_size=3):
     count = len(labels)
-    pixels = [np.full((4, 4, 3), first + number, np.uint8) for number in range(count)]
-    columns = {
-        "id": [f"{key}-{number}" for number in range(count)],
-        "image": [encode_image(p) for p in pixels],
-        "label": labels,
-        "group": groups,
-        "split": ["train" if number % 2 else "test" for number in range(count)],
-        "source": ["real"] * count,
-    }
-    buffer = io.BytesIO()
-    pq.write_table(make_table(columns, REAL, NAMES), buffer, row_group_size=row_group_size)
-    assert store.create(key, buffer.getvalue())
+    images = [encode_image(np.full((4, 4, 3), first + number, np.uint8)) for number in range(count)]
+    splits = ["train" if number % 2 else "test" for number in range(count)]
+    return store_images(store, key, images, labels, groups, NAMES, splits=splits, group_size=group_size)
 
 
 @pytest.fixture
 def view(store):
-    put(store, "a.parquet", [0, 0, 1, 1, 0], [0, 1, 2, -1, 0])
-    put(store, "b.parquet", [1, 1], [0, 0], first=100)
-    return ImageView.open(store, ["a.parquet", "b.parquet"])
+    return put(store, "a", [0, 0, 1, 1, 0], [0, 1, 2, -1, 0]) + put(store, "b", [1, 1], [0, 0], first=100)
 
 
 def test_distinct_images_are_in_the_order_of_their_places(view):
     shuffled = view.take(np.array([6, 1, 0, 1, 6, 4]))
-    assert shuffled.distinct().places == [("a.parquet", 0), ("a.parquet", 1), ("a.parquet", 4), ("b.parquet", 1)]
+    assert shuffled.distinct().column("key").tolist() == [f"tables/{name}/0000.parquet" for name in "aaab"]
+    assert shuffled.distinct().column("row").tolist() == [0, 1, 4, 1]
     assert shuffled.distinct().labels.tolist() == [0, 0, 0, 1]
-    assert ImageView.empty(view.store, NAMES).distinct().places == []
+    assert len(ImageView.empty(view.store, NAMES).distinct()) == 0
+
+
+def test_an_image_has_the_same_number_in_every_view(view):
+    one, two = view.take(np.array([6, 1, 1])), view.take(np.array([1, 4, 6]))
+    first, second, none = image_ids([one, two, ImageView.empty(view.store, NAMES)])
+    assert first[1] == first[2] == second[0] < second[1] < second[2] == first[0]
+    assert len(none) == 0
 
 
 def test_counts_and_names(view):
@@ -76,7 +78,7 @@ def test_where_and_concatenation(view):
 
 
 def test_a_digest_is_of_content_and_order(view):
-    assert view.digest == ImageView.open(view.store, ["a.parquet", "b.parquet"]).digest
+    assert view.digest == view.take(np.arange(len(view))).digest
     assert view.digest != view.take(np.arange(len(view))[::-1]).digest
     assert view.digest != view.take(np.arange(len(view) - 1)).digest
 
@@ -107,10 +109,19 @@ def test_transparency_is_laid_on_white():
     assert decode_image(encoded(Image.new("RGBA", (2, 2), (255, 0, 0, 0)), "PNG")).tolist() == [[[255] * 3] * 2] * 2
 
 
-def test_png_round_trip_is_exact_and_reproducible():
-    pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
-    assert encode_image(pixels) == encode_image(pixels)
-    np.testing.assert_array_equal(decode_image(encode_image(pixels)), pixels)
+@pytest.mark.parametrize("codec", ["png", "webp"])
+def test_a_lossless_round_trip_is_exact_and_reproducible(codec):
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 9, 3), dtype=np.uint8)
+    assert encode_image(pixels, codec) == encode_image(pixels, codec)
+    np.testing.assert_array_equal(decode_image(encode_image(pixels, codec)), pixels)
+
+
+def test_jpeg_is_near_and_nearer_at_a_higher_quality():
+    ramp = np.linspace(0, 255, 64 * 64 * 3).reshape(64, 64, 3).astype(np.uint8)
+    errors = [
+        np.abs(decode_image(encode_image(ramp, f"jpeg:{quality}")).astype(int) - ramp).mean() for quality in (40, 95)
+    ]
+    assert 0 < errors[1] < errors[0] < 10
 
 
 @pytest.mark.parametrize("cut", [0, 8, 40, 60])
@@ -123,17 +134,37 @@ def test_a_broken_image_is_an_os_error(cut):
 def test_embeddings_are_read_on_their_own(store):
     """They are no part of the index; a view has them in its order, of length 1, and NaN where there is none."""
     vectors = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float16)
-    columns = {
-        "label": [0] * 5,
-        "clip_embedding": [None if row == 2 else vector for row, vector in enumerate(vectors)],
-    } | {name: [None] * 5 for name in SYNTHETIC.names if name not in ("label", "clip_embedding")}
+    stored = [None if row == 2 else vector.tobytes() for row, vector in enumerate(vectors)]
+    table = pa.table({"embedding": pa.array(stored, pa.binary())})
     buffer = io.BytesIO()
-    pq.write_table(make_table(columns, SYNTHETIC, NAMES), buffer, row_group_size=2)
+    pq.write_table(table, buffer, row_group_size=2, **row_files.writer_options(table.schema, ["embedding"]))
     store.create("s.parquet", buffer.getvalue())
-    view = ImageView.open(store, ["s.parquet"])
-    assert not {"image", "clip_embedding"} & set(view.index.column_names)
+    sizes = row_files.lengths(table["embedding"])
+    places = {
+        "key": pa.array(["s.parquet"] * 5).dictionary_encode(),
+        "row": range(5),
+        "embedding_offset": row_files.offsets(pq.read_metadata(buffer), "embedding", sizes),
+        "embedding_length": sizes,
+        "embedding_sha256": row_files.hashes(stored),
+    }
+    view = ImageView(store, NAMES, pa.table(places))
     found = view.take(np.array([4, 2, 0, 1, 4])).embeddings()
     expected = vectors.astype(np.float64) / np.linalg.norm(vectors.astype(np.float64), axis=1, keepdims=True)
     np.testing.assert_allclose(found, np.where([[0], [1], [0], [0], [0]], np.nan, expected[[4, 2, 0, 1, 4]]), atol=1e-6)
     assert view.take(np.array([2])).embeddings().shape == (1, 0)
     assert view.take(np.array([], int)).embeddings().shape == (0, 0)
+
+
+@pytest.mark.parametrize("damage", ["flipped", "truncated", "another"])
+def test_an_image_that_is_not_what_was_stored_is_never_shown(view, damage):
+    path = Path(view.store.uri, view.column("key")[0])
+    data = bytearray(path.read_bytes())
+    if damage == "flipped":
+        data[view.column("image_offset")[2] + 5] ^= 1
+    elif damage == "truncated":
+        del data[view.column("image_offset")[2] + 5 :]
+    else:
+        data = Path(view.store.uri, view.column("key")[6]).read_bytes()
+    path.write_bytes(data)
+    with pytest.raises(DamagedError, match=r"tables/a/0000\.parquet"):
+        list(view.images())

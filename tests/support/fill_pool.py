@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from counterpoise.config import Selection
+from counterpoise.data.table import TableFiles, read_view
 from counterpoise.execution import graph
 from counterpoise.storage.schema import LabelSpace
 from counterpoise.storage.uri import open_store
@@ -44,7 +45,9 @@ def pool_of(kind, models, store, workers):
     settings = {"pool": {"shard_size": 8, "sampling": {"workers": workers}}}
     experiment = make_experiment(Path(models), store, **sections(kind, models), **settings)
     store = open_store(store)
-    real = make_view(store, "real", [[9, 3], [3, 9]], names=NAMES)
+    files = TableFiles("real")
+    stored = store.exists(files.record)  # as an import, which a run does once
+    real = read_view(store, files) if stored else make_view(store, "real", [[9, 3], [3, 9]], names=NAMES)
     teacher = None
     if experiment.feedback:
         teacher = feedback.of_stage(experiment, {"real": real}, real, "teacher")

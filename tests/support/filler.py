@@ -9,8 +9,9 @@ import pyarrow as pa
 
 from counterpoise.config import Selection
 from counterpoise.generators.text_to_image import to_samples
-from counterpoise.synthesis.pool import sampling
+from counterpoise.synthesis.pool import actors, sampling
 from counterpoise.synthesis.pool import shard as making
+from counterpoise.synthesis.pool.address import Shard
 from counterpoise.synthesis.pool.sampling_spec import SamplingSpec
 from counterpoise.synthesis.selection.request import PlanRequest
 
@@ -30,7 +31,8 @@ class Filler:
     Args:
         margin: (label, group, index) -> the image's ``clip_margin``.
         defect: (label, group, index) -> whether it is quarantined; it has no scores then.
-        scores: (label, group, index) -> its other ``clip_…`` columns.
+        scores: (label, group, index) -> its other columns, such as ``clip_…``.
+        seconds: shard -> the seconds of its steps.
     """
 
     def __init__(
@@ -38,8 +40,9 @@ class Filler:
         margin: Callable[[int, int, int], float] = lambda label, group, index: 1.0,
         defect: Callable[[int, int, int], bool] = lambda label, group, index: False,
         scores: Callable[[int, int, int], dict[str, Any]] = lambda label, group, index: {},
+        seconds: Callable[[Shard], dict[str, float]] = lambda shard: {"sample": 0.5, "encode": 0.25},
     ):
-        self.margin, self.defect, self.scores, self.rounds = margin, defect, scores, []
+        self.margin, self.defect, self.scores, self.seconds, self.rounds = margin, defect, scores, seconds, []
 
     def put(self, pool, shard):
         recipe, size = SamplingSpec.of(pool).recipe, pool.shard_size
@@ -51,7 +54,7 @@ class Filler:
             images = [np.random.default_rng(one).random((4, 4, 3)) for one in seeds]
             return to_samples(np.stack([image * (not is_bad) for image, is_bad in zip(images, attempted, strict=True)]))
 
-        table = making.to_table(making.draw(sample, recipe, shard), recipe, shard)
+        table = making.to_table(making.draw(sample, recipe, shard), recipe)
         rows = [
             {} if is_bad else {"clip_margin": self.margin(*address)} | self.scores(*address)
             for address, is_bad in zip(addresses, bad, strict=True)
@@ -60,8 +63,8 @@ class Filler:
             field = table.schema.field(name)
             values = pa.array([row.get(name) for row in rows], field.type)
             table = table.set_column(table.schema.get_field_index(name), field, values)
-        created = pool.store.create(shard.key(pool.digest), making.to_parquet(table))
-        return sampling.Receipt(shard, created, size, sum(bad), time.time(), {"sample": 0.5})
+        created, row = actors.commit(pool.store, pool.digest, shard, table, {"device": "none", **self.seconds(shard)})
+        return sampling.Receipt(shard, created, size, sum(bad), time.time(), self.seconds(shard), row)
 
     def __call__(self, pool, shards, on_receipt):
         self.rounds.append(sorted(shards))

@@ -1,14 +1,11 @@
 """A biased toy dataset: the class is the direction of a faint bar, the group is the colour of the ground."""
 
-import io
-
 import numpy as np
-import pyarrow.parquet as pq
 
 from counterpoise.config import Experiment
 from counterpoise.storage.codec import encode_image
-from counterpoise.storage.schema import REAL, SYNTHETIC, LabelSpace, make_table
-from counterpoise.storage.view import ImageView
+from counterpoise.storage.schema import LabelSpace
+from image_table import store_images
 
 NAMES = LabelSpace(("lying", "standing"), ("red", "blue"))
 SIZE = 16
@@ -28,21 +25,9 @@ def make_view(store, key, counts, seed=0, synthetic=False, names=NAMES, contrast
     random = np.random.default_rng(seed)
     cells = [(y, b) for y, row in enumerate(counts) for b, n in enumerate(row) for _ in range(n)]
     random.shuffle(cells)
-    n = len(cells)
-    columns = {
-        "id": [f"{key}/{i}" for i in range(n)],
-        "image": [encode_image(draw(y, b, random, contrast)) for y, b in cells],
-        "label": [y for y, _ in cells],
-        "group": [b for _, b in cells] if names.groups else [-1] * n,
-        "split": ["train"] * n,
-        "source": ["synthetic" if synthetic else "real"] * n,
-    }
-    schema = SYNTHETIC if synthetic else REAL
-    columns |= {field.name: [None] * n for field in schema if field.name not in columns}
-    buffer = io.BytesIO()
-    pq.write_table(make_table(columns, schema, names), buffer, row_group_size=64)
-    store.create(f"{key}.parquet", buffer.getvalue())
-    return ImageView.open(store, [f"{key}.parquet"])
+    images = [encode_image(draw(y, b, random, contrast)) for y, b in cells]
+    labels, groups = [y for y, _ in cells], [b if names.groups else -1 for _, b in cells]
+    return store_images(store, key, images, labels, groups, names, source="synthetic" if synthetic else "real")
 
 
 def make_experiment(store, stages=({"name": "fit", "data": ["real"]},), seed=0, **training):

@@ -11,7 +11,6 @@ import time
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pytest
 import torch
 import yaml
@@ -19,11 +18,11 @@ import yaml
 from counterpoise import config
 from counterpoise.errors import TrackingError
 from counterpoise.storage.local import LocalStore
-from counterpoise.storage.schema import REAL, LabelSpace
-from counterpoise.storage.view import ImageView
+from counterpoise.storage.schema import LabelSpace
 from counterpoise.tracking import mlflow as tracking
 from counterpoise.tracking.mlflow import Tracker
 from counterpoise.training.models import build_model
+from image_table import store_images
 
 # What the tests ask MLflow itself; tracking.py silences the same for what it asks.
 pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
@@ -104,10 +103,7 @@ def test_figures_images_and_inputs(tracker, client, store_folder, tmp_path):
     from matplotlib.figure import Figure
 
     store = LocalStore(tmp_path)
-    row = {"id": "0", "label": 1, "group": -1, "split": "train", "source": "real", "key": "k", "row": 0}
-    fields = [field for field in REAL if field.name != "image"]
-    schema = pa.schema([*fields, ("key", pa.string()), ("row", pa.int64())])
-    view = ImageView(store, LabelSpace(("moon", "star")), pa.Table.from_pylist([row], schema))
+    view = store_images(store, "stars", [b""], [1], [-1], LabelSpace(("moon", "star")))
     figure = Figure()
     figure.subplots().plot([0, 1])
     with tracker.run("inputs") as run:

@@ -13,6 +13,7 @@ from counterpoise.config import Experiment
 from counterpoise.errors import ConfigError, ModelError
 from counterpoise.scoring import features
 from counterpoise.scoring.identity import identify_scorer
+from counterpoise.storage import row_files
 from counterpoise.storage.codec import decode_image
 from counterpoise.storage.uri import open_store
 from counterpoise.storage.view import ImageView
@@ -110,14 +111,23 @@ def test_more_images_than_allowed_are_not_compared(experiment, real, other, stor
 
 def with_vectors(view, key, vectors):
     """The same images with CLIP's vectors, None for an image that was not scored, as a pool holds them."""
-    with view.store.open(view.index["key"][0].as_py()) as file:
-        table = pq.read_table(file)
-    field = table.schema.field("clip_embedding")
-    table = table.set_column(table.schema.get_field_index(field.name), field, pa.array(vectors, field.type))
+    images = dict(view.images())
+    bulky = {
+        "image": [images[position] for position in range(len(view))],
+        "embedding": [None if vector is None else np.asarray(vector, np.float16).tobytes() for vector in vectors],
+    }
+    table = pa.table({name: pa.array(values, pa.binary()) for name, values in bulky.items()})
     buffer = io.BytesIO()
-    pq.write_table(table, buffer)
+    pq.write_table(table, buffer, **row_files.writer_options(table.schema, list(bulky)))
     view.store.create(key, buffer.getvalue())
-    return ImageView.open(view.store, [key])
+    columns = {name: view.index[name] for name in view.index.column_names}
+    columns |= {"key": pa.array([key] * len(view)).dictionary_encode(), "row": pa.array(range(len(view)), pa.int32())}
+    for name, values in bulky.items():
+        sizes = row_files.lengths(table[name])
+        columns[f"{name}_offset"] = pa.array(row_files.offsets(pq.read_metadata(buffer), name, sizes))
+        columns[f"{name}_length"] = pa.array(sizes)
+        columns[f"{name}_sha256"] = pa.array(row_files.hashes(values), pa.binary(16))
+    return ImageView(view.store, view.names, pa.table(columns))
 
 
 def test_what_the_pool_holds_is_not_embedded_again(experiment, real, other, store, monkeypatch):

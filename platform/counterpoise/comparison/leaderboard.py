@@ -22,7 +22,6 @@ from counterpoise.evaluation.compare import ranks, table
 from counterpoise.evaluation.scores import evaluate
 from counterpoise.report.leaderboard import Leaderboard
 from counterpoise.report.page import render_leaderboard
-from counterpoise.synthesis.pool.pool import sampler_seconds
 from counterpoise.workflow import reporting, run_log, suite
 from counterpoise.workflow.outcomes import MethodResult
 from counterpoise.workflow.run import Run
@@ -151,14 +150,7 @@ def costs(run: Run, outcome: MethodResult, experiment: Experiment) -> dict[str, 
         Device time: seconds of its stages × the devices that each was fitted on, and of one sampler for these
         images × its GPUs (1 if it has none); None if the pool has no record of the sampling rate.
     """
-    seconds: float | None = outcome.device_seconds
-    drawn = 0
-    for one in run.synthesized.rounds.get(experiment.method, ()):
-        views = one.images.methods[experiment.method].views.values()
-        shards = {key for view in views for key in view.index["key"].to_pylist()}
-        images = len(shards) * experiment.pool.shard_size
-        per_image = sampler_seconds(run.store, one.pool.digest) if images else 0.0
-        sampling = None if per_image is None else images * per_image * (experiment.pool.sampling.num_gpus or 1.0)
-        seconds = None if seconds is None or sampling is None else seconds + sampling
-        drawn += images
-    return {IMAGES_DRAWN.name: drawn, DEVICE_TIME.name: None if seconds is None else round(seconds, 2)}
+    sampling, total = outcome.sampling_seconds, None
+    if sampling is not None:
+        total = round(outcome.device_seconds + sampling * (experiment.pool.sampling.num_gpus or 1.0), 2)
+    return {IMAGES_DRAWN.name: outcome.images_drawn, DEVICE_TIME.name: total}

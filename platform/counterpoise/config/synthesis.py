@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from counterpoise.config.base import RESOLVED, Decides, NonNegativeInt, Section, Share
 
@@ -149,11 +149,20 @@ class SamplingResources(ActorResources, decides="runtime"):
     workers: NonNegativeInt | None = None
 
 
+def _codec(value: object) -> object:
+    """Return ``{jpeg: 95}``, as YAML reads ``jpeg: 95``, as the text ``jpeg:95``."""
+    return f"jpeg:{value['jpeg']}" if isinstance(value, dict) and value.keys() == {"jpeg"} else value
+
+
+Codec = Annotated[str, BeforeValidator(_codec), Field(pattern=r"^(webp|png|jpeg:([1-9]\d?|100))$")]
+
+
 class Pool(Section, decides="pixels"):
-    """Sampling of the pool. Only ``shard_size`` and ``max_attempts`` affect its content."""
+    """Sampling of the pool. Only ``shard_size``, ``max_attempts`` and ``codec`` affect its content."""
 
     shard_size: PositiveInt = 32  # images sampled in one batch and committed together
     max_attempts: PositiveInt = 3  # samples of an image before it is quarantined
+    codec: Codec = "webp"  # of the stored images: webp and png are lossless; jpeg:95 is not
     sampling: SamplingResources = SamplingResources()
     scoring: ActorResources = ActorResources(workers=1, num_cpus=0.0)  # 0 CPUs: samplers may use all
     # largest share of quarantined images; more is an error

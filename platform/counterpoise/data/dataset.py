@@ -1,8 +1,7 @@
 """Import of a real dataset into the store: done once, read as a view.
 
-With any adapter, the rows end in one Parquet file at ``tables/<address>.parquet``, and the unusable rows in
-``tables/<address>.quarantine.parquet``. The address is the digest of the configuration and of a fingerprint of the
-source, so a dataset is imported again if and only if it changes.
+With any adapter, the rows end in the files of :mod:`counterpoise.data.table`. Their address is the digest of the
+configuration and of a fingerprint of the source, so a dataset is imported again if and only if it changes.
 """
 
 from __future__ import annotations
@@ -20,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from PIL import Image, ImageOps
 
 from counterpoise import config
@@ -30,15 +28,15 @@ from counterpoise.core.progress import Progress
 from counterpoise.data import imbalance
 from counterpoise.data.adapters import Picture, Rows, open_source
 from counterpoise.data.choose import SelectedRows, choose
+from counterpoise.data.table import TableFiles, TableWriter, read_quarantine, read_view
 from counterpoise.data.tint import TINTS, tint
 from counterpoise.errors import DataError, did_you_mean, one_of
 from counterpoise.execution import graph
 from counterpoise.storage.codec import decode_image, encode_image
-from counterpoise.storage.schema import REAL, make_table
 from counterpoise.storage.store import Store
 from counterpoise.storage.view import ImageView
 
-_FORMAT = 1  # to be raised when the same source would be imported differently
+_FORMAT = 2  # to be raised when the same source would be imported differently
 _ROWS, _BYTES = 1024, 128 << 20  # limits of a row group
 _BATCH = 64  # images processed at once
 _KEPT = ("JPEG", "PNG", "WEBP")  # formats whose files are stored as they are
@@ -57,7 +55,7 @@ class Loaded:
         view: All splits; training and validation rows thinned by ``data.imbalance``.
         quarantined: Number of unusable rows.
         reasons: Reason -> number of rows quarantined for it.
-        key: Key of the table in the store.
+        key: Key of the table's record in the store.
     """
 
     view: ImageView
@@ -74,20 +72,25 @@ def load(data: config.Data, store: Store) -> Loaded:
             import stores nothing.
     """
     _check_tint(data)
-    source = open_source(data)
-    address = digest({"format": _FORMAT, "data": identity(data, "source"), "source": source.fingerprint})
-    key, quarantine_key = f"tables/{address}.parquet", f"tables/{address}.quarantine.parquet"
-    graph.run_all([_Import(data, store, key, quarantine_key)])
-    view = ImageView.open(store, [key])
-    with store.open(quarantine_key) as file:
-        defects = pq.read_table(file)
+    files = table_files(data)
+    graph.run_all([_Import(data, store, files)])
+    view, defects = read_view(store, files), read_quarantine(store, files)
     reasons = defects["reason"].to_pylist()
     _check_share(data, len(view) + len(defects), defects["id"].to_pylist(), reasons)
     if data.imbalance is not None:
-        splits = np.asarray(view.index["split"].to_pylist(), dtype=object)
-        kept = imbalance.keep(data.imbalance, view.labels, view.groups, splits, view.names, data.seed)
+        kept = imbalance.keep(data.imbalance, view.labels, view.groups, view.column("split"), view.names, data.seed)
         view = view.take(kept)
-    return Loaded(view, len(defects), dict(Counter(reasons).most_common()), key)
+    return Loaded(view, len(defects), dict(Counter(reasons).most_common()), files.record)
+
+
+def table_files(data: config.Data) -> TableFiles:
+    """Return the keys of a dataset in the store.
+
+    Raises:
+        DataError: The dataset is not what the configuration says.
+    """
+    source = open_source(data).fingerprint
+    return TableFiles(digest({"format": _FORMAT, "data": identity(data, "source"), "source": source}))
 
 
 def _check_tint(data: config.Data) -> None:
@@ -123,38 +126,36 @@ class _Import:
 
     data: config.Data
     store: Store
-    key: str
-    quarantine_key: str
+    files: TableFiles
     parents: tuple[Any, ...] = ()
     num_workers = 1
     resources = config.ActorResources(num_cpus=1.0)
 
     @property
     def digest(self) -> str:
-        return self.key
+        return self.files.record
 
     def note(self) -> str:
         return "import of the dataset"
 
     def done(self) -> bool:
-        return self.store.exists(self.key)
+        return self.store.exists(self.files.record)
 
     def run(self) -> None:
-        _import(open_source(self.data).rows(), self.data, self.store, self.key, self.quarantine_key)
+        _import(open_source(self.data).rows(), self.data, self.store, self.files)
 
 
-def _import(rows: Rows, data: config.Data, store: Store, key: str, quarantine_key: str) -> None:
+def _import(rows: Rows, data: config.Data, store: Store, files: TableFiles) -> None:
     selected = choose(rows, data)
     defects: list[Defect] = [(row, why, "") for row, why in selected.defects.items()]
     with tempfile.TemporaryDirectory(prefix="counterpoise-") as folder:
-        table, quarantine = Path(folder, "table.parquet"), Path(folder, "quarantine.parquet")
+        writer = TableWriter(store, files, Path(folder))
         with Progress("importing", total=len(selected.rows), unit="images") as progress:
-            _write(table, _good(rows, selected, data, defects, progress), rows, selected)
+            for batch in _row_groups(_good(rows, selected, data, defects, progress)):
+                writer.write([image for _, image in batch], _table([row for row, _ in batch], rows, selected))
         if len(defects) == len(selected.rows) + len(selected.defects):
             raise DataError("no image of this dataset can be read", where="data", found=defects[-1][2])
-        _write_quarantine(quarantine, rows, defects)
-        store.create(quarantine_key, quarantine)
-        store.create(key, table)  # last, so that a table always has its quarantine
+        writer.finish(selected.names, _quarantine(rows, defects))
 
 
 def _good(
@@ -177,39 +178,32 @@ def _check_defects(rows: Rows, data: config.Data, total: int, defects: list[Defe
         _check_share(data, total, [rows.ids[row] for row, _, _ in defects], [reason for _, reason, _ in defects])
 
 
-def _write(path: Path, images: Iterator[tuple[int, bytes]], rows: Rows, selected: SelectedRows) -> None:
-    """Stream images into a Parquet file; at most one row group is in memory."""
-    schema = REAL.with_metadata(selected.names.to_metadata())
-    plain = {name: "none" if name == "image" else "zstd" for name in REAL.names}
-    with pq.ParquetWriter(
-        path, schema, compression=plain, use_dictionary=["split", "source"], write_statistics=["label", "group"]
-    ) as writer:
-        batch: list[tuple[int, bytes]] = []
-        size = 0
-        for position, image in images:
-            batch.append((position, image))
-            size += len(image)
-            if len(batch) == _ROWS or size > _BYTES:
-                writer.write_table(_table(batch, rows, selected))
-                batch, size = [], 0
-        if batch:
-            writer.write_table(_table(batch, rows, selected))
+def _row_groups(images: Iterator[tuple[int, bytes]]) -> Iterator[list[tuple[int, bytes]]]:
+    batch: list[tuple[int, bytes]] = []
+    size = 0
+    for position, image in images:
+        batch.append((position, image))
+        size += len(image)
+        if len(batch) == _ROWS or size > _BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
 
 
-def _table(batch: list[tuple[int, bytes]], rows: Rows, selected: SelectedRows) -> pa.Table:
-    positions = np.array([position for position, _ in batch], dtype=np.int64)
-    columns = {
-        "id": [rows.ids[row] for row in selected.rows[positions]],
-        "image": [image for _, image in batch],
-        "label": selected.labels[positions],
-        "group": selected.groups[positions],
-        "split": selected.splits[positions].tolist(),
-        "source": ["real"] * len(batch),
-    }
-    return make_table(columns, REAL, selected.names)
+def _table(batch: list[int], rows: Rows, selected: SelectedRows) -> pa.Table:
+    positions = np.array(batch, dtype=np.int64)
+    return pa.table(
+        {
+            "id": pa.array([rows.ids[row] for row in selected.rows[positions]], pa.string()),
+            "label": pa.array(selected.labels[positions], pa.int32()),
+            "group": pa.array(selected.groups[positions], pa.int32()),
+            "split": pa.array(selected.splits[positions].tolist(), pa.string()),
+        }
+    )
 
 
-def _write_quarantine(path: Path, rows: Rows, defects: list[Defect]) -> None:
+def _quarantine(rows: Rows, defects: list[Defect]) -> pa.Table:
     indices = [row for row, _, _ in defects]
     columns = {
         "id": [rows.ids[row] for row in indices],
@@ -219,7 +213,7 @@ def _write_quarantine(path: Path, rows: Rows, defects: list[Defect]) -> None:
         "reason": [reason for _, reason, _ in defects],
         "detail": [detail for _, _, detail in defects],
     }
-    pq.write_table(pa.table(columns, schema=QUARANTINE), path)
+    return pa.table(columns, schema=QUARANTINE)
 
 
 # -- images ------------------------------------------------------------------------------------------------------------

@@ -9,13 +9,17 @@ import secrets
 import shutil
 import socket
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, TypeVar
 
 import ray
 
 from counterpoise.errors import ConfigError
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 # Read by the daemons and workers that Ray starts; values set by the user take precedence.
 _PRIVATE_CLUSTER = {
@@ -52,6 +56,19 @@ def disconnect() -> None:
     if _temporary is not None:
         shutil.rmtree(_temporary, ignore_errors=True)
         _temporary = None
+
+
+def map_tasks(function: Callable[[T], R], items: Sequence[T]) -> list[R]:
+    """Return the function's results for all items, each computed as a Ray task on one CPU.
+
+    An exception of the function is raised unchanged.
+    """
+    connect()
+    task: Any = ray.remote(num_cpus=1, max_retries=2)(function)
+    try:
+        return ray.get([task.remote(item) for item in items])
+    except ray.exceptions.RayTaskError as error:
+        raise (error.cause or error) from None
 
 
 def _join(address: str) -> None:

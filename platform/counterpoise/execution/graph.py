@@ -85,7 +85,7 @@ def run(nodes: Mapping[str, AnyNode]) -> Iterator[AnyNode]:
     Args:
         nodes: From :func:`needed`.
     """
-    if not _joins_a_cluster() and _is_chain(nodes):
+    if not joins_a_cluster() and _is_chain(nodes):
         for node in nodes.values():
             node.run()
             yield node
@@ -99,7 +99,7 @@ def run_all(goals: Iterable[AnyNode]) -> None:
     Nodes in this process show their own progress. On a cluster, finished nodes are counted on standard error.
     """
     pending = needed(goals)
-    if not _joins_a_cluster():
+    if not joins_a_cluster():
         for _ in run(pending):
             pass
         return
@@ -108,7 +108,7 @@ def run_all(goals: Iterable[AnyNode]) -> None:
             progress.advance(note=node.note())
 
 
-def _joins_a_cluster() -> bool:
+def joins_a_cluster() -> bool:
     """Return whether work goes to a cluster that is there already: the driver may then be on a small head node."""
     return os.environ.get("RAY_ADDRESS", "local") not in ("", "local")
 

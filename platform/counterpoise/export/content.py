@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from counterpoise.config import Experiment
 from counterpoise.errors import ConfigError, PlanError, did_you_mean, one_of
-from counterpoise.storage.view import ImageView
+from counterpoise.storage.view import ImageView, image_ids
 from counterpoise.synthesis.pool.pool import Pool
 from counterpoise.workflow.run import Run
 
-_INTERNAL = ("key", "row", "defect")  # the place of an image, and defects, which no view contains
+_INTERNAL = re.compile("key|row|defect|(image|embedding)_.*")  # places, and defects, which no view contains
 _FIRST = ("id", "label", "group", "split", "source", "plans")  # first columns of a row; the others follow
 
 
@@ -44,7 +46,7 @@ class Content:
     @property
     def schema(self) -> pa.Schema:
         """Schema of :meth:`rows` without the image. Classes and groups are names here."""
-        fields = {field.name: field for field in self.view.index.schema if field.name not in _INTERNAL}
+        fields = {field.name: _plain(field) for field in self.view.index.schema if not _INTERNAL.fullmatch(field.name)}
         named = {name: pa.field(name, pa.string()) for name in ("label", "group")}
         order = [*_FIRST, *(name for name in fields if name not in _FIRST)]
         return pa.schema([(fields | named)[name] for name in order])
@@ -56,6 +58,7 @@ class Content:
             (row,) = index.slice(position, 1).to_pylist()
             row["label"] = names.classes[row["label"]]
             row["group"] = names.groups[row["group"]] if names.groups and row["group"] >= 0 else None
+            assert image is not None  # views have no quarantined images
             yield {name: _finite(row[name]) for name in columns}, image
 
 
@@ -104,11 +107,12 @@ def _the_method(run: Run) -> Experiment:
 def together(views: Mapping[str, ImageView]) -> ImageView:
     """Merge views: every image once, by cell and index, with the names of its views in the column ``plans``."""
     view = reduce(add, views.values()).distinct()
-    takers: dict[tuple[str, int], list[str]] = {place: [] for place in view.places}
-    for name, taken in views.items():
-        for place in taken.places:
-            takers[place].append(name)
-    column = pa.array([",".join(names) for names in takers.values()], pa.string())
+    *taken, every = image_ids([*views.values(), view])
+    takers: list[list[str]] = [[] for _ in range(len(view))]
+    for name, ids in zip(views, taken, strict=True):
+        for position in np.searchsorted(every, np.unique(ids)).tolist():
+            takers[position].append(name)
+    column = pa.array([",".join(names) for names in takers], pa.string())
     index = view.index.append_column("plans", column)
     if "index" in index.column_names:  # an empty view has no columns but those of real images
         index = index.sort_by([(name, "ascending") for name in ("label", "group", "index")])
@@ -118,6 +122,11 @@ def together(views: Mapping[str, ImageView]) -> ImageView:
 def files_needed(count: int, per_file: int) -> int:
     """Return the number of files for ``count`` images, at most ``per_file`` each; at least one."""
     return max(1, math.ceil(count / per_file))
+
+
+def _plain(field: pa.Field) -> pa.Field:
+    """Return the field of a column's values, for a dictionary column."""
+    return field.with_type(field.type.value_type) if pa.types.is_dictionary(field.type) else field
 
 
 def _finite(value: Any) -> Any:

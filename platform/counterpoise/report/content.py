@@ -105,8 +105,8 @@ class ResultRow:
         intervals: Name -> (low, high), bootstrap over the test images.
         cells: For each cell ``label``, ``group`` (names; group None without groups), ``n``, ``accuracy``, ``low``,
             ``high``; the last three are None for a cell without test images.
-        images_sampled: Synthetic images that were sampled for this fit.
-        images_reused: Synthetic images that were in the pool before.
+        synthetic_images: Synthetic images that the method's stages train on.
+        images_drawn: Images that were sampled for these, rejected ones included.
         seconds: Duration of the fit.
         regime: Labels used to select its epochs: ``groups``, ``labels`` or ``none``.
         moved: Parameter tensor -> True if the last stage with frozen tensors moved it; empty without such a stage.
@@ -117,8 +117,8 @@ class ResultRow:
     metrics: Mapping[str, int | float | None]
     intervals: Mapping[str, Sequence[float]]
     cells: list[dict[str, Any]]
-    images_sampled: int = 0
-    images_reused: int = 0
+    synthetic_images: int = 0
+    images_drawn: int = 0
     seconds: int | float = 0.0
     regime: str = ""
     moved: Mapping[str, bool] = field(default_factory=dict)

@@ -9,10 +9,24 @@ from jaxtyping import UInt8
 from PIL import Image
 
 
-def encode_image(pixels: UInt8[np.ndarray, "height width 3"]) -> bytes:
-    """Encode pixels as a PNG file. Lossless, and the same bytes for the same pixels."""
+def encode_image(pixels: UInt8[np.ndarray, "height width 3"], codec: str = "png") -> bytes:
+    """Encode pixels as an image file: the same bytes for the same pixels.
+
+    WebP's lossless mode at its fastest setting takes about half of PNG's time and five sixths of its bytes, on
+    photographs of 64 to 1,024 pixels; benchmarks/storage.md has the figures.
+
+    Args:
+        pixels: The image.
+        codec: ``webp`` or ``png``, which are lossless, or ``jpeg:QUALITY``.
+    """
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, format="PNG", compress_level=3)
+    image = Image.fromarray(pixels)
+    if codec == "png":
+        image.save(buffer, format="PNG", compress_level=3)
+    elif codec == "webp":
+        image.save(buffer, format="WEBP", lossless=True, method=0, quality=50)
+    else:
+        image.save(buffer, format="JPEG", quality=int(codec.removeprefix("jpeg:")), subsampling=0)
     return buffer.getvalue()
 
 

@@ -91,7 +91,7 @@ class Findings:
             "kinds": kinds,
             "damaged": [{"kind": one.kind, "key": one.key, "wrong": one.wrong} for one in self.damages],
             "not_checked": self.unchecked,
-            **{name: again[name] for name in ("unhashed", "regenerated", "equal", "largest_difference")},
+            **{name: again[name] for name in ("regenerated", "equal", "largest_difference")},
         }
 
 

@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
+import numpy as np
+
 from counterpoise import config
 from counterpoise.config import Experiment
 from counterpoise.config.identity import identity
@@ -23,7 +25,7 @@ from counterpoise.evaluation.scores import evaluate
 from counterpoise.execution import graph
 from counterpoise.storage.records import create_record, read_record
 from counterpoise.storage.store import Store
-from counterpoise.storage.view import ImageView
+from counterpoise.storage.view import ImageView, image_ids
 from counterpoise.training import stages
 from counterpoise.training.stages import StageFit
 from counterpoise.workflow.planning import Dataset
@@ -73,8 +75,9 @@ class MethodResult:
         validation: ``metrics``, ``intervals`` and ``cells`` on the validation split.
         test: The same on the test split.
         regime: The validation labels used for model selection; see :func:`selection_regime`.
-        images_sampled: Images of its views that this run sampled, and that no earlier result has counted.
-        images_reused: The other synthetic images of its views.
+        synthetic_images: Synthetic images that its stages, or those of its guide classifiers, train on.
+        images_drawn: Images that were sampled for these, rejected ones included, by whichever run.
+        sampling_seconds: Seconds that one sampler takes for them; None if unknown.
     """
 
     method: str
@@ -83,8 +86,9 @@ class MethodResult:
     validation: dict[str, Any]
     test: dict[str, Any]
     regime: str = field(default="")
-    images_sampled: int = field(default=0)
-    images_reused: int = field(default=0)
+    synthetic_images: int = field(default=0)
+    images_drawn: int = field(default=0)
+    sampling_seconds: float | None = field(default=0.0)
 
     @property
     def seconds(self) -> float:
@@ -103,7 +107,11 @@ class MethodResult:
 
     def result_row(self) -> dict[str, Any]:
         """Return a flat row of results.json."""
-        cost = {"images_sampled": self.images_sampled, "images_reused": self.images_reused}
+        cost = {
+            "synthetic_images": self.synthetic_images,
+            catalogue.IMAGES_DRAWN.name: self.images_drawn,
+            "sampling_seconds": self.sampling_seconds,
+        }
         metrics = self.test["metrics"]
         identifiers = {"method": self.method, "seed": self.seed, "regime": self.regime}
         return {**identifiers, **metrics, **cost, "seconds": round(self.seconds, 2)}
@@ -145,18 +153,8 @@ def run_all(tasks: Sequence[MethodRun], synthesized: Synthesized = _NOTHING) -> 
         for node in graph.run(todo):
             progress.advance(note=node.note())
     fitted = len(all_stages & todo.keys())
-    outcomes = [_outcome(task) for task in tasks]
-    with_rounds = [_with_earlier_rounds(task, synthesized) for task in tasks]
-    outcomes = attribute_samples(outcomes, with_rounds, synthesized.fresh)
+    outcomes = [_with_costs(_outcome(task), task, synthesized) for task in tasks]
     return TrainingSummary(outcomes, fitted, len(all_stages) - fitted)
-
-
-def _with_earlier_rounds(task: MethodRun, synthesized: Synthesized) -> MethodRun:
-    """Return the run with the images of its earlier feedback rounds added, as they were sampled for it too."""
-    views = dict(task.views)
-    for number, images in enumerate(synthesized.earlier(task.experiment.method), start=1):
-        views |= {f"{name} of round {number}": view for name, view in images.items()}
-    return replace(task, views=views)
 
 
 def selection_regime(experiment: Experiment, grouped: bool) -> str:
@@ -177,24 +175,18 @@ def selection_regime(experiment: Experiment, grouped: bool) -> str:
     return "none" if chosen_by == {"last"} else "labels"
 
 
-def attribute_samples(
-    outcomes: Sequence[MethodResult], tasks: Sequence[MethodRun], fresh: set[str]
-) -> list[MethodResult]:
-    """Return the results with the number of synthetic images that this run sampled for each.
-
-    Args:
-        outcomes: The results.
-        tasks: Their runs, in the same order.
-        fresh: Keys of the shards that this run committed. An image counts once, for the first run that uses it.
-    """
-    seen: set[tuple[str, int]] = set()
-    charged = []
-    for outcome, task in zip(outcomes, tasks, strict=True):
-        used = {image for view in task.views.values() for image in view.where(source="synthetic").places}
-        new = {image for image in used - seen if image[0] in fresh}
-        seen |= used
-        charged.append(replace(outcome, images_sampled=len(new), images_reused=len(used) - len(new)))
-    return charged
+def _with_costs(outcome: MethodResult, task: MethodRun, synthesized: Synthesized) -> MethodResult:
+    """Return the result with the synthetic images of its method, of every round of feedback, and their cost."""
+    method = task.experiment.method
+    rounds = [task.views, *synthesized.earlier(method)]
+    ids = image_ids([view.where(source="synthetic") for views in rounds for view in views.values()])
+    cost = synthesized.cost(method)
+    return replace(
+        outcome,
+        synthetic_images=len(np.unique(np.concatenate(ids))),
+        images_drawn=cost.images,
+        sampling_seconds=cost.seconds,
+    )
 
 
 # -- the graph ---------------------------------------------------------------------------------------------------------

@@ -157,8 +157,8 @@ def result_row(outcome: MethodResult) -> ResultRow:
         outcome.test["metrics"],
         outcome.test["intervals"],
         outcome.test["cells"],
-        outcome.images_sampled,
-        outcome.images_reused,
+        outcome.synthetic_images,
+        outcome.images_drawn,
         outcome.seconds,
         outcome.regime,
         next((stage["moved"] for stage in reversed(outcome.stages) if stage.get("moved")), {}),
@@ -234,7 +234,7 @@ def _samples(run: Run) -> list[CellSamples]:
 
 def _images(view: ImageView, count: int) -> list[bytes]:
     first = view.take(np.arange(min(count, len(view))))
-    return [data for _, data in sorted(first.images())]
+    return [data for _, data in sorted(first.images()) if data is not None]
 
 
 def _rejects(run: Run) -> ImageView:
@@ -257,5 +257,5 @@ def _filtered(run: Run) -> list[FilterExamples]:
 def _with_reasons(view: ImageView, positions: np.ndarray) -> list[tuple[bytes | None, str]]:
     """Return the images at those positions that exist, with the reasons why they were rejected."""
     shown = view.take(positions[positions < len(view)])
-    reasons = shown.index["reason"].to_pylist()
+    reasons = shown.column("reason").tolist()
     return [(data, reasons[position]) for position, data in sorted(shown.images(), key=lambda found: found[0])]

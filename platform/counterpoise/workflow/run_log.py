@@ -12,6 +12,7 @@ from counterpoise.config import Experiment
 from counterpoise.config.identity import without
 from counterpoise.core.digest import digest
 from counterpoise.data.audit import Audit
+from counterpoise.evaluation import catalogue
 from counterpoise.report.content import Report, Results
 from counterpoise.scoring.realism import METRICS
 from counterpoise.storage.store import Store
@@ -158,8 +159,9 @@ def outcome(parent: TrackedRun, result: MethodResult, task: MethodRun) -> str | 
         }
         run.metrics(cells)
         cost = {
-            "images_sampled": result.images_sampled,
-            "images_reused": result.images_reused,
+            "synthetic_images": result.synthetic_images,
+            catalogue.IMAGES_DRAWN.name: result.images_drawn,
+            "sampling_seconds": result.sampling_seconds,
             "seconds": result.seconds,
         }
         run.metrics(cost)

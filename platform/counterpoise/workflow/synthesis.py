@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from counterpoise.config import Experiment
 from counterpoise.errors import ConfigError
 from counterpoise.storage.view import ImageView
-from counterpoise.synthesis.pool.pool import Pool
+from counterpoise.synthesis.pool.pool import Pool, SamplingCost
 from counterpoise.synthesis.selection.request import PlanRequest
 from counterpoise.synthesis.selection.select import select_images
 from counterpoise.synthesis.selection.selected_images import SelectedImages
@@ -69,10 +69,12 @@ class Synthesized:
         )
         return list({id(images): images for _, images in ordered}.values())
 
-    @property
-    def fresh(self) -> set[str]:
-        """Keys of the shards that were sampled now."""
-        return {key for images in self.realized for key in images.fresh}
+    def cost(self, method: str) -> SamplingCost:
+        """Return what sampling a method's images took, in all of its rounds."""
+        costs = [one.images.methods[method].cost for one in self.rounds.get(method, ())]
+        seconds = [cost.seconds for cost in costs]
+        known = None if None in seconds else sum((second for second in seconds if second is not None), 0.0)
+        return SamplingCost(sum(cost.images for cost in costs), known)
 
 
 @dataclass(frozen=True)

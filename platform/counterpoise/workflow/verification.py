@@ -11,17 +11,10 @@ from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from counterpoise.config import Data
-from counterpoise.config.identity import identity
-from counterpoise.core.digest import digest
-from counterpoise.data import dataset
-from counterpoise.data.adapters import open_source
+from counterpoise.data.dataset import table_files
+from counterpoise.data.table import check_table
 from counterpoise.errors import CounterpoiseError
 from counterpoise.storage.records import read_record
-from counterpoise.storage.store import Store
 from counterpoise.synthesis.pool import verify as pool_checks
 from counterpoise.synthesis.pool.pool import Pool
 from counterpoise.synthesis.prompts.resolve import answer_keys
@@ -49,40 +42,17 @@ def verify(run: Run, regenerate: int = 0) -> Findings:
         CounterpoiseError: The store, the source of the dataset or a model cannot be read.
     """
     found = Findings(run.store)
-    table = _table_key(run.suite.shared.data)
-    if found.look("dataset", (table,), lambda: None) == "sound":
-        for key, wrong in check_table(run.store, table):
-            found.add("dataset", key, wrong, (table, _quarantine(table)))
-    if set(found.states["dataset"].values()) != {"sound"}:
-        reason = "the dataset is not imported" if found.states["dataset"][table] == "missing" else "it is damaged"
+    files = table_files(run.suite.shared.data)
+    if found.look("dataset", (files.record,), lambda: None) == "sound":
+        for key, wrong in check_table(run.store, files):
+            found.add("dataset", key, wrong, (files.record, key))
+    states = found.states["dataset"]
+    if set(states.values()) != {"sound"}:
+        reason = "the dataset is not imported" if states[files.record] == "missing" else "it is damaged"
         found.unchecked |= dict.fromkeys(run.suite.methods, f"the dataset's table is needed: {reason}")
         return found
     _check_methods(found, run, _check_images(found, run, regenerate))
     return found
-
-
-# -- the dataset -------------------------------------------------------------------------------------------------------
-
-
-def check_table(store: Store, key: str) -> list[tuple[str, str]]:
-    """Read the dataset's table and its quarantine; return the keys of damaged ones, each with its defect."""
-    bad = []
-    for part in (key, _quarantine(key)):
-        try:
-            with store.open(part) as file:
-                pq.read_table(file)
-        except (CounterpoiseError, pa.ArrowException, OSError) as error:
-            bad.append((part, f"it cannot be read: {str(error).splitlines()[0]}"))
-    return bad
-
-
-def _table_key(data: Data) -> str:
-    address = {"format": dataset._FORMAT, "data": identity(data, "source"), "source": open_source(data).fingerprint}
-    return f"tables/{digest(address)}.parquet"
-
-
-def _quarantine(table: str) -> str:
-    return table.removesuffix(".parquet") + ".quarantine.parquet"
 
 
 # -- synthetic images --------------------------------------------------------------------------------------------------
@@ -134,15 +104,15 @@ def _selected(
     """Check a pool, and return the images of the methods for which it has all."""
     check = pool_checks.verify(pool, regenerate, seed)
     found.pools.append((pool, check))
-    present = pool.shards()
-    found.states["images"] |= {shard.key(pool.digest): "sound" for shard in present}
+    found.states["images"] |= dict.fromkeys(check.keys, "sound")
     for key, wrong in check.bad:
         found.add("images", key, wrong, (key,))
+    found.states["images"] |= dict.fromkeys(check.gaps, "missing")
     try:
-        lacking = {method: taker.missing(present) for method, taker in select._takers(pool, requests).items()}
+        lacking = {method: taker.missing() for method, taker in select.takers_of(pool, requests).items()}
         asked = [request for request in requests if not lacking[request.method]]
         images = select.select_images(pool, asked) if asked else None
-    except (CounterpoiseError, pa.ArrowException, OSError):  # rows of a damaged shard cannot be read
+    except CounterpoiseError:  # rows of a damaged shard cannot be read
         return None
     found.states["images"] |= {shard.key(pool.digest): "missing" for shards in lacking.values() for shard in shards}
     return images

@@ -1,10 +1,9 @@
 """A classifier guides the pool: what the address covers, where weights and statistics come from, what images become."""
 
-import io
+import dataclasses
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 from pydantic import ValidationError
@@ -14,9 +13,7 @@ from counterpoise.config import Feedback
 from counterpoise.errors import DataError, ModelError
 from counterpoise.execution import graph
 from counterpoise.storage.codec import encode_image
-from counterpoise.storage.schema import REAL, make_table
 from counterpoise.storage.uri import open_store
-from counterpoise.storage.view import ImageView
 from counterpoise.synthesis.feedback import classifier as feedback
 from counterpoise.synthesis.pool.actors import SamplingActor
 from counterpoise.synthesis.pool.address import Shard
@@ -25,6 +22,7 @@ from counterpoise.synthesis.pool.pool import Pool
 from counterpoise.synthesis.pool.sampling_spec import SamplingSpec
 from counterpoise.synthesis.pool.shard_sampler import ShardSampler
 from counterpoise.synthesis.prompts.resolve import resolve
+from image_table import store_images
 from tiny import make_experiment
 from tiny_families import save, save_adapter
 
@@ -37,15 +35,8 @@ def real(tmp_path, names):
     """Twelve images of three of four cells; star × blue is empty."""
     store, rng = open_store(str(tmp_path / "store")), np.random.default_rng(0)
     labels, groups = [0, 1, 1] * 4, [0, 0, 1] * 4
-    columns = {
-        "id": [f"real-{number}" for number in range(12)],
-        "image": [encode_image(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)) for _ in labels],
-        "label": labels, "group": groups, "split": ["train"] * 12, "source": ["real"] * 12,
-    }  # fmt: skip
-    buffer = io.BytesIO()
-    pq.write_table(make_table(columns, REAL, names), buffer)
-    store.create("tables/real.parquet", buffer.getvalue())
-    return ImageView.open(store, ["tables/real.parquet"])
+    images = [encode_image(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)) for _ in labels]
+    return store_images(store, "real", images, labels, groups, names, ids=[f"real-{number}" for number in range(12)])
 
 
 @pytest.fixture
@@ -75,7 +66,10 @@ SHARD = Shard(0, 1, 0)
 
 
 def criteria(pool):
-    return np.array(ShardSampler(SamplingSpec.of(pool)).draw(SHARD).criteria)
+    """The criteria of a shard's images, from the same noise for every pool."""
+    work = SamplingSpec.of(pool)
+    recipe = dataclasses.replace(work.recipe, digest="noise")
+    return np.array(ShardSampler(dataclasses.replace(work, recipe=recipe)).draw(SHARD).criteria)
 
 
 def test_the_address_covers_what_decides_pixels(guided_pool):

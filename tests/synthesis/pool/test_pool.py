@@ -8,25 +8,26 @@ import shutil
 import boto3
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from counterpoise import config
 from counterpoise.errors import ConfigError, ModelError, StoreError, SynthesisError
 from counterpoise.storage.codec import decode_image
-from counterpoise.storage.schema import BULKY, SYNTHETIC, LabelSpace
+from counterpoise.storage.schema import VIEW, LabelSpace
 from counterpoise.storage.store import read
 from counterpoise.synthesis.pool import actors, sampling
 from counterpoise.synthesis.pool import shard as making
 from counterpoise.synthesis.pool.address import Shard
 from counterpoise.synthesis.pool.sampling import Sizes, pool_sizes
 from counterpoise.synthesis.pool.sampling_spec import SamplingSpec
+from counterpoise.synthesis.pool.shard_file import SHARD, to_file
 from counterpoise.synthesis.selection import select
 from counterpoise.synthesis.selection.selected_images import summary as summarize
 from counterpoise.synthesis.selection.verdicts import Verdicts
 from filler import ask
 
 SHARDS = [Shard(0, 0, 0), Shard(0, 0, 1), Shard(1, 1, 0)]
+BULKY = {"image", "embedding"}
 
 
 @pytest.fixture
@@ -45,29 +46,48 @@ def in_process(pool, shard):
 
     work = SamplingSpec.of(pool)
     generator = TextToImage(work.generator, "cpu", "float32")
-    table = making.to_table(making.draw(generator.sample, work.recipe, shard), work.recipe, shard)
+    table = making.to_table(making.draw(generator.sample, work.recipe, shard), work.recipe)
     if work.scorer is not None:
         clip = Clip(work.scorer, "cpu")
         table = making.score(clip, clip.embed_texts(work.recipe.all_plain), work.recipe, shard, table)
-    return making.to_parquet(table)
+    return to_file(table, pool.digest, shard)
+
+
+def view_of(pool, shard):
+    (rank,) = pool.index.ranks([shard])
+    return pool.view(np.arange(8) + 8 * rank)
+
+
+def rows_of(pool, shard):
+    return view_of(pool, shard).index
+
+
+def places(column):
+    return {f"{column}_{part}" for part in ("offset", "length", "sha256")}
 
 
 @pytest.mark.usefixtures("ray_cluster")
 def test_shards_are_what_a_plain_loop_makes(make_pool):
     pool = make_pool()
     receipts = sampling.sample(pool, SHARDS)
-    assert pool.shards() == set(SHARDS) == {receipt.shard for receipt in receipts}
+    assert pool.index.shards == SHARDS == sorted(receipt.shard for receipt in receipts)
     assert all(receipt.created and receipt.images == 8 and receipt.quarantined == 0 for receipt in receipts)
     assert all(set(receipt.seconds) == {"sample", "encode", "score", "commit"} for receipt in receipts)
     for shard in SHARDS:
         assert read(pool.store, shard.key(pool.digest)) == in_process(pool, shard)
-    with pool.store.open(SHARDS[1].key(pool.digest)) as file:
-        table = pq.read_table(file)
-    assert table.schema.remove_metadata().equals(SYNTHETIC)
+    for receipt in receipts:
+        (row,) = receipt.index.to_pylist()
+        assert (row["label"], row["group"], row["number"]) == dataclasses.astuple(receipt.shard)
+        assert (row["sample"], row["encode"]) == pytest.approx([receipt.seconds[step] for step in ("sample", "encode")])
+        assert row["score"] > 0
+        assert row["device"] == "cpu"
+    table = rows_of(pool, SHARDS[1])
+    assert set(table.schema.names) == {*VIEW.names, *places("embedding"), "index", "prompt", *SHARD.names} - BULKY
     assert table["index"].to_pylist() == list(range(8, 16))
-    assert decode_image(table["image"][0].as_py()).shape == (16, 16, 3)
-    assert table["clip_margin"].null_count == table["clip_embedding"].null_count == 0
-    assert set(pool.rows(SHARDS[1]).column_names) == (set(SYNTHETIC.names) | {"key", "row"}) - set(BULKY)
+    assert table["clip_margin"].null_count == table["embedding_sha256"].null_count == 0
+    view = view_of(pool, SHARDS[1])
+    assert [pixels.shape for _, pixels in view.decoded()] == [(16, 16, 3)] * 8
+    np.testing.assert_allclose(np.linalg.norm(view.embeddings(), axis=1), np.ones(8), rtol=1e-6)
     assert pool.rate() > 0
     assert Verdicts(pool, config.Selection()).available_counts().tolist() == [[16, 0], [0, 8]]
 
@@ -97,9 +117,11 @@ def test_the_way_over_s3_and_without_a_scorer(make_pool, s3_store):
     assert realized.cost["sample"] > 0
     for shard in SHARDS:
         assert read(pool.store, shard.key(pool.digest)) == in_process(pool, shard)
-        assert pool.rows(shard)["clip_margin"].null_count == 8
+        assert rows_of(pool, shard)["clip_margin"].null_count == 8
+        assert view_of(pool, shard).embeddings().shape == (8, 0)
     images = dict(realized.views["m", "p"].images())
     assert len(images) == 18
+    assert None not in images.values()
     assert decode_image(images[17]).shape == (16, 16, 3)
     assert select.select_images(make_pool(store=s3_store, scorer=None), ask(wanted)).sampled == 0
 
@@ -140,9 +162,10 @@ def test_a_broken_generator_is_an_error(make_pool, tmp_path, workers):
     with pytest.raises(SynthesisError, match="pixels are not finite") as caught:
         select.select_images(pool, ask({"p": np.array([[40, 40], [40, 40]])}))
     assert "quarantined" in str(caught.value)
-    assert len(pool.shards()) < 20  # it did not go on to the end
+    pool = make_pool(generator={"model": str(tmp_path / "broken"), "num_inference_steps": 2}, pool=settings)
+    assert 0 < len(pool.index) < 20  # it did not go on to the end
     assert Verdicts(pool, config.Selection()).available_counts().sum() == 0
-    rows = pool.rows(min(pool.shards()))
+    rows = rows_of(pool, pool.index.shards[0])
     assert rows["attempt"].to_pylist() == [2] * 8
     assert rows["clip_margin"].null_count == 8
 
@@ -157,7 +180,8 @@ def test_a_generator_that_cannot_be_loaded(make_pool, tiny_models, tmp_path, wor
     pool = make_pool(generator={"model": str(tmp_path / "torn")}, scorer=None, pool=settings)
     with pytest.raises(ModelError, match=r"generator\.model"):
         sampling.sample(pool, SHARDS)
-    assert pool.shards() == set()
+    assert pool.index.shards == []
+    assert not [key for key in pool.store.list("") if not key.endswith("/generation.json")]
 
 
 # -- the workers, here -------------------------------------------------------------------------------------------------
@@ -245,7 +269,7 @@ def test_a_damaged_rate_is_no_rate(make_pool):
     assert pool.rate() is None
     pool.store.replace(f"pool/{pool.digest}/rate.json", b"{")
     assert pool.rate() is None
-    pool.record_rate(2.5, 2)
+    pool.record_rate(2.5)
     assert pool.rate() == 2.5
 
 

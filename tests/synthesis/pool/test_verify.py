@@ -1,6 +1,7 @@
 """Every way in which a shard can be wrong is found; a sound pool is found sound, and its images come out again."""
 
 import io
+import json
 import os
 import shutil
 
@@ -16,12 +17,12 @@ from counterpoise.storage.codec import decode_image, encode_image
 from counterpoise.storage.schema import LabelSpace
 from counterpoise.storage.store import read
 from counterpoise.storage.uri import open_store
-from counterpoise.synthesis.pool import in_process
-from counterpoise.synthesis.pool import shard as making
+from counterpoise.synthesis.pool import in_process, segments
 from counterpoise.synthesis.pool import verify as verifying
 from counterpoise.synthesis.pool.address import Shard
 from counterpoise.synthesis.pool.pool import Pool
 from counterpoise.synthesis.pool.sampling_spec import SamplingSpec
+from counterpoise.synthesis.pool.shard_file import SHARD, content_hash, from_file, to_file
 from counterpoise.synthesis.pool.verify import summary, verify
 from counterpoise.synthesis.prompts.resolve import resolve
 
@@ -61,13 +62,30 @@ def key_of(pool, shard):
     return shard.key(pool.digest)
 
 
+def rows_of(pool, shard):
+    return from_file(read(pool.store, key_of(pool, shard)), pool.digest, shard, "here")
+
+
 def rewrite(pool, shard, change, rehash=False):
-    """The shard's file with ``change(table)`` in it; its old hash stays unless it is to be made anew."""
+    """The shard's file with ``change(table)`` in it; its hashes stay unless they are to be made anew."""
     key = key_of(pool, shard)
-    table = change(pq.read_table(io.BytesIO(read(pool.store, key))))
+    plain = pq.read_table(io.BytesIO(read(pool.store, key)))
+    table = change(plain)
+    metadata = dict(plain.schema.metadata)
+    if rehash:
+        about = json.loads(metadata[b"counterpoise"])
+        whole = table if set(table.column_names) >= set(SHARD.names) else plain
+        metadata[b"counterpoise"] = json.dumps(about | {"sha256": content_hash(whole)}).encode()
     buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="none", use_dictionary=False)
-    pool.store.replace(key, making.to_parquet(table) if rehash else buffer.getvalue())
+    pq.write_table(table.replace_schema_metadata(metadata), buffer, compression="none", use_dictionary=False)
+    pool.store.replace(key, buffer.getvalue())
+    if rehash:
+        forget(pool, shard)
+
+
+def forget(pool, shard):
+    """The index does not know the shard's file any more."""
+    pool.store.delete(segments.note_key(pool.digest, shard))
 
 
 def put(table, name, row, value):
@@ -85,12 +103,12 @@ def the_only(verdict):
 def test_a_sound_pool(pool):
     before = {key: read(pool.store, key) for key in pool.store.list("")}
     verdict = verify(pool, 0, 0)
-    assert verdict == verifying.PoolCheck(3, [], 0, 0, 0, None)
+    assert verdict == verifying.PoolCheck([key_of(pool, shard) for shard in SHARDS], [], [], 0, 0, None)
     assert summary([verdict, verdict]) == {
         "ok": True,
         "bad": [],
+        "gaps": [],
         "shards": 6,
-        "unhashed": 0,
         "regenerated": 0,
         "equal": 0,
         "largest_difference": None,
@@ -99,7 +117,7 @@ def test_a_sound_pool(pool):
 
 
 def test_nothing_is_sound(tiny_models, tmp_path):
-    assert verify(_pool(tiny_models, tmp_path / "nothing"), 3, 0) == verifying.PoolCheck(0, [], 0, 0, 0, None)
+    assert verify(_pool(tiny_models, tmp_path / "nothing"), 3, 0) == verifying.PoolCheck([], [], [], 0, 0, None)
 
 
 @pytest.mark.parametrize(("asked", "compared"), [(1, 1), (5, 5), (100, 12)])
@@ -118,13 +136,20 @@ def test_the_seed_chooses_shards():
     assert verifying._shards_to_sample([(Shard(0, 0, 0), [])], 4, 0) == []
 
 
-def test_every_flipped_byte_of_an_image_is_found(pool):
-    """One byte in the file, wherever it hits the images: the length of the file stays, the hash does not."""
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("column", ["image", "embedding"])
+def test_every_flipped_byte_of_an_image_or_vector_is_found(pool, column, known):
+    """One byte in the file, wherever it hits the values: the length of the file stays, the hash does not.
+
+    The file's own hash finds it also if the index knows nothing of the file.
+    """
     key = key_of(pool, SHARDS[1])
     sound = read(pool.store, key)
-    image = pq.read_table(io.BytesIO(sound))["image"][2].as_py()
-    start = sound.index(image)
-    for offset in np.random.default_rng(0).integers(len(image), size=12):
+    value = rows_of(pool, SHARDS[1])[column][2].as_py()
+    start = sound.index(value)
+    if not known:
+        forget(pool, SHARDS[1])
+    for offset in np.random.default_rng(0).integers(len(value), size=12):
         torn = bytearray(sound)
         torn[start + offset] ^= 1
         pool.store.replace(key, bytes(torn))
@@ -133,24 +158,40 @@ def test_every_flipped_byte_of_an_image_is_found(pool):
         assert "hash" in wrong
 
 
-def test_flipped_bytes_anywhere_else_never_pass_unseen_or_crash(pool):
+def test_no_flipped_byte_passes_unseen_where_the_index_knows_the_file(pool):
     key = key_of(pool, SHARDS[0])
     sound = read(pool.store, key)
-    table = pq.read_table(io.BytesIO(sound))
     for offset in np.random.default_rng(1).integers(len(sound), size=60):
+        torn = bytearray(sound)
+        torn[offset] ^= 1 << (offset % 8)
+        pool.store.replace(key, bytes(torn))
+        assert the_only(verify(pool, 0, 0))[0] == key
+
+
+def test_flipped_bytes_anywhere_never_change_what_is_read_or_crash(pool):
+    """Also if the index knows nothing of the file."""
+    key = key_of(pool, SHARDS[0])
+    sound, table = read(pool.store, key), rows_of(pool, SHARDS[0])
+    forget(pool, SHARDS[0])
+    footer = len(sound) - 3000
+    places = [
+        *np.random.default_rng(1).integers(footer, size=30),
+        *np.random.default_rng(2).integers(footer, len(sound), size=150),
+    ]
+    for offset in places:
         torn = bytearray(sound)
         torn[offset] ^= 1 << (offset % 8)
         pool.store.replace(key, bytes(torn))
         bad = verify(pool, 0, 0).bad
         if not bad:  # it hit padding, or a description that nobody reads: what is read is what was written
-            assert pq.read_table(io.BytesIO(torn)).equals(table)
+            assert rows_of(pool, SHARDS[0]).equals(table)
 
 
 def test_a_torn_file(pool):
     key = key_of(pool, SHARDS[0])
     for data in (b"", read(pool.store, key)[:-100]):
         pool.store.replace(key, data)
-        assert "not a readable Parquet file" in the_only(verify(pool, 0, 0))[1]
+        assert "not the file of a shard" in the_only(verify(pool, 0, 0))[1]
 
 
 def test_a_dropped_row(pool):
@@ -160,22 +201,37 @@ def test_a_dropped_row(pool):
 
 def test_a_missing_column(pool):
     rewrite(pool, SHARDS[0], lambda table: table.drop_columns("clip_margin"), rehash=True)
-    assert the_only(verify(pool, 0, 0))[1] == "columns are missing or of another type: clip_margin"
+    assert the_only(verify(pool, 0, 0))[1].startswith("not the file of a shard")
 
 
 def test_a_column_of_another_type(pool):
+    def texts(table):
+        position = table.schema.get_field_index("seed")
+        return table.set_column(position, "seed", pa.array(["a", "b", "c", "d"]))
+
+    rewrite(pool, SHARDS[0], texts, rehash=True)
+    assert the_only(verify(pool, 0, 0))[1].startswith("not the file of a shard")
+
+
+def test_a_wider_column_is_not_the_file_of_the_index(pool):
+    """Its values are the same, so that its own hash fits."""
+
     def wider(table):
-        position = table.schema.get_field_index("label")
-        return table.set_column(position, "label", table["label"].cast(pa.int64()))
+        position = table.schema.get_field_index("attempt")
+        return table.set_column(position, "attempt", table["attempt"].cast(pa.int64()))
 
-    rewrite(pool, SHARDS[0], wider, rehash=True)
-    assert the_only(verify(pool, 0, 0))[1].endswith("of another type: label")
+    rewrite(pool, SHARDS[0], wider)
+    assert the_only(verify(pool, 0, 0))[1] == "not the file that the index describes"
 
 
-def test_names_of_another_dataset(pool):
-    others = LabelSpace(("disc", "star"), ("red", "blue")).to_metadata()
-    rewrite(pool, SHARDS[0], lambda table: table.replace_schema_metadata(others), rehash=True)
-    assert "names" in the_only(verify(pool, 0, 0))[1]
+def test_a_pool_of_another_dataset(pool):
+    """Names are no longer in every file, but in the pool's address."""
+    for shard in SHARDS:
+        table = rows_of(pool, shard)
+        pool.store.replace(key_of(pool, shard), to_file(table, "of_another_pool", shard))
+    bad = verify(pool, 0, 0).bad
+    assert [key for key, _ in bad] == [key_of(pool, shard) for shard in SHARDS]
+    assert all("the file of another shard: of_another_pool" in wrong for _, wrong in bad)
 
 
 def test_two_files_swapped(pool):
@@ -185,22 +241,33 @@ def test_two_files_swapped(pool):
     pool.store.replace(other, first)
     bad = dict(verify(pool, 0, 0).bad)
     assert bad.keys() == {one, other}
-    assert f"id {pool.digest}-1-1-0 instead of {pool.digest}-0-0-0" in bad[one]
-    assert "label" in bad[one]
-    assert "seed" in bad[other]
+    assert bad[one] == f"the file of another shard: {pool.digest} [1, 1, 0]"
+    assert bad[other] == f"the file of another shard: {pool.digest} [0, 0, 0]"
 
 
 def test_a_shard_of_another_number(pool):
     pool.store.replace(key_of(pool, SHARDS[1]), read(pool.store, key_of(pool, SHARDS[0])))
-    assert "index" in the_only(verify(pool, 0, 0))[1]
+    assert the_only(verify(pool, 0, 0))[1] == f"the file of another shard: {pool.digest} [0, 0, 0]"
+
+
+def test_the_rows_of_another_shard_under_this_address(pool):
+    """Who wrote the file may have been wrong: the seeds tell."""
+    table = rows_of(pool, SHARDS[0])
+    for shard in (SHARDS[1], SHARDS[2]):
+        sound = read(pool.store, key_of(pool, shard))
+        pool.store.replace(key_of(pool, shard), to_file(table, pool.digest, shard))
+        forget(pool, shard)
+        key, wrong = the_only(verify(pool, 0, 0))
+        assert key == key_of(pool, shard)
+        assert "seeds are not those of the address" in wrong
+        pool.store.replace(key, sound)
 
 
 @pytest.mark.parametrize(
     ("name", "value", "hint"),
     [
         ("seed", 1, "seed"),
-        ("prompt", "a photo of something else", "prompt"),
-        ("split", "test", "split"),
+        ("seed", None, "seed"),
         ("attempt", 3, "attempts"),
         ("attempt", 1, "seed"),
         ("attempt", None, "attempts"),
@@ -224,10 +291,55 @@ def test_scores_are_hashed_too(pool):
     assert "hash" in the_only(verify(pool, 0, 0))[1]
 
 
-def test_shards_from_before_the_hash(pool):
-    rewrite(pool, SHARDS[0], lambda table: table.replace_schema_metadata(pool.names.to_metadata()))
-    verdict = verify(pool, 12, 0)
-    assert (verdict.bad, verdict.unhashed, verdict.equal) == ([], 1, 12)
+def test_a_file_without_a_hash(pool):
+    key = key_of(pool, SHARDS[0])
+    buffer = io.BytesIO()
+    pq.write_table(rows_of(pool, SHARDS[0]), buffer)
+    pool.store.replace(key, buffer.getvalue())
+    assert the_only(verify(pool, 0, 0))[0] == key
+    forget(pool, SHARDS[0])
+    assert the_only(verify(pool, 0, 0))[0] == key
+
+
+@pytest.mark.parametrize("gathered", [True, False])
+def test_a_file_that_is_not_the_one_of_the_index(pool, gathered):
+    """It is sound in itself: another version of Parquet or another kind of machine has written it."""
+    if gathered:
+        pool.index.gather()
+    shutil.copytree(pool.store.root, pool.store.root.parent / "copy")
+    rewrite(pool, SHARDS[1], lambda table: table)
+    assert the_only(verify(pool, 0, 0)) == (key_of(pool, SHARDS[1]), "not the file that the index describes")
+    shutil.rmtree(pool.store.root)
+    shutil.move(pool.store.root.parent / "copy", pool.store.root)
+    assert verify(pool, 0, 0).bad == []
+
+
+def test_damaged_segments_and_notes(pool):
+    """They can be made again, but are damage all the same."""
+    note = segments.note_key(pool.digest, SHARDS[0])
+    sound = read(pool.store, note)
+    pool.store.replace(note, sound[:-1] + bytes([sound[-1] ^ 1]))
+    assert the_only(verify(pool, 0, 0)) == (note, "the content does not match its hash")
+    pool.store.replace(note, read(pool.store, segments.note_key(pool.digest, SHARDS[1])))
+    assert the_only(verify(pool, 0, 0)) == (note, "the note of another shard")
+    pool.store.replace(note, sound)
+    pool.index.gather()
+    (segment,) = segments.keys(pool.store.list(""))
+    assert verify(pool, 0, 0).bad == []
+    whole = read(pool.store, segment)
+    pool.store.replace(segment, whole[:100] + bytes([whole[100] ^ 1]) + whole[101:])
+    assert the_only(verify(pool, 0, 0)) == (segment, "the content does not match the SHA-256 in its name")
+    assert pool.store.exists(segment)  # verification writes nothing
+
+
+def test_missing_shards_are_gaps_and_not_bad(pool):
+    pool.index.gather()
+    pool.store.delete(key_of(pool, SHARDS[0]))
+    pool.store.create(key_of(pool, Shard(1, 1, 3)), b"")
+    verdict = verify(pool, 0, 0)
+    assert verdict.gaps == [key_of(pool, one) for one in (SHARDS[0], Shard(1, 1, 1), Shard(1, 1, 2))]
+    assert [key for key, _ in verdict.bad] == [key_of(pool, Shard(1, 1, 3))]
+    assert summary([verdict, verdict])["gaps"] == verdict.gaps * 2
 
 
 def test_other_pixels_under_a_hash_that_fits_are_found_by_sampling(pool):
@@ -287,8 +399,8 @@ def test_quarantined_images_are_no_defect_of_the_file(tiny_models, tmp_path):
     with in_process.sampler_here(SamplingSpec.of(pool)) as sample:
         table = sample(SHARDS[0])
     assert pc.count(table["defect"]).as_py() == 2
-    pool.store.create(key_of(pool, SHARDS[0]), making.to_parquet(table))
-    assert verify(pool, 5, 0) == verifying.PoolCheck(1, [], 0, 0, 0, None)
+    pool.store.create(key_of(pool, SHARDS[0]), to_file(table, pool.digest, SHARDS[0]))
+    assert verify(pool, 5, 0) == verifying.PoolCheck([key_of(pool, SHARDS[0])], [], [], 0, 0, None)
 
 
 def test_the_process_keeps_its_threads(pool):
@@ -314,14 +426,20 @@ def test_a_pool_of_a_gpu_cannot_be_sampled_without_one(pool):
         pass
 
 
-def test_the_hash_covers_names_values_and_their_order():
-    table = pa.table({"a": [b"xy", b"z"], "b": [1, None]})
-    same = pa.table({"b": [1, None], "a": [b"xy", b"z"]})
-    assert making.content_hash(table) == making.content_hash(same)
+def test_the_hash_covers_values_and_their_order():
+    def table(**changes):
+        nothing = {name: [None, None] for name in SHARD.names}
+        return pa.table(nothing | {"image": [b"xy", b"z"], "seed": [1, None]} | changes, schema=SHARD)
+
+    backwards = table().select(SHARD.names[::-1])
+    assert content_hash(table()) == content_hash(backwards)
     others = [
-        pa.table({"a": [b"x", b"yz"], "b": [1, None]}),
-        pa.table({"a": [b"z", b"xy"], "b": [1, None]}),
-        pa.table({"a": [b"xy", b"z"], "b": [None, 1]}),
-        pa.table({"a": [b"xy", b"z"], "c": [1, None]}),
+        table(image=[b"x", b"yz"]),
+        table(image=[b"z", b"xy"]),
+        table(image=[b"xy", None]),
+        table(image=[None, None], embedding=[b"xy", b"z"]),
+        table(seed=[None, 1]),
+        table(seed=[None, None], attempt=[1, None]),
+        table(clip_margin=[0.5, None]),
     ]
-    assert len({making.content_hash(one) for one in [table, *others]}) == 5
+    assert len({content_hash(one) for one in [table(), *others]}) == 8

@@ -149,10 +149,10 @@ def test_a_set_says_what_it_is():
 @pytest.mark.parametrize("size", [1, 7, 32])
 def test_prompts_are_spread_evenly_and_do_not_depend_on_the_shards(size):
     from counterpoise.synthesis.pool.address import Shard
-    from counterpoise.synthesis.pool.shard import ShardSpec
+    from counterpoise.synthesis.pool.shard_spec import ShardSpec
 
     fifty = [f"prompt {number}" for number in range(50)]
-    recipe = ShardSpec("d", LabelSpace(("star",)), [[fifty]], [["star"]], "", size, 1)
+    recipe = ShardSpec("d", "n", LabelSpace(("star",)), "png", [[fifty]], [["star"]], "", size, 1)
     drawn = [prompt for number in range(224 // size) for prompt in recipe.prompts_of(Shard(0, 0, number))]
     assert drawn == [fifty[index % 50] for index in range(224)]
     for first in range(1, 225):

@@ -1,5 +1,6 @@
 """A run's prompts: from which source, asked for once, written where the user may edit them."""
 
+import numpy as np
 import pytest
 
 from chat_server import chat, obedient
@@ -129,8 +130,9 @@ def test_mistakes_are_found_before_anybody_is_asked(tmp_path, store, names, serv
 
 
 def test_a_pool_draws_the_prompts_of_its_set(make_pool, serve):
-    """The rows of a shard hold the prompts that the set has for their indices; the set decides the pool's address."""
+    """A shard is drawn with the prompts that the set has for its indices; the set decides the pool's address."""
     from counterpoise.generators.text_to_image import TextToImage
+    from counterpoise.synthesis.pool import actors
     from counterpoise.synthesis.pool import shard as making
     from counterpoise.synthesis.pool.address import Shard
     from counterpoise.synthesis.pool.sampling_spec import SamplingSpec
@@ -140,10 +142,19 @@ def test_a_pool_draws_the_prompts_of_its_set(make_pool, serve):
     assert pool.digest != make_pool().digest
     work, shard, asked = SamplingSpec.of(pool), Shard(1, 0, 2), pool.generation["prompts"][1][0]
     generator = TextToImage(work.generator, "cpu", "float32")
-    table = making.to_table(making.draw(generator.sample, work.recipe, shard), work.recipe, shard)
+    drawn = []
+
+    def sample(prompts, *rest):
+        drawn.append(list(prompts))
+        return generator.sample(prompts, *rest)
+
+    table = making.to_table(making.draw(sample, work.recipe, shard), work.recipe)
+    for number in range(3):
+        actors.commit(pool.store, pool.digest, Shard(1, 0, number), table, {"device": "cpu"})
+    view = pool.view(np.arange(8) + 8 * pool.index.ranks([shard]))
     assert len(set(asked)) == 5
-    assert table["index"].to_pylist() == list(range(16, 24))
-    assert table["prompt"].to_pylist() == [asked[index % 5] for index in range(16, 24)]
+    assert view.column("index").tolist() == list(range(16, 24))
+    assert drawn == [view.column("prompt").tolist()] == [[asked[index % 5] for index in range(16, 24)]]
     assert all("red" in prompt and "disc" in prompt for prompt in asked)
 
 

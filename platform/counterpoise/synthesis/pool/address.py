@@ -1,13 +1,15 @@
 """Addresses of synthetic images: ``(generation digest, label, group, index)``, known before sampling.
 
 The digest covers everything that decides an image's pixels and scores. Images of a cell are numbered; ``shard_size``
-consecutive ones are a shard, which is sampled in one batch and stored under one key. Seeds are hashes of the address.
+consecutive ones are a shard, which is sampled in one batch and stored under one key. Seeds are hashes of the address,
+without what says how images are stored.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
@@ -23,7 +25,8 @@ from counterpoise.scoring.identity import identify_scorer
 from counterpoise.storage.schema import LabelSpace
 from counterpoise.synthesis.prompts.prompt_set import PromptSet
 
-_FORMAT = 2  # version of shards; another version is another pool
+_FORMAT = 2  # version of sampling; another one has other pixels
+_STORAGE = 3  # version of shard files; another one is another pool of the same pixels
 _LIBRARIES = ("torch", "torchvision", "diffusers", "transformers", "open_clip_torch", "numpy", "pillow", "pyarrow")
 _KEY = re.compile(r".*/(\d+)-(\d+)/(\d{6,})\.parquet")
 
@@ -55,13 +58,20 @@ def folder(digest: str) -> str:
     return f"pool/{digest}/"
 
 
-def seed(digest: str, label: int, group: int, index: int, attempt: int) -> int:
+def noise_digest(generation: Mapping[str, Any]) -> str:
+    """Return the address of a generation's pixels, however they are stored; seeds follow from it."""
+    return digest({key: value for key, value in generation.items() if key != "storage"})
+
+
+def seed(noise: str, label: int, group: int, index: int, attempt: int) -> int:
     """Return the seed of one image's noise: the first 63 bits of a SHA-256 of its address.
+
+    The address is that of the pixels, :func:`noise_digest`: another codec has the same images.
 
     PyTorch's CPU generator uses the lower 32 bits, so that n images of a cell have n² / 2³³ expected pairs of equal
     noise: 0.01 for ten thousand images.
     """
-    text = f"{digest}/{label}/{group}/{index}/{attempt}"
+    text = f"{noise}/{label}/{group}/{index}/{attempt}"
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
@@ -103,7 +113,8 @@ def pixel_identity(
         "plain": prompts.plain,
         **identity(experiment.prompts, "pixels"),
         "scorer": identify_scorer(experiment.scorer) if experiment.scorer else None,
-        **identity(pool, "pixels"),
+        **{key: value for key, value in identity(pool, "pixels").items() if key != "codec"},
+        "storage": {"format": _STORAGE, "codec": pool.codec},
     }
 
 

@@ -9,7 +9,6 @@ from jaxtyping import Int
 
 from counterpoise.core.rng import condition_bits
 from counterpoise.errors import DataError
-from counterpoise.storage.codec import decode_image
 from counterpoise.storage.view import ImageView
 
 
@@ -42,7 +41,7 @@ class Conditions:
 
     def images(self, positions: Int[np.ndarray, " n"]) -> list[np.ndarray]:
         """Return the images at these positions as uint8 (height, width, 3) arrays."""
-        images = {position: decode_image(data) for position, data in self.view.take(positions).images()}
+        images = dict(self.view.take(positions).decoded())
         return [images[position] for position in range(len(positions))]
 
     def ids(self, positions: Int[np.ndarray, " n"]) -> list[str]:

@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 from jaxtyping import Int
 
 from counterpoise.config import Experiment
@@ -22,12 +20,29 @@ from counterpoise.errors import SynthesisError
 from counterpoise.storage.schema import LabelSpace
 from counterpoise.storage.store import Store, read
 from counterpoise.storage.view import ImageView
-from counterpoise.synthesis.pool.address import Shard, folder, provenance
+from counterpoise.synthesis.pool.address import folder, provenance
+from counterpoise.synthesis.pool.index import PoolIndex
+from counterpoise.synthesis.pool.rows import rows_table
+from counterpoise.synthesis.pool.shard_spec import ShardSpec
 from counterpoise.synthesis.pool.spec import PoolSpec
 from counterpoise.synthesis.prompts.prompt_set import PromptSet
 
 if TYPE_CHECKING:
     from counterpoise.synthesis.feedback.classifier import GuideClassifier
+
+
+@dataclass(frozen=True)
+class SamplingCost:
+    """Cost of images, as stored with their shards.
+
+    Attributes:
+        images: Images of the shards.
+        seconds: Seconds that one sampler takes for them. A shard without a record counts as the mean of the others;
+            None if none has a record.
+    """
+
+    images: int
+    seconds: float | None
 
 
 class Pool:
@@ -56,7 +71,6 @@ class Pool:
         self.spec, self.names, self.store = spec, names, store
         self.conditions, self.guide = conditions, guide
         self.generation, self.digest = spec.generation, spec.digest
-        self._rows: dict[Shard, pa.Table] = {}
 
     @classmethod
     def of(
@@ -98,36 +112,46 @@ class Pool:
         decoding = {} if self.guide is None else self.guide.settings.model_dump(include={"checkpoint_decoder"})
         return self.spec.runtime | {f"feedback.{key}": value for key, value in decoding.items()}
 
-    def shards(self) -> set[Shard]:
-        """Return the shards that are in the store now."""
-        keys = self.store.list(folder(self.digest))
-        return {shard for shard in map(Shard.from_key, keys) if shard is not None}
+    @cached_property
+    def index(self) -> PoolIndex:
+        """The index of the shards in the store; those that other processes commit later are not in it."""
+        return PoolIndex(self.store, self.digest, self.shard_size)
 
-    def rows(self, shard: Shard) -> pa.Table:
-        """Return a shard's rows as in :attr:`ImageView.index`; each shard is read once, because it never changes."""
-        if shard not in self._rows:
-            self._rows[shard] = ImageView.open(self.store, [shard.key(self.digest)]).index
-        return self._rows[shard]
+    @cached_property
+    def recipe(self) -> ShardSpec:
+        """Specification of the shards: names, prompts and size."""
+        return ShardSpec.of(self.digest, self.names, self.generation)
 
-    def purity(self, shards: Iterable[Shard]) -> Int[np.ndarray, "2 classes groups"]:
+    def purity(self, ranks: Int[np.ndarray, " m"]) -> Int[np.ndarray, "2 classes groups"]:
         """Return per cell the scored images of shards, and those that CLIP assigns to their requested cell."""
         counts = np.zeros((2, *self.names.shape), dtype=np.int64)
-        for shard in shards:
-            rows = self.rows(shard)
-            label, group = (pc.equal(rows[name], rows[f"clip_{name}"]) for name in ("label", "group"))
-            agrees = pc.and_(label, group).drop_null()  # a quarantined image has no scores
-            counts[:, shard.label, shard.group] += (len(agrees), int(np.sum(agrees.to_numpy())))
+        if len(ranks):
+            label, group = (self.index.by_shard(name)[ranks] for name in ("label", "group"))
+            of_label, of_group = (self.index.by_shard(f"clip_{name}")[ranks] for name in ("label", "group"))
+            scored = of_label >= 0  # a quarantined image has no scores
+            right = scored & (of_label == label[:, None])
+            if self.names.groups:
+                right &= of_group == group[:, None]
+            np.add.at(counts, (0, label, group), scored.sum(axis=1))
+            np.add.at(counts, (1, label, group), right.sum(axis=1))
         return counts
 
-    def view(self, shards: Iterable[Shard], taken: Iterable[Int[np.ndarray, " _"]]) -> ImageView:
-        """Return the rows ``taken[i]`` of ``shards[i]``, in this order."""
-        parts = [self.rows(shard).take(pa.array(rows)) for shard, rows in zip(shards, taken, strict=True)]
-        parts = [part for part in parts if len(part)]
-        return (
-            ImageView(self.store, self.names, pa.concat_tables(parts))
-            if parts
-            else ImageView.empty(self.store, self.names)
-        )
+    def quarantined(self, ranks: Int[np.ndarray, " m"]) -> int:
+        """Return the number of images in shards without a usable sample."""
+        usable = np.asarray(self.index.column("defect").is_null()).reshape(-1, self.shard_size)
+        return int((~usable[ranks]).sum())
+
+    def cost(self, ranks: Int[np.ndarray, " m"]) -> SamplingCost:
+        """Return what sampling shards took, whoever sampled them; see :class:`SamplingCost`."""
+        seconds = sum(self.index.by_shard(step)[ranks].astype(np.float64) for step in ("sample", "encode"))
+        known = np.isfinite(seconds) if len(ranks) else np.zeros(0, bool)
+        mean = float(np.mean(seconds[known])) if known.any() else None
+        total = None if mean is None and len(ranks) else (mean or 0.0) * len(ranks)
+        return SamplingCost(len(ranks) * self.shard_size, total)
+
+    def view(self, rows: Int[np.ndarray, " n"]) -> ImageView:
+        """Return a view of rows of the index, in this order."""
+        return ImageView(self.store, self.names, rows_table(self.index, self.recipe, rows))
 
     def prepare(self) -> None:
         """Store the description of this pool's images, or compare with the stored one.
@@ -176,31 +200,19 @@ class Pool:
 
     def rate(self) -> float | None:
         """Return images per second of this pool's last sampling, without start-up; None before the first."""
-        rate = _rate(self.store, self.digest)
-        return None if rate is None else rate[0]
+        key = _rate_key(self.digest)
+        if not self.store.exists(key):
+            return None
+        try:
+            return float(json.loads(read(self.store, key))["images_per_second"])
+        except (ValueError, KeyError, TypeError):
+            return None  # a mere estimate: the next run stores it again
 
-    def record_rate(self, images_per_second: float, workers: int) -> None:
-        """Store the rate and the number of samplers of the last sampling."""
-        record = {"images_per_second": round(images_per_second, 4), "workers": workers}
+    def record_rate(self, images_per_second: float) -> None:
+        """Store the rate of the last sampling."""
+        record = {"images_per_second": round(images_per_second, 4)}
         self.store.replace(_rate_key(self.digest), json.dumps(record).encode())
-
-
-def sampler_seconds(store: Store, digest: str) -> float | None:
-    """Return a sampler's seconds per image in a pool's last sampling; None before the first."""
-    rate = _rate(store, digest)
-    return rate[1] / rate[0] if rate else None
 
 
 def _rate_key(digest: str) -> str:
     return f"{folder(digest)}rate.json"
-
-
-def _rate(store: Store, digest: str) -> tuple[float, int] | None:
-    """Return images per second, and the number of samplers."""
-    if not store.exists(_rate_key(digest)):
-        return None
-    try:
-        record = json.loads(read(store, _rate_key(digest)))
-        return float(record["images_per_second"]), int(record["workers"])
-    except (ValueError, KeyError, TypeError):
-        return None  # a mere estimate: the next run stores it again

@@ -27,12 +27,15 @@ from counterpoise import config
 from counterpoise.errors import ConfigError, SynthesisError, one_of
 from counterpoise.execution.cluster import connect
 from counterpoise.synthesis.pool import in_process
+from counterpoise.synthesis.pool import shard as making
 from counterpoise.synthesis.pool.actors import STEPS, CommitActor, SamplingActor, ScoringActor
 from counterpoise.synthesis.pool.address import Shard
 from counterpoise.synthesis.pool.pool import Pool
 from counterpoise.synthesis.pool.sampling_spec import SamplingSpec
 from counterpoise.synthesis.pool.spec import PoolSpec
 
+# A sampler's second thread encodes a shard while the first samples the next.
+_OVERLAPPED: dict[str, Any] = {"max_concurrent_calls_per_actor": 2, "enable_true_multi_threading": True}
 _RESTARTS = 2  # bound for each actor and each shard: a shard that kills its worker must not do so for ever
 
 
@@ -47,6 +50,7 @@ class Receipt:
         quarantined: Number of rows with a defect.
         started: Start of its sampling, in seconds since the epoch.
         seconds: Seconds spent in each step.
+        index: The shard's index row.
     """
 
     shard: Shard
@@ -55,6 +59,7 @@ class Receipt:
     quarantined: int
     started: float
     seconds: dict[str, float]
+    index: pa.Table
 
 
 def sample(
@@ -89,7 +94,7 @@ def sample(
             on_receipt(receipt)
     first, last = min(receipt.started for receipt in receipts.values()), time.time()
     images = sum(receipt.images for receipt in receipts.values())
-    pool.record_rate(images / max(last - first, 1e-9), sizes.samplers)
+    pool.record_rate(images / max(last - first, 1e-9))
     return list(receipts.values())
 
 
@@ -178,7 +183,7 @@ def graph(shards: Sequence[Shard], work: SamplingSpec, spec: PoolSpec, sizes: Si
                     fn_constructor_args=(work,),
                     batch_size=1,
                     batch_format="pyarrow",
-                    compute=ActorPoolStrategy(size=size),
+                    compute=ActorPoolStrategy(size=size, **(_OVERLAPPED if stage is SamplingActor else {})),
                     num_cpus=num_cpus,
                     num_gpus=num_gpus,
                     max_restarts=_RESTARTS,
@@ -231,6 +236,7 @@ def _receipt(table: pa.Table) -> Receipt:
         row["quarantined"],
         row["started"],
         {name: row[name] for name in STEPS if name in row},
+        making.from_ipc(row["index"]),
     )
 
 

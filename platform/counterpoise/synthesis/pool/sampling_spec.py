@@ -9,8 +9,8 @@ from counterpoise import config
 from counterpoise.execution.devices import Devices
 from counterpoise.storage.store import Store
 from counterpoise.storage.view import ImageView
-from counterpoise.synthesis.pool import shard as making
 from counterpoise.synthesis.pool.pool import Pool
+from counterpoise.synthesis.pool.shard_spec import ShardSpec
 
 if TYPE_CHECKING:
     from counterpoise.synthesis.feedback.classifier import GuideClassifier
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class SamplingSpec:
     """Everything that sampling, scoring and committing actors need. Can be pickled."""
 
-    recipe: making.ShardSpec
+    recipe: ShardSpec
     generator: config.Generator
     scorer: config.Scorer | None
     devices: Devices
@@ -32,17 +32,9 @@ class SamplingSpec:
     @classmethod
     def of(cls, pool: Pool) -> SamplingSpec:
         """Return the specification for a pool."""
-        spec, made = pool.spec, pool.generation
+        spec = pool.spec
         return cls(
-            making.ShardSpec(
-                pool.digest,
-                pool.names,
-                made["prompts"],
-                made["plain"],
-                made["negative"],
-                made["shard_size"],
-                made["max_attempts"],
-            ),
+            pool.recipe,
             spec.generator,
             spec.scorer,
             spec.devices,

@@ -6,32 +6,31 @@ sampling them again shows that the hashed pixels are those of the address.
 
 from __future__ import annotations
 
-import io
-from collections.abc import Iterator, Sequence
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
-from jaxtyping import Int
 
 from counterpoise.core.progress import Progress
 from counterpoise.core.rng import stream
-from counterpoise.errors import CounterpoiseError, one_of
+from counterpoise.errors import CounterpoiseError, StoreError, one_of
 from counterpoise.storage.codec import decode_image
-from counterpoise.storage.schema import SYNTHETIC
-from counterpoise.storage.store import read
-from counterpoise.synthesis.pool import shard as making
+from counterpoise.storage.records import DamagedError
+from counterpoise.storage.store import Store
+from counterpoise.synthesis.pool import segments
 from counterpoise.synthesis.pool.address import Shard, folder
 from counterpoise.synthesis.pool.address import seed as image_seed
 from counterpoise.synthesis.pool.in_process import sampler_here
 from counterpoise.synthesis.pool.pool import Pool
 from counterpoise.synthesis.pool.sampling_spec import SamplingSpec
-from counterpoise.synthesis.pool.shard import SampledShard, ShardSpec, content_hash
+from counterpoise.synthesis.pool.shard_file import HEAD, from_file
+from counterpoise.synthesis.pool.shard_spec import ShardSpec
 
-_ADDRESSED = ("id", "label", "group", "split", "source", "index", "prompt", "seed")  # columns an address decides
 _THREADS = 4
 
 
@@ -40,17 +39,17 @@ class PoolCheck:
     """Result of checking a pool.
 
     Attributes:
-        shards: Number of shards read.
+        keys: Keys of the shards read.
         bad: Keys of bad shards in the store, each with its defects.
-        unhashed: Shards without a hash, committed before hashes existed. Their pixels were decoded but not compared.
+        gaps: Keys of shards that are missing before others of their cell.
         regenerated: Images sampled again.
         equal: Number of these with the same bytes as in the pool.
         largest_difference: Largest pixel difference, 0 to 255, of the others from the pool's; None if all are equal.
     """
 
-    shards: int
+    keys: list[str]
     bad: list[tuple[str, str]]
-    unhashed: int
+    gaps: list[str]
     regenerated: int
     equal: int
     largest_difference: int | None
@@ -67,16 +66,17 @@ def verify(pool: Pool, regenerate: int, seed: int) -> PoolCheck:
         StoreError: The store cannot be read.
     """
     keys = pool.store.list(folder(pool.digest))
-    shards = {key: _shard_at(pool, key) for key in keys if key.endswith(".parquet")}
-    bad = [(key, "not the key of a shard") for key, shard in shards.items() if shard is None]
-    present = {key: shard for key, shard in shards.items() if shard is not None}
-    if present:
-        bad = [*_description(pool), *bad]
-    recipe, sound, unhashed = SamplingSpec.of(pool).recipe, [], 0
-    with Progress("verifying", len(present), "shards") as progress, ThreadPoolExecutor(_THREADS) as threads:
-        checks = threads.map(lambda item: _check(read(pool.store, item[0]), recipe, item[1]), present.items())
-        for (key, shard), check in zip(present.items(), checks, strict=True):
-            unhashed += not check.hashed
+    shards = {key: shard for key in keys if (shard := _shard_at(pool, key)) is not None}
+    known = {*shards, *segments.keys(keys)}
+    bad = [(key, "not the key of a shard") for key in keys if key.endswith(".parquet") and key not in known]
+    described = _Described(pool, keys, shards)
+    if shards:
+        bad = [*_description(pool), *described.damaged, *bad]
+    sound: list[tuple[Shard, list[int]]] = []
+    with Progress("verifying", len(shards), "shards") as progress, ThreadPoolExecutor(_THREADS) as threads:
+        files = (described.files.get(shard, set()) for shard in shards.values())
+        checks = threads.map(partial(_check, pool), shards, shards.values(), files)
+        for (key, shard), check in zip(shards.items(), checks, strict=True):
             if check.wrong:
                 bad.append((key, "; ".join(check.wrong)))
             else:
@@ -85,19 +85,20 @@ def verify(pool: Pool, regenerate: int, seed: int) -> PoolCheck:
     differences = list(_differences(pool, _shards_to_sample(sound, regenerate, seed)))
     unequal = [difference for difference in differences if difference is not None]
     equal = len(differences) - len(unequal)
-    return PoolCheck(len(present), bad, unhashed, len(differences), equal, max(unequal, default=None))
+    gaps = _gaps(pool, shards.values())
+    return PoolCheck(list(shards), bad, gaps, len(differences), equal, max(unequal, default=None))
 
 
 def summary(checks: Sequence[PoolCheck]) -> dict[str, Any]:
     """Return the checks of several pools as one JSON-able value; ``ok``: nothing is bad, all pixels are equal."""
     bad = [{"key": key, "wrong": wrong} for check in checks for key, wrong in check.bad]
-    total = {
-        name: sum(getattr(check, name) for check in checks) for name in ("shards", "unhashed", "regenerated", "equal")
-    }
+    total = {name: sum(getattr(check, name) for check in checks) for name in ("regenerated", "equal")}
     differences = [check.largest_difference for check in checks if check.largest_difference is not None]
     return {
         "ok": not bad and total["equal"] == total["regenerated"],
         "bad": bad,
+        "shards": sum(len(check.keys) for check in checks),
+        "gaps": [key for check in checks for key in check.gaps],
         **total,
         "largest_difference": max(differences, default=None),
     }
@@ -118,36 +119,78 @@ def _description(pool: Pool) -> list[tuple[str, str]]:
     return []
 
 
+class _Described:
+    """The files that the index describes.
+
+    Attributes:
+        files: SHA-256 of each shard's file, in segments and notes; more than one if they disagree.
+        damaged: Keys of damaged segments and notes, each with its defect.
+    """
+
+    def __init__(self, pool: Pool, keys: Sequence[str], shards: Mapping[str, Shard]) -> None:
+        self.files: dict[Shard, set[bytes]] = {}
+        self.damaged: list[tuple[str, str]] = []
+        self._store = store = pool.store
+        present = set(keys)
+        for key in segments.keys(keys):
+            self._add(key, partial(_segment, store, key))
+        for shard in shards.values():
+            if (key := segments.note_key(pool.digest, shard)) in present:
+                self._add(key, partial(_note, store, key, shard))
+
+    def _add(self, key: str, read: Callable[[], pa.Table]) -> None:
+        try:
+            rows = read().select([*HEAD, "sha256"])
+        except DamagedError as error:
+            self.damaged.append((key, str(error.found)))
+            return
+        except StoreError:
+            if self._store.exists(key):
+                raise
+            return  # another process has just gathered it
+        for *address, sha in zip(*(column.to_pylist() for column in rows.columns), strict=True):
+            self.files.setdefault(Shard(*address), set()).add(sha)
+
+
+def _segment(store: Store, key: str) -> pa.Table:
+    return segments.columns(segments.read(store, key), [*HEAD, "sha256"])
+
+
+def _note(store: Store, key: str, shard: Shard) -> pa.Table:
+    return segments.from_note(store.read(key), shard, key)
+
+
+def _gaps(pool: Pool, shards: Iterable[Shard]) -> list[str]:
+    present, last = set(shards), dict[tuple[int, int], int]()
+    for shard in present:
+        cell = shard.label, shard.group
+        last[cell] = max(last.get(cell, 0), shard.number)
+    every = (Shard(*cell, number) for cell, most in sorted(last.items()) for number in range(most))
+    return [shard.key(pool.digest) for shard in every if shard not in present]
+
+
 # -- one shard ---------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class _ShardCheck:
     wrong: list[str]
-    hashed: bool
     usable: list[int]  # rows with an image
 
 
-def _check(data: bytes, recipe: ShardSpec, shard: Shard) -> _ShardCheck:
+def _check(pool: Pool, key: str, shard: Shard, described: Set[bytes]) -> _ShardCheck:
     try:
-        table = pq.read_table(io.BytesIO(data))
-        stored = (table.schema.metadata or {}).get(b"sha256")
-        actual = content_hash(table).encode()
-    except (pa.ArrowException, OSError, ValueError) as error:
-        return _ShardCheck([f"not a readable Parquet file: {str(error).splitlines()[0]}"], True, [])
-    wrong = [] if stored in (None, actual) else ["the content does not match the hash of its commit"]
-    wrong += _wrong_rows(table, recipe, shard)
-    usable = [] if wrong else [row for row, image in enumerate(table["image"]) if image.is_valid]
-    return _ShardCheck(wrong, stored is not None, usable)
+        data = pool.store.read(key)
+        table = from_file(data, pool.digest, shard, key)
+    except CounterpoiseError as error:
+        return _ShardCheck([str(error.found or error.message)], [])
+    wrong = list(_wrong_rows(table, pool.recipe, shard))
+    if described - {hashlib.sha256(data).digest()}:
+        wrong.append("not the file that the index describes")
+    return _ShardCheck(wrong, [] if wrong else np.flatnonzero(table["image"].is_valid()).tolist())
 
 
 def _wrong_rows(table: pa.Table, recipe: ShardSpec, shard: Shard) -> Iterator[str]:
-    missing = [field.name for field in SYNTHETIC if field not in list(table.schema)]
-    if missing:
-        yield f"columns are missing or of another type: {', '.join(missing)}"
-        return
-    if not recipe.names.to_metadata().items() <= (table.schema.metadata or {}).items():
-        yield "the names of classes and groups are not the dataset's"
     if len(table) != recipe.shard_size:
         yield f"{len(table)} rows instead of {recipe.shard_size}"
         return
@@ -155,28 +198,13 @@ def _wrong_rows(table: pa.Table, recipe: ShardSpec, shard: Shard) -> Iterator[st
     if not all(attempt is not None and 0 <= attempt < recipe.max_attempts for attempt in attempts):
         yield f"attempts outside 0 to {recipe.max_attempts - 1}"
         return
-    expected = _expected(attempts, recipe, shard)
-    wrong = {name: table[name].to_pylist() for name in _ADDRESSED if not table[name].equals(expected[name])}
-    if wrong:
-        name, column = next(iter(wrong.items()))
-        pairs = enumerate(zip(column, expected[name].to_pylist(), strict=True))
-        row, found, right = next((row, found, right) for row, (found, right) in pairs if found != right)
-        yield f"{', '.join(wrong)}: not those of the address; in row {row} {name} {found} instead of {right}"
+    first = shard.number * recipe.shard_size
+    for row, (attempt, stored) in enumerate(zip(attempts, table["seed"].to_pylist(), strict=True)):
+        right = image_seed(recipe.noise, shard.label, shard.group, first + row, attempt)
+        if stored != right:
+            yield f"seeds are not those of the address; in row {row} {stored} instead of {right}"
+            break
     yield from _wrong_images(table)
-
-
-def _expected(attempts: Sequence[int], recipe: ShardSpec, shard: Shard) -> pa.Table:
-    """Return the shard that follows from its address, without pixels."""
-    n = recipe.shard_size
-    indices = [shard.number * n + position for position in range(n)]
-    seeds = [
-        image_seed(recipe.digest, shard.label, shard.group, index, attempt)
-        for index, attempt in zip(indices, attempts, strict=True)
-    ]
-    draft = SampledShard(
-        [np.empty(0, np.uint8)] * n, seeds, list(attempts), ["not looked at"] * n, [None] * n, [None] * n
-    )
-    return making.to_table(draft, recipe, shard)
 
 
 def _wrong_images(table: pa.Table) -> Iterator[str]:
@@ -215,12 +243,10 @@ def _differences(pool: Pool, selected: Sequence[tuple[Shard, list[int]]]) -> Ite
     total = sum(len(rows) for _, rows in selected)
     with Progress("sampling", total, "images") as progress, sampler_here(SamplingSpec.of(pool)) as sample:
         for shard, rows in selected:
-            images = sample(shard)["image"]
-            positions: Int[np.ndarray, " n"] = np.array(rows, dtype=np.int64)
-            pooled = dict(pool.view([shard], [positions]).images())
-            for position, row in enumerate(rows):
-                image = images[row].as_py()
-                yield None if image == pooled[position] else _distance(image, pooled[position])
+            images, key = sample(shard)["image"].to_pylist(), shard.key(pool.digest)
+            pooled = from_file(pool.store.read(key), pool.digest, shard, key)["image"].to_pylist()
+            for row in rows:
+                yield None if images[row] == pooled[row] else _distance(images[row], pooled[row])
             progress.advance(len(rows))
 
 

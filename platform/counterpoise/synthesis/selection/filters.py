@@ -1,9 +1,13 @@
 """Filters: they decide which images of the pool a plan may take, and give a reason for each rejection.
 
-A filter is a function of a shard's :class:`Candidates` and of its settings. It returns a reason for each image that it
-rejects and None for every other. It is active if the key of its name in ``selection`` is set. A new filter is a
-function in this file with a key in :class:`counterpoise.config.Selection`, or any function that ``selection.custom``
-names as ``module:function``.
+A filter is active if the key of its name in ``selection`` is set. There are two kinds:
+
+- A *column filter* compares columns of the index, such as CLIP's scores, of all images at once.
+- An *image filter* is a function of a shard's :class:`Candidates` and of its settings, which may look at images,
+  vectors and earlier shards of the cell. It returns a reason for each image that it rejects and None for every other.
+  It is also what ``selection.custom`` names as ``module:function``.
+
+A new filter stands in this file, with a key in :class:`counterpoise.config.Selection`. Column filters come first.
 
 A verdict depends on the image and on earlier images of its cell, never on later ones or on a plan's selection. A larger
 plan therefore contains the smaller one, whatever the order of sampling.
@@ -12,7 +16,7 @@ plan therefore contains the smaller one, whatever the order of sampling.
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -25,6 +29,7 @@ from PIL import Image, ImageStat
 from counterpoise import config
 from counterpoise.core import plugins
 from counterpoise.errors import ConfigError
+from counterpoise.storage.schema import LabelSpace
 from counterpoise.storage.view import ImageView
 
 
@@ -61,21 +66,49 @@ class Reject(NamedTuple):
     reason: str
 
 
-Filter = Callable[[Candidates, Any], Sequence[str | None]]
-FILTERS: dict[str, Filter] = {}  # by the key of `selection`; applied in this order
+Columns = Mapping[str, np.ndarray]
+ImageFilter = Callable[[Candidates, Any], Sequence[str | None]]
+
+
+class ColumnFilter(NamedTuple):
+    """A filter on columns of the index.
+
+    Attributes:
+        rejects: (columns, settings) -> mask of the rows that it rejects.
+        reason: (one row's values, settings, names) -> the reason in words.
+        columns: The columns that it reads.
+    """
+
+    rejects: Callable[[Columns, Any], np.ndarray]
+    reason: Callable[[Mapping[str, Any], Any, LabelSpace], str]
+    columns: tuple[str, ...]
+
+    def __call__(self, candidates: Candidates, settings: Any) -> list[str | None]:
+        """Return a reason for each rejected candidate, as an image filter does."""
+        values = {name: candidates.view.column(name) for name in self.columns}
+        return [
+            self.reason({name: column[row] for name, column in values.items()}, settings, candidates.view.names)
+            if rejected
+            else None
+            for row, rejected in enumerate(self.rejects(values, settings))
+        ]
+
+
+Filter = ImageFilter | ColumnFilter
+IMAGE_FILTERS: dict[str, ImageFilter] = {}  # by the key of `selection`; applied in this order
 
 
 class ActiveFilter(NamedTuple):
     """A filter that is active, with its settings."""
 
     name: str
-    reasons: Filter
+    function: Filter
     settings: Any
 
 
-def register(function: Filter) -> Filter:
-    """Register a filter under its own name."""
-    FILTERS[function.__name__] = function
+def register(function: ImageFilter) -> ImageFilter:
+    """Register an image filter under its own name."""
+    IMAGE_FILTERS[function.__name__] = function
     return function
 
 
@@ -85,7 +118,8 @@ def active_filters(selection: config.Selection) -> list[ActiveFilter]:
     Raises:
         ConfigError: ``selection.custom`` names a function that does not exist.
     """
-    registered = [(name, function, getattr(selection, name)) for name, function in FILTERS.items()]
+    every: dict[str, Filter] = {**COLUMN_FILTERS, **IMAGE_FILTERS}
+    registered = [(name, function, getattr(selection, name)) for name, function in every.items()]
     custom = [
         ActiveFilter(name, plugins.load(name, "selection.custom"), settings)
         for name, settings in selection.custom.items()
@@ -117,29 +151,32 @@ def evaluate_filters(candidates: Candidates, filters: Sequence[ActiveFilter]) ->
 # -- the filters -------------------------------------------------------------------------------------------------------
 
 
-@register
-def clip_similarity(candidates: Candidates, least: float) -> list[str | None]:
-    """Accept images whose cosine with their own prompt is at least ``least``."""
-    return _at_least(candidates, "clip_similarity", least)
+def _at_least(column: str) -> ColumnFilter:
+    """Return the filter that accepts images whose value in a column is at least the setting."""
+
+    def reason(row: Mapping[str, Any], least: float, names: LabelSpace) -> str:
+        return f"{column} {row[column]:.3f} < {least:g}"
+
+    return ColumnFilter(lambda columns, least: ~(columns[column] >= least), reason, (column,))
 
 
-@register
-def clip_margin(candidates: Candidates, least: float) -> list[str | None]:
-    """Accept images whose cosine with their own prompt exceeds every rival cell's by at least ``least``."""
-    return _at_least(candidates, "clip_margin", least)
+def _zero_shot(columns: Columns, what: str) -> np.ndarray:
+    wrong = columns["label"] != columns["clip_label"]
+    return wrong if what == "label" else wrong | (columns["group"] != columns["clip_group"])
 
 
-@register
-def zero_shot(candidates: Candidates, what: str) -> list[str | None]:
-    """Accept images to which CLIP assigns the requested class (``label``), or class and group (``cell``)."""
-    rows, names = candidates.rows, candidates.view.names
-    keys = ("label",) if what == "label" else ("label", "group")
-    return [
-        None
-        if all(row[key] == row[f"clip_{key}"] for key in keys)
-        else f"zero_shot: CLIP sees {names.cell(row['clip_label'], row['clip_group'])}"
-        for row in rows.select(["label", "group", "clip_label", "clip_group"]).to_pylist()
-    ]
+def _zero_shot_reason(row: Mapping[str, Any], what: str, names: LabelSpace) -> str:
+    return f"zero_shot: CLIP sees {names.cell(row['clip_label'], row['clip_group'])}"
+
+
+COLUMN_FILTERS: dict[str, ColumnFilter] = {
+    # accepts images whose cosine with their own prompt is at least the setting
+    "clip_similarity": _at_least("clip_similarity"),
+    # accepts images whose cosine with their own prompt exceeds every rival cell's by at least the setting
+    "clip_margin": _at_least("clip_margin"),
+    # accepts images to which CLIP assigns the requested class (`label`), or class and group (`cell`)
+    "zero_shot": ColumnFilter(_zero_shot, _zero_shot_reason, ("label", "group", "clip_label", "clip_group")),
+}
 
 
 @register
@@ -151,7 +188,7 @@ def grey(candidates: Candidates, levels: float) -> list[str | None]:
     """
     reasons: list[str | None] = [None] * len(candidates)
     for row, data in candidates.view.images():
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(data or b"")) as image:
             means = ImageStat.Stat(image.convert("RGB")).mean
         lead = abs(sum(means) / 3 - means[0])
         if lead < levels:
@@ -177,8 +214,3 @@ def near_duplicate(candidates: Candidates, threshold: float) -> list[str | None]
                 first = int(np.argmax(close[row]))
                 reasons[row] = f"near-duplicate of {other.rows['id'][first]}, cosine {cosines[row, first]:.3f}"
     return reasons
-
-
-def _at_least(candidates: Candidates, column: str, least: float) -> list[str | None]:
-    values = candidates.rows[column].to_pylist()
-    return [None if value >= least else f"{column} {value:.3f} < {least:g}" for value in values]

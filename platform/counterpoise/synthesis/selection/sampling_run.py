@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow as pa
+from jaxtyping import Int
 
 from counterpoise.core.progress import Progress
-from counterpoise.errors import SynthesisError
-from counterpoise.synthesis.pool.address import Shard
+from counterpoise.errors import SynthesisError, one_of
+from counterpoise.synthesis.pool.address import Shard, folder
 from counterpoise.synthesis.pool.pool import Pool
 
 if TYPE_CHECKING:
@@ -59,6 +62,7 @@ class SamplingRun:
                     limit.check()
 
             receipts = sampling.sample(self.pool, shards, on_receipt)
+        self.pool.index.add([receipt.index for receipt in receipts])
         self.sampling += time.time() - first
         self._charge("startup", first - begun)
         for receipt in receipts:
@@ -75,38 +79,37 @@ class QuarantineLimit:
     Args:
         pool: The pool of the images.
         share: ``pool.max_quarantined`` of the method.
-        considered: Shards that it has considered so far.
+        considered: Ranks of the shards that it has considered so far.
         asked: Shards that it requests now.
     """
 
-    def __init__(self, pool: Pool, share: float, considered: Sequence[Shard], asked: Sequence[Shard] = ()) -> None:
+    def __init__(
+        self, pool: Pool, share: float, considered: Int[np.ndarray, " n"], asked: Sequence[Shard] = ()
+    ) -> None:
         self.pool, self.share, self.asked = pool, share, set(asked)
         self.total = len(considered) * pool.shard_size
         self.allowed = share * (self.total + len(self.asked) * pool.shard_size)
-        bad = [_quarantined(pool, shard) for shard in considered]
-        self.bad, self.example = sum(bad), considered[int(np.argmax(bad))] if bad else None
+        self.bad = pool.quarantined(considered)
+        self._defects = Counter[str]()
+        if self.bad > self.allowed:
+            rows = pool.index.column("defect").combine_chunks()
+            taken = (considered[:, None] * pool.shard_size + np.arange(pool.shard_size)).ravel()
+            self._defects.update(rows.take(pa.array(taken)).drop_null().to_pylist())
 
     def count(self, receipt: Receipt) -> None:
         """Count a sampled shard, if it was requested."""
         if receipt.shard in self.asked:
             self.bad, self.total = self.bad + receipt.quarantined, self.total + receipt.images
-            self.example = receipt.shard
+            self._defects.update(receipt.index["defect"][0].values.drop_null().to_pylist())
 
     def check(self) -> None:
         """Raise SynthesisError if more images are quarantined than the limit over all requested shards allows."""
-        example = self.example
-        if example is None or self.bad <= self.allowed:
+        if self.bad <= self.allowed:
             return
-        defects = self.pool.rows(example)["defect"].drop_null().to_pylist()
         raise SynthesisError(
             "the generator makes too many unusable images",
-            where=f"{self.pool.store.uri}/{example.key(self.pool.digest)}",
-            found=f"{self.bad} of {self.total} images quarantined: {', '.join(sorted(set(defects)))}",
+            where=f"{self.pool.store.uri}/{folder(self.pool.digest)}",
+            found=f"{self.bad} of {self.total} images quarantined: {one_of(sorted(self._defects), 3)}",
             allowed=f"a share of {self.share:g} (pool.max_quarantined)",
             remedy="check generator.dtype (float16 overflows in some models), guidance_scale and the prompts",
         )
-
-
-def _quarantined(pool: Pool, shard: Shard) -> int:
-    rows = pool.rows(shard)
-    return len(rows) - rows["defect"].null_count

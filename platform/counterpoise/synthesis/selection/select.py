@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections import Counter
-from collections.abc import Container, Sequence
+from collections.abc import Sequence
 
 import numpy as np
+from jaxtyping import Bool, Int
 
 from counterpoise.storage.view import ImageView
 from counterpoise.synthesis.pool.address import Shard
@@ -20,7 +20,10 @@ from counterpoise.synthesis.pool.pool import Pool
 from counterpoise.synthesis.selection.request import Counts, PlanRequest
 from counterpoise.synthesis.selection.sampling_run import QuarantineLimit, SamplingRun
 from counterpoise.synthesis.selection.selected_images import MethodImages, SelectedImages, Shortfall
-from counterpoise.synthesis.selection.verdicts import QUARANTINED, Verdicts
+from counterpoise.synthesis.selection.verdicts import Verdicts, counted, shared_key
+
+Ranks = Int[np.ndarray, " n"]
+Mask = Bool[np.ndarray, "n shard_size"]
 
 _PRIOR = 16  # weight, in images, of the prior that a cell's acceptance rate is that of all cells
 _SLACK = 1.1  # factor on the estimate, so that few cells need another round
@@ -42,22 +45,22 @@ def select_images(pool: Pool, requests: Sequence[PlanRequest]) -> SelectedImages
         CounterpoiseError: Errors of :func:`counterpoise.synthesis.pool.sampling.sample`.
     """
     started = time.monotonic()
-    takers, run, present = _takers(pool, requests), SamplingRun(pool), pool.shards()
-    while missing := [(taker, shards) for taker in takers.values() if (shards := taker.missing(present))]:
+    takers, run, index = takers_of(pool, requests), SamplingRun(pool), pool.index
+    while missing := [(taker, shards) for taker in takers.values() if (shards := taker.missing())]:
         asked = sorted({shard for _, shards in missing for shard in shards})
-        run.draw(asked, [taker.limit(present, shards) for taker, shards in missing])
-        present |= set(asked)
-    methods = {method: taker.take(present) for method, taker in takers.items()}
-    considered = sorted({shard for images in methods.values() for shard in images.shards})
+        run.draw(asked, [taker.limit(shards) for taker, shards in missing])
+    index.gather()
+    methods = {method: taker.take() for method, taker in takers.items()}
+    considered = np.unique(np.concatenate([images.shards for images in methods.values()]))
+    sampled = index.ranks(run.receipts)
     return SelectedImages(
         pool=pool.digest,
         methods=methods,
         shards=len(considered),
         sampled=run.images,
-        reused=sum(len(pool.rows(shard)) for shard in considered if shard not in run.receipts),
-        quarantined=sum(len(rows) - rows["defect"].null_count for rows in map(pool.rows, considered)),
+        reused=len(np.setdiff1d(considered, sampled)) * pool.shard_size,
+        quarantined=pool.quarantined(considered),
         purity=pool.purity(considered),
-        fresh=frozenset(shard.key(pool.digest) for shard in run.receipts),
         seconds=time.monotonic() - started,
         images_per_second=run.images / run.sampling if run.images else None,
         cost=run.cost,
@@ -66,7 +69,7 @@ def select_images(pool: Pool, requests: Sequence[PlanRequest]) -> SelectedImages
 
 def forecast(pool: Pool, requests: Sequence[PlanRequest]) -> tuple[Counts, Counts]:
     """Return images per cell that the pool holds for the requests, and those that it must at least sample."""
-    takers = _takers(pool, requests).values()
+    takers = takers_of(pool, requests).values()
     wanted = np.maximum.reduce([taker.wanted for taker in takers])
     missing = np.maximum.reduce([np.maximum(taker.wanted - taker.verdicts.available_counts(), 0) for taker in takers])
     return wanted - missing, missing
@@ -92,7 +95,7 @@ def bound(wanted: int, max_draw: float, shard_size: int) -> int:
     return math.ceil(wanted * max_draw / shard_size - 1e-9)
 
 
-class _Taker:
+class Taker:
     """The requests of one method, with its filters.
 
     Args:
@@ -106,72 +109,85 @@ class _Taker:
         self.max_draw, self.max_quarantined = requests[0].selection.max_draw, requests[0].max_quarantined
         self.wanted: Counts = np.maximum.reduce([request.required_count for request in requests])
 
-    def considered(self, present: Container[Shard]) -> list[Shard]:
-        """Return the shards in the store that the plans consider."""
-        return [shard for cell in _cells(self.wanted) for shard in self._prefix(*cell, present)[0]]
+    def considered(self) -> Ranks:
+        """Return the shards in the store that the plans consider, by rank."""
+        self._judge()
+        return _joined([self._prefix(*cell)[0] for cell in _cells(self.wanted)])
 
-    def missing(self, present: Container[Shard]) -> list[Shard]:
+    def missing(self) -> list[Shard]:
         """Return the shards of the next round; empty if every cell has its images or has reached its bound."""
-        size = self.pool.shard_size
-        prefixes = {cell: self._prefix(*cell, present) for cell in _cells(self.wanted)}
-        drawn = sum(len(shards) for shards, _ in prefixes.values()) * size
-        typical = sum(accepted for _, accepted in prefixes.values()) / drawn if drawn else 1.0
+        self._judge()
+        size, index = self.pool.shard_size, self.pool.index
+        prefixes = [(cell, *self._prefix(*cell)) for cell in _cells(self.wanted)]
+        drawn = sum(len(ranks) for _, ranks, _ in prefixes) * size
+        typical = sum(int(accepted.sum()) for *_, accepted in prefixes) / drawn if drawn else 1.0
         missing = []
-        for (label, group, count), (shards, accepted) in prefixes.items():
-            limit = bound(count, self.max_draw, size)
-            if accepted < count and len(shards) < limit:
-                more = shards_to_draw(accepted, len(shards) * size, count, typical, size)
-                numbers = range(len(shards), min(len(shards) + more, limit))
-                missing += [shard for number in numbers if (shard := Shard(label, group, number)) not in present]
+        for (label, group, count), ranks, accepted in prefixes:
+            limit, found = bound(count, self.max_draw, size), int(accepted.sum())
+            if found < count and len(ranks) < limit:
+                more = shards_to_draw(found, len(ranks) * size, count, typical, size)
+                numbers = range(len(ranks), min(len(ranks) + more, limit))
+                missing += [shard for number in numbers if (shard := Shard(label, group, number)) not in index]
         return missing
 
-    def limit(self, present: Container[Shard], asked: Sequence[Shard] = ()) -> QuarantineLimit:
-        """Return the limit on quarantined images, for these shards present and those requested."""
-        return QuarantineLimit(self.pool, self.max_quarantined, self.considered(present), asked)
+    def limit(self, asked: Sequence[Shard] = ()) -> QuarantineLimit:
+        """Return the limit on quarantined images, for the shards considered and those requested."""
+        return QuarantineLimit(self.pool, self.max_quarantined, self.considered(), asked)
 
-    def take(self, present: Container[Shard]) -> MethodImages:
-        """Return the views, once all missing shards are present; raise SynthesisError above the quarantine limit."""
-        considered = self.considered(present)
-        self.limit(present).check()
-        views = {request.plan: self._view(request, present) for request in self.requests}
+    def take(self) -> MethodImages:
+        """Return the views, once all missing shards are there; raise SynthesisError above the quarantine limit."""
+        considered = self.considered()
+        self.limit().check()
+        views = {request.plan: self._view(request) for request in self.requests}
         rejects = self.verdicts.rejects(considered)
-        reasons = Counter(rejects.index["filter"].to_pylist())
+        quarantined, rejected = counted(self.verdicts.filters, rejects)
         return MethodImages(
             views=views,
             short=[short for request in self.requests for short in _short(request, views[request.plan])],
-            shards=frozenset(considered),
-            quarantined=reasons[QUARANTINED],
-            rejected={name: reasons[name] for name, *_ in self.verdicts.filters},
+            shards=considered,
+            quarantined=quarantined,
+            rejected=rejected,
             rejects=rejects,
             purity=self.pool.purity(considered),
+            cost=self.pool.cost(considered),
         )
 
-    def _prefix(self, label: int, group: int, count: int, present: Container[Shard]) -> tuple[list[Shard], int]:
-        """Return the cell's present shards from the first on that its images come from; and its accepted images."""
-        shards: list[Shard] = []
-        accepted = 0
-        for number in range(bound(count, self.max_draw, self.pool.shard_size)):
-            shard = Shard(label, group, number)
-            if accepted >= count or shard not in present:
-                break
-            shards.append(shard)
-            accepted += int(self.verdicts.accepted(shard).sum())
-        return shards, accepted
+    def _judge(self) -> None:
+        cells = [(self._bounded(label, group, count), count) for label, group, count in _cells(self.wanted)]
+        self.verdicts.judge(cells)
 
-    def _view(self, request: PlanRequest, present: Container[Shard]) -> ImageView:
-        shards, taken = [], []
+    def _bounded(self, label: int, group: int, count: int) -> Ranks:
+        """Return the shards of a cell that ``count`` images may come from."""
+        return self.pool.index.prefix(label, group)[: bound(count, self.max_draw, self.pool.shard_size)]
+
+    def _prefix(self, label: int, group: int, count: int) -> tuple[Ranks, Mask]:
+        """Return the cell's shards from the first on that ``count`` images come from, and masks of accepted images.
+
+        Image filters are slow, so that no shard is judged that is not needed.
+        """
+        ranks = self._bounded(label, group, count)
+        step, judged = self.verdicts.step or max(len(ranks), 1), 0
+        found, accepted = 0, np.zeros((0, self.pool.shard_size), dtype=bool)
+        while judged < len(ranks) and found < count:
+            accepted = np.concatenate([accepted, self.verdicts.accepted(ranks[judged : judged + step])])
+            judged, found = len(accepted), int(accepted.sum())
+        needed = int(np.searchsorted(np.cumsum(accepted.sum(axis=1)), count)) + 1
+        return ranks[:judged][:needed], accepted[:needed]
+
+    def _view(self, request: PlanRequest) -> ImageView:
+        taken = []
         for label, group, needed in _cells(request.counts):
-            skipped = request.skip
-            for shard in self._prefix(label, group, needed + request.skip, present)[0]:
-                usable = np.flatnonzero(self.verdicts.accepted(shard))
-                rows = usable[skipped:][:needed]
-                skipped, needed = max(skipped - len(usable), 0), needed - len(rows)
-                shards.append(shard)
-                taken.append(rows)
-        return self.pool.view(shards, taken)
+            ranks, accepted = self._prefix(label, group, needed + request.skip)
+            shard, row = np.nonzero(accepted)
+            taken.append((ranks[shard] * self.pool.shard_size + row)[request.skip :][:needed])
+        return self.pool.view(_joined(taken))
 
 
-def _takers(pool: Pool, requests: Sequence[PlanRequest]) -> dict[str, _Taker]:
+def _joined(parts: Sequence[Int[np.ndarray, " _"]]) -> Ranks:
+    return np.concatenate([np.empty(0, np.int64), *parts]).astype(np.int64)
+
+
+def takers_of(pool: Pool, requests: Sequence[PlanRequest]) -> dict[str, Taker]:
     """Return the takers by method; methods with the same filters share their verdicts."""
     verdicts: dict[str, Verdicts] = {}
     by_method: dict[str, list[PlanRequest]] = {}
@@ -179,10 +195,10 @@ def _takers(pool: Pool, requests: Sequence[PlanRequest]) -> dict[str, _Taker]:
         by_method.setdefault(request.method, []).append(request)
     takers = {}
     for method, its_requests in by_method.items():
-        filters = its_requests[0].selection.model_dump_json(exclude={"max_draw"})
+        filters = shared_key(its_requests[0].selection)
         if filters not in verdicts:
             verdicts[filters] = Verdicts(pool, its_requests[0].selection)
-        takers[method] = _Taker(pool, its_requests, verdicts[filters])
+        takers[method] = Taker(pool, its_requests, verdicts[filters])
     return takers
 
 

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from counterpoise.storage.view import ImageView
-from counterpoise.synthesis.pool.address import Shard
+from counterpoise.storage.view import ImageView, image_ids
+from counterpoise.synthesis.pool.pool import SamplingCost
 from counterpoise.synthesis.selection.request import PlanKey
 
 
@@ -34,7 +34,7 @@ class MethodImages:
     Attributes:
         views: Views by plan.
         short: Cells with fewer images than their plan wants.
-        shards: Shards that the plans considered.
+        shards: Ranks of the shards that the plans considered, in the pool's index.
         quarantined: Images in these shards without a usable sample.
         rejected: Usable images in them that a filter rejected, by filter.
         rejects: Quarantined and rejected images, with the columns ``filter`` and ``reason``.
@@ -43,11 +43,12 @@ class MethodImages:
 
     views: dict[str, ImageView]
     short: list[Shortfall]
-    shards: frozenset[Shard]
+    shards: Int[np.ndarray, " m"]
     quarantined: int
     rejected: dict[str, int]
     rejects: ImageView
     purity: Int[np.ndarray, "2 classes groups"]
+    cost: SamplingCost
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,6 @@ class SelectedImages:
         quarantined: Images in the considered shards without a usable sample.
         purity: Images in the considered shards that CLIP scored and, of these, images that it assigns to the requested
             cell.
-        fresh: Keys of the shards that this call sampled.
         seconds: Wall-clock time of this call.
         images_per_second: Images sampled per second of sampling, without start-up; None if none were.
         cost: Seconds by step, summed over workers: sample, encode, score, commit; and ``startup`` (wall clock).
@@ -76,7 +76,6 @@ class SelectedImages:
     reused: int
     quarantined: int
     purity: Int[np.ndarray, "2 classes groups"]
-    fresh: frozenset[str]
     seconds: float
     images_per_second: float | None
     cost: dict[str, float]
@@ -94,22 +93,23 @@ class SelectedImages:
     @cached_property
     def images(self) -> int:
         """Distinct images in the views."""
-        return len({image for view in self.views.values() for image in view.places})
+        ids = image_ids(list(self.views.values()))
+        return len(np.unique(np.concatenate(ids))) if ids else 0
 
     @cached_property
     def rejects(self) -> ImageView:
         """The images that some method's filters rejected, once for each rejecting filter."""
         views = [images.rejects for images in self.methods.values()]
         every = reduce(add, views)
-        places = zip(*(every.index[name].to_pylist() for name in ("key", "row", "filter")), strict=True)
-        first = {place: position for position, place in reversed(list(enumerate(places)))}
-        return every.take(np.sort(np.fromiter(first.values(), np.int64, len(first))))
+        (ids,), filters = image_ids([every]), every.column("filter")
+        _, codes = np.unique(filters.astype(str), return_inverse=True)
+        return every.take(np.sort(np.unique(np.stack([ids, codes]), axis=1, return_index=True)[1]))
 
     @property
     def rejected(self) -> dict[str, int]:
         """Number of usable images that each filter rejected from some method's plans."""
         names = dict.fromkeys(name for images in self.methods.values() for name in images.rejected)
-        counts = Counter(self.rejects.index["filter"].to_pylist())
+        counts = Counter(self.rejects.column("filter").tolist())
         return {name: counts[name] for name in names}
 
 
