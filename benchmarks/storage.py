@@ -3,6 +3,7 @@
 Each pool has 1,000 classes of 2 groups and shards of 32 images. Its shard files are links to one file, and the index
 describes them; both are what sampling leaves. Every measurement is a process of its own.
 
+    python benchmarks/storage.py --s3 --images 64000 --pixels 8   # requests to an S3 server on this machine
     python benchmarks/storage.py --shards       # single shards of 32 to 512 px
     python benchmarks/storage.py                # 64k, 256k and 1.28M images in a local folder
 
@@ -20,6 +21,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -31,6 +33,7 @@ from PIL import Image
 
 from counterpoise import config
 from counterpoise.execution.devices import Devices
+from counterpoise.storage import s3_requests
 from counterpoise.storage.codec import encode_image
 from counterpoise.storage.schema import LabelSpace
 from counterpoise.storage.uri import open_store
@@ -221,10 +224,40 @@ class Counted:
         return call
 
 
+def count_http() -> Counter[str]:
+    """Return a counter of the requests that this process sends to S3 from now on, by method."""
+    counts, make_client = Counter[str](), s3_requests._make_client
+
+    def counting(*arguments):
+        client = make_client(*arguments)
+        client.meta.events.register("before-send.s3", lambda request, **_: counts.update([request.method]))
+        return client
+
+    s3_requests._make_client = counting
+    return counts
+
+
+def copied_to_s3(root: str) -> str:
+    """Copy a store to a server of this process; return its address there."""
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    os.environ |= {"AWS_ENDPOINT_URL": f"http://{host}:{port}", "AWS_DEFAULT_REGION": "us-east-1"}
+    os.environ |= {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing"}
+    boto3.client("s3").create_bucket(Bucket="pools")
+    local, remote = open_store(root), open_store("s3://pools/copy")
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(lambda key: remote.create(key, local.read(key)), local.list("pool/")))
+    return "s3://pools/copy"
+
+
 def measure(name: str, root: str, images: int) -> None:
     """Print one measurement as JSON; called in a process of its own."""
     store = open_store(root)
-    counted = Counted(store)
+    counted, http = Counted(store), count_http()
     before, started = resource.getrusage(resource.RUSAGE_SELF), time.monotonic()
     found = MEASURES[name](store, images)
     after = resource.getrusage(resource.RUSAGE_SELF)
@@ -235,7 +268,7 @@ def measure(name: str, root: str, images: int) -> None:
                 "cpu_s": round(cpu, 2),
                 "wall_s": round(time.monotonic() - started, 2),
                 "peak_mb": round(after.ru_maxrss / 1024),
-                "requests": counted.counts,
+                "requests": counted.counts if "://" not in root else dict(http),
                 **found,
             }
         )
@@ -247,6 +280,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, nargs="+", default=[64_000, 256_000, 1_280_000])
     parser.add_argument("--pixels", type=int, default=32)
+    parser.add_argument("--s3", action="store_true", help="measure on an S3 server of this process")
     parser.add_argument("--shards", action="store_true", help="measure single shards instead of pools")
     parser.add_argument("--measure", nargs=3, metavar=("NAME", "STORE", "IMAGES"))
     given = parser.parse_args()
@@ -263,6 +297,7 @@ def main() -> None:
             root = f"{place}/{images}"
             Path(root).mkdir()
             make(root, images, given.pixels)
+            root = copied_to_s3(root) if given.s3 else root
             for name in MEASURES:
                 command = [sys.executable, __file__, "--measure", name, root, str(images)]
                 done = subprocess.run(command, capture_output=True, text=True, check=True)

@@ -9,6 +9,7 @@ import pytest
 
 from counterpoise.config import Selection
 from counterpoise.errors import SynthesisError
+from counterpoise.synthesis.pool import segments
 from counterpoise.synthesis.pool.address import Shard
 from counterpoise.synthesis.selection import select
 from counterpoise.synthesis.selection.selected_images import Shortfall, summary
@@ -49,6 +50,25 @@ def test_the_same_again_samples_nothing(make_pool, fill):
     assert (second.sampled, second.reused) == (0, 32)
     assert second.images_per_second is None
     assert second.views["m", "plan"].digest == first.views["m", "plan"].digest
+
+
+def test_the_index_is_written_while_it_samples(make_pool, fill, monkeypatch):
+    """A round that ends with an error leaves its full segments, and the rest in notes."""
+
+    class Breaking(Filler):
+        def put(self, pool, shard):
+            if shard.number == 5:
+                raise KeyboardInterrupt
+            return super().put(pool, shard)
+
+    monkeypatch.setattr(segments, "SHARDS", 2)
+    fill(Breaking())
+    pool = make_pool()
+    with pytest.raises(KeyboardInterrupt):
+        select.select_images(pool, ask({"plan": np.array([[48, 0], [0, 0]])}))
+    kinds = [key.split("/")[2] for key in pool.store.list(f"pool/{pool.digest}/")]
+    assert (kinds.count("index"), kinds.count("notes"), kinds.count("0-0")) == (2, 1, 5)
+    assert len(pool.index) == len(make_pool().index) == 5
 
 
 def test_plans_share_what_both_want(make_pool, fill):

@@ -14,6 +14,7 @@ from jaxtyping import Int
 
 from counterpoise.core.progress import Progress
 from counterpoise.errors import SynthesisError, one_of
+from counterpoise.synthesis.pool import segments
 from counterpoise.synthesis.pool.address import Shard, folder
 from counterpoise.synthesis.pool.pool import Pool
 
@@ -45,6 +46,7 @@ class SamplingRun:
         """Sample one round; stop early once a method's quarantine limit is certain to be exceeded."""
         from counterpoise.synthesis.pool import sampling  # imports Ray, which takes seconds; a full pool needs none
 
+        index, rows = self.pool.index, list[pa.Table]()
         begun, first, total = time.time(), math.inf, len(shards) * self.pool.shard_size
         with Progress("sampling", total, "images") as progress:
 
@@ -54,6 +56,10 @@ class SamplingRun:
                     first = receipt.started
                     progress.restart_clock(time.time() - first)
                 self.receipts[receipt.shard] = receipt
+                rows.append(receipt.index)
+                if len(rows) == segments.SHARDS:  # written now, so that little is left to read after a kill
+                    index.add(rows)
+                    rows.clear()
                 for limit in limits:
                     limit.count(receipt)
                 bad = max((limit.bad for limit in limits), default=0)
@@ -61,8 +67,10 @@ class SamplingRun:
                 for limit in limits:
                     limit.check()
 
-            receipts = sampling.sample(self.pool, shards, on_receipt)
-        self.pool.index.add([receipt.index for receipt in receipts])
+            try:
+                receipts = sampling.sample(self.pool, shards, on_receipt)
+            finally:
+                index.add(rows)
         self.sampling += time.time() - first
         self._charge("startup", first - begun)
         for receipt in receipts:
