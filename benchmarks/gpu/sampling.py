@@ -20,7 +20,7 @@ from counterpoise.storage.uri import open_store
 from counterpoise.synthesis.pool.actors import SamplingActor, ScoringActor
 from counterpoise.synthesis.pool.address import Shard, seed
 from counterpoise.synthesis.pool.sampling_spec import SamplingSpec
-from counterpoise.synthesis.pool.shard import ShardSpec
+from counterpoise.synthesis.pool.shard_spec import ShardSpec
 from gpu.cases import Case, Row, Setting
 from gpu.models import DEVICE, DTYPE, save_clip, save_pipeline
 from gpu.timing import Box, seconds_of, take_turns, typical_seconds
@@ -34,7 +34,8 @@ BATCHES = (1, 4, 16, 64)
 def make_work(setting: Setting, model: str, clip: str | None) -> SamplingSpec:
     """Return the actors' sampling spec for a dataset of one cell. Unusable images are not sampled again."""
     generator = Generator(model=model, num_inference_steps=3 if setting.tiny else 30)
-    recipe = ShardSpec("benchmark", LabelSpace(("star",)), [[[PROMPT]]], [[PROMPT]], "", 1, max_attempts=1)
+    names, codec = LabelSpace(("star",)), "webp"
+    recipe = ShardSpec("benchmark", "noise", names, codec, [[[PROMPT]]], [[PROMPT]], "", shard_size=1, max_attempts=1)
     scorer = None if clip is None else ScorerConfig(model=clip)
     store = open_store(str(setting.folder / "store"))
     return SamplingSpec(recipe, generator, scorer, Devices(DEVICE, DTYPE, DEVICE), store, (1.0, 1.0), None, None)
@@ -148,7 +149,7 @@ def independence(setting: Setting) -> Iterator[Case]:
 def _independence(sampler: SamplingActor, batch: int, box: Box) -> Row:
     set_batch(sampler, batch)
     first, again = (np.stack(sampler.models.draw(Shard(0, 0, 0)).pixels).astype(int) for _ in range(2))
-    seeds = [seed("benchmark", 0, 0, index, 0) for index in range(batch)]
+    seeds = [seed("noise", 0, 0, index, 0) for index in range(batch)]
     alone = np.concatenate([sampler.models.generator.sample([PROMPT], "", [one]).pixels for one in seeds]).astype(int)
     away = np.abs(first - alone)
     return {
