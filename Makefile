@@ -4,9 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
-# Three processes, as half of each one's time is waiting for Ray and for servers; each test file stays in one of them,
-# with its fixtures. The order is that of the files: the longest, end_to_end and faults, come early.
-PARALLEL := --numprocesses 3 --dist loadfile --no-loadscope-reorder
+# Two processes; each test file stays in one of them, with its fixtures. The order is that of the files: the longest,
+# end_to_end and faults, come early.
+PARALLEL := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: install demo check test test-fast lock clean
 
