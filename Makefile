@@ -34,7 +34,7 @@ check: $(STAMP)
 test: check
 	$(PYTEST) $(PARALLEL)
 
-# Without the tests marked slow (tests/conftest.py): no Ray, no training of more than some seconds; about four minutes.
+# Without the tests marked slow (tests/conftest.py): no Ray, no training of more than some seconds.
 test-fast: $(STAMP)
 	$(PYTEST) $(PARALLEL) -m "not slow" --timeout 60
 

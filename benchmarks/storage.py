@@ -4,6 +4,7 @@ Each pool has 1,000 classes of 2 groups and shards of 32 images. Its shard files
 describes them; both are what sampling leaves. Every measurement is a process of its own.
 
     python benchmarks/storage.py --s3 --images 64000 --pixels 8   # requests to an S3 server on this machine
+    python benchmarks/storage.py --codecs *.jpg # codecs, on images of yours
     python benchmarks/storage.py --shards       # single shards of 32 to 512 px
     python benchmarks/storage.py                # 64k, 256k and 1.28M images in a local folder
 
@@ -34,7 +35,7 @@ from PIL import Image
 from counterpoise import config
 from counterpoise.execution.devices import Devices
 from counterpoise.storage import s3_requests
-from counterpoise.storage.codec import encode_image
+from counterpoise.storage.codec import decode_image, encode_image
 from counterpoise.storage.schema import LabelSpace
 from counterpoise.storage.uri import open_store
 from counterpoise.synthesis.pool import actors, segments, shard_file
@@ -205,6 +206,23 @@ def shards(pixels: int) -> dict[str, float]:
     }
 
 
+def codecs(files: list[Path]) -> None:
+    """Print milliseconds of CPU to encode and to decode an image, and its kilobytes, for each size and codec."""
+    photographs = [Image.open(file).convert("RGB") for file in files]
+    for pixels in (64, 128, 256, 512, 1024):
+        images = [np.asarray(one.resize((pixels, pixels), Image.Resampling.BICUBIC)) for one in photographs] * 5
+        for codec in ("png", "webp", "jpeg:95"):
+            encode_image(images[0], codec)  # the first call loads the codec
+            begun = time.process_time()
+            encoded = [encode_image(image, codec) for image in images]
+            between = time.process_time()
+            for data in encoded:
+                decode_image(data)
+            spent = (between - begun, time.process_time() - between)
+            each = ", ".join(f"{1000 * seconds / len(images):.2f}" for seconds in spent)
+            print(f"{pixels:>5} {codec:8} {each} ms, {sum(map(len, encoded)) / len(images) / 1e3:.1f} KB", flush=True)
+
+
 MEASURES = {"plan": plan, "realize": realize, "batches": batches, "epochs": epochs}
 
 
@@ -282,10 +300,14 @@ def main() -> None:
     parser.add_argument("--pixels", type=int, default=32)
     parser.add_argument("--s3", action="store_true", help="measure on an S3 server of this process")
     parser.add_argument("--shards", action="store_true", help="measure single shards instead of pools")
+    parser.add_argument("--codecs", type=Path, nargs="+", metavar="FILE", help="measure codecs on these images")
     parser.add_argument("--measure", nargs=3, metavar=("NAME", "STORE", "IMAGES"))
     given = parser.parse_args()
     if given.measure:
         measure(given.measure[0], given.measure[1], int(given.measure[2]))
+        return
+    if given.codecs:
+        codecs(given.codecs)
         return
     if given.shards:
         for pixels in (32, 64, 256, 512):

@@ -12,8 +12,8 @@ from PIL import Image
 def encode_image(pixels: UInt8[np.ndarray, "height width 3"], codec: str = "png") -> bytes:
     """Encode pixels as an image file: the same bytes for the same pixels.
 
-    WebP's lossless mode at its fastest setting takes about half of PNG's time and five sixths of its bytes, on
-    photographs of 64 to 1,024 pixels; benchmarks/storage.md has the figures.
+    WebP's lossless mode at its fastest setting takes two fifths to three quarters of PNG's time and five sixths of its
+    bytes, on photographs of 128 to 1,024 pixels; benchmarks/storage.md has the figures.
 
     Args:
         pixels: The image.
